@@ -1,0 +1,128 @@
+"""DDPM++ on CIFAR-10 under the VP SDE (2011.13456), and its relatives.
+
+    vp_cifar           continuous VP SDE, 61.8 M parameters
+    vp_cifar:subvp     the same under sub-VP
+    vp_cifar:ddpm      DDPM's discrete objective on its linear beta table (2006.11239)
+    vp_cifar:cosine    the cosine schedule (2102.09672)
+    vp_cifar:flow      flow matching: alpha = 1 - t, sigma = t, predicting the velocity (2210.02747)
+    vp_cifar:small     2.9 M parameters, for a CPU
+
+A field is changed by --config.section.field=value; fields that are None take a value too.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+VARIANTS = ("vp", "subvp", "ddpm", "cosine", "flow", "small")
+
+
+def get_config(variant: str = "vp") -> ConfigDict:
+    """The settings; see the module for the variants."""
+    if variant not in VARIANTS:
+        raise ValueError(f"vp_cifar has no variant {variant!r}; choose from {', '.join(VARIANTS)}.")
+    config = ConfigDict()
+    config.seed = 42  # of weights, data order and noise
+
+    config.data = data = ConfigDict()
+    data.name = "cifar10"  # a set by name, a folder of images, .zip, .npy, .npz, a dotted path
+    data.split = "train"  # or test
+    data.size = placeholder(tuple)  # (H, W) to resize to; None keeps the images' own
+    data.resize = placeholder(str)  # center_crop, stretch or pad, when sizes differ
+    data.convert = "auto"  # grey, rgb, rgba; auto keeps grey grey
+    data.channels = placeholder(int)  # an error if the data have another number
+    data.range = placeholder(tuple)  # bounds of float data
+    data.scaling = "symmetric"  # the model's range: symmetric [-1, 1], unit [0, 1], standard
+    data.flip = True  # mirror at random
+    data.strict = False  # True: an unreadable image is an error, not a note
+    data.workers = 4  # loader processes, for sets that do not fit into memory
+
+    config.sde = sde = ConfigDict({"name": "vp", "t_min": 1e-3, "t_max": 1.0})  # sampling's range
+    sde.beta_min = 0.1
+    sde.beta_max = 20.0
+
+    config.net = net = ConfigDict({"name": "unet"})
+    net.width = 128  # channels of level 0
+    net.multipliers = (1, 2, 2, 2)  # channels of level i are width * multipliers[i]
+    net.blocks = 4  # residual blocks a level
+    net.attention = (16,)  # at levels of this height
+    net.heads = 1  # of attention
+    net.dropout = 0.1
+    net.patch = 1  # space to depth before the first convolution
+    net.modulation = "shift"  # how the noise level enters: shift or scale_shift
+    net.skip_scale = 0.5**0.5  # what sums of residual blocks are multiplied by
+    net.embedding = "positional"  # of the noise level: positional or fourier
+
+    config.model = model = ConfigDict()
+    model.target = "eps"  # what the network predicts: eps, x0, v, velocity, score, F
+    model.data_std = 0.5  # of the data in the model's range
+    model.time_input = "time"  # the network is told 999 t; log_sigma: log(sigma/alpha)/4
+    model.time_scale = placeholder(float)  # another factor than 999 or 1/4
+    model.scale_input = placeholder(bool)  # inputs of unit variance; None: only for the target F
+    model.precision = "fp32"  # or bf16 autocast
+
+    config.loss = loss = ConfigDict()
+    loss.weighting = "simple"  # simple, likelihood, edm, min_snr, output
+    loss.times = "uniform"  # uniform, discrete, lognormal, importance
+    loss.t_min = 1e-5  # smallest training time
+    loss.steps = 1000  # of the chain, for discrete times
+    loss.log_sigma_mean = -1.2  # of lognormal times
+    loss.log_sigma_std = 1.2
+    loss.stratified = False  # spread each batch evenly over the times
+    loss.reduction = "mean"  # over coordinates; half_sum is Song's for VE
+
+    config.training = training = ConfigDict()
+    training.batch_size = 128
+    training.steps = 950_000
+    training.minutes = placeholder(float)  # wall-clock limit of the run
+    training.optimizer = "adam"  # or muon
+    training.lr = 2e-4
+    training.betas = (0.9, 0.999)
+    training.weight_decay = 0.0
+    training.muon_lr = 0.03
+    training.warmup_steps = 5000
+    training.decay = 0.0  # fraction of the run over whose end the learning rate falls to 0
+    training.grad_clip = 1.0  # largest norm of the gradient, 0 for none
+    training.ema_decay = 0.9999  # of the averaged weights
+    training.ema_sigma_rel = placeholder(float)  # instead: width relative to the run so far
+    training.log_every = 50
+    training.save_every = 10_000
+    training.sample_every = 10_000
+    training.keep = 2  # checkpoints kept
+    training.sample_images = 64  # of the grids drawn as training goes on
+    training.tensorboard = True
+
+    config.sampling = sampling = ConfigDict()
+    sampling.method = "euler_maruyama"  # see --list_samplers
+    sampling.steps = 1000  # intervals of the time grid
+    sampling.nfe = placeholder(int)  # instead: the most evaluations of the network per sample
+    sampling.grid = placeholder(str)  # uniform, logsnr, karras; None: the method's own
+    sampling.denoise = True  # end with E[x_0 | x_{t_min}]
+    sampling.batch_size = 128
+
+    if variant == "subvp":
+        sde.name = "subvp"
+    elif variant == "ddpm":
+        config.sde = ConfigDict({"name": "table", "table": "linear", "steps": 1000})
+        loss.times = "discrete"
+        loss.t_min = placeholder(float)
+        sampling.method = "ancestral"
+        sampling.steps = 999  # and the final denoising: the 1000 steps of Algorithm 2
+    elif variant == "cosine":
+        config.sde = ConfigDict({"name": "cosine", "offset": 0.008})
+        sampling.method = "ancestral"
+    elif variant == "flow":
+        config.sde = ConfigDict({"name": "flow"})
+        model.target = "velocity"
+        loss.weighting = "output"  # the squared error of the velocity
+        loss.t_min = 1e-4
+        sampling.method, sampling.steps = "heun", 25
+    elif variant == "small":
+        net.width, net.multipliers, net.blocks, net.attention = 64, (1, 2), 2, (8,)
+        net.patch, net.modulation, net.skip_scale, net.dropout = 2, "scale_shift", 1.0, 0.0
+        training.batch_size, training.steps, training.lr = 64, 20_000, 1e-3
+        training.warmup_steps, training.decay = 200, 0.5
+        training.ema_decay, training.ema_sigma_rel = 0.999, 0.1
+        training.save_every = training.sample_every = 1000
+        data.workers = 0
+        sampling.method, sampling.steps, sampling.nfe = "heun", None, 39
+    return config

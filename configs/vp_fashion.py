@@ -1,0 +1,41 @@
+"""The quick start: garments from noise in eight minutes on two CPU cores.
+
+Fashion-MNIST (6 000 images that ship with the package) under the VP SDE. What makes it quick:
+arithmetic on 14 x 14 and 7 x 7 pixels, bfloat16 inside the network, EDM's preconditioning with
+log-normal noise levels, Muon, and an average over the last tenth of the run. All fields are
+documented in vp_cifar.py.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+vp_cifar = runpy.run_path(str(Path(__file__).with_name("vp_cifar.py")))["get_config"]
+
+
+def get_config() -> ConfigDict:
+    """The settings."""
+    config = vp_cifar("small")
+    config.data.name = "fashion_mnist"
+    config.data.scaling = "standard"
+    config.data.flip = False
+    config.net.width, config.net.multipliers, config.net.attention = 48, (1, 2), (7,)
+    config.model.target = "F"
+    config.model.data_std = 1.0
+    config.model.time_input = "log_sigma"
+    config.model.precision = "bf16"
+    config.loss.weighting = "edm"
+    config.loss.times = "lognormal"
+    config.loss.t_min = 1e-4
+    config.loss.log_sigma_mean, config.loss.log_sigma_std = -0.3, 1.6
+    config.loss.stratified = True
+    config.training.optimizer = "muon"
+    config.training.lr, config.training.betas = 3e-3, (0.9, 0.99)
+    config.training.minutes, config.training.steps = 7.5, 20_000
+    config.training.warmup_steps, config.training.decay = 100, 0.7
+    config.training.ema_sigma_rel = 0.1
+    config.training.log_every = 25
+    config.training.save_every = config.training.sample_every = 1000
+    config.sampling.nfe = 39
+    return config

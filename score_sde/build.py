@@ -1,0 +1,186 @@
+"""A config becomes objects here, and nowhere else; nothing below knows that configs exist.
+
+A config is a plain dictionary of sections. Each section is the arguments of one constructor, so a
+key that nobody reads cannot exist: it is an error that names the nearest one that does.
+
+    data      data.load_data               loss       losses.ScoreMatching
+    sde       a process (SDES)             training   training.TrainingSettings
+    net       a network (NETS)             sampling   SamplingSettings
+    model     models.ScoreModel            seed       a number
+
+``name`` in sde and net is a key of a table here or the dotted path of a class of yours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from score_sde.data import Data, DataSpec, load_data
+from score_sde.losses import ScoreMatching
+from score_sde.models import ScoreModel
+from score_sde.nets import MLP, UNet
+from score_sde.sampling import make_sampler
+from score_sde.sdes import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, FlowSDE, SubVPSDE, TableSDE
+from score_sde.training import TrainingSettings
+
+SDES = {
+    "vp": VPSDE,
+    "subvp": SubVPSDE,
+    "ve": VESDE,
+    "cosine": CosineSDE,
+    "flow": FlowSDE,
+    "edm": EDMSDE,
+    "table": TableSDE,
+}
+NETS = {"unet": UNet, "mlp": MLP}
+Config = Mapping[str, Any]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be built; the message names the key, the choices and the fix."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a run is sampled; see `sample`.
+
+    method, steps, nfe, grid, denoise: as there; options are the method's own, as a dictionary.
+    batch_size: images at a time.
+    """
+
+    method: str = "ancestral"
+    steps: int | None = None
+    nfe: int | None = None
+    grid: str | None = None
+    denoise: bool = True
+    batch_size: int = 128
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        make_sampler(self.method, **dict(self.options or {}))
+        if self.batch_size < 1:
+            raise ValueError(f"sampling.batch_size must be >= 1 (got {self.batch_size}).")
+
+
+SECTIONS: dict[str, Callable[..., Any] | None] = {
+    "data": load_data,
+    "sde": None,
+    "net": None,
+    "model": ScoreModel,
+    "loss": ScoreMatching,
+    "training": TrainingSettings,
+    "sampling": SamplingSettings,
+}
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """A built-in by its short name, or anything importable by its dotted path."""
+    if name in table:
+        return table[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ConfigError(f"{what} {_unknown(name, list(table))}, or give a dotted path.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{what}={name!r} cannot be imported: {error}.") from error
+
+
+def _unknown(name: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{name!r} is unknown.{hint} Choose from {', '.join(sorted(choices))}"
+
+
+def _call(make: Callable[..., Any], section: str, values: Config, given: Config) -> Any:
+    """make(**values, **given), where given are arguments that a config does not set."""
+    known = [n for n in inspect.signature(make).parameters if n not in given]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{section}.{key}: unknown key. {section} {_unknown(key, known)}.")
+    try:
+        return make(**values, **given)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_sections(config: Config) -> None:
+    """Raises ConfigError for a section that does not exist or is missing."""
+    known = [*SECTIONS, "seed"]
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"{key}: unknown section. {_unknown(key, known)}.")
+    missing = [key for key in ("data", "sde", "net") if key not in config]
+    if missing:
+        raise ConfigError(f"the config lacks the sections {missing}.")
+
+
+def _section(config: Config, name: str) -> dict[str, Any]:
+    return dict(config.get(name) or {})
+
+
+def build_data(config: Config, split: str | None = None) -> Data:
+    """The data set of the config; DataError says what is wrong with it."""
+    values = _section(config, "data")
+    if split is not None:
+        values["split"] = split
+    return _call(load_data, "data", values, {})
+
+
+def build_sde(config: Config) -> SDE:
+    """The process."""
+    values = _section(config, "sde")
+    return _call(lookup(SDES, values.pop("name", "vp"), "sde.name"), "sde", values, {})
+
+
+def build_net(config: Config, spec: DataSpec) -> nn.Module:
+    """The network for data of this spec: it is given what its constructor asks for by name of
+    channels, size (H, W), dim and shape."""
+    values = _section(config, "net")
+    make = lookup(NETS, values.pop("name", "unet"), "net.name")
+    accepted = inspect.signature(make).parameters
+    facts: dict[str, Any] = {"shape": spec.shape}
+    if len(spec.shape) == 3:
+        facts |= {"channels": spec.shape[0], "size": spec.shape[1:]}
+    if len(spec.shape) == 1:
+        facts |= {"dim": spec.shape[0]}
+    given = {key: value for key, value in facts.items() if key in accepted}
+    needed = {"channels", "size", "dim"} & set(accepted) - set(given)
+    if needed:
+        raise ConfigError(
+            f"net.name={config['net'].get('name')} needs {' and '.join(sorted(needed))}, but items "
+            f"have shape {spec.shape}. Images (C, H, W) go with unet, vectors (D,) with mlp."
+        )
+    return _call(make, "net", values, given)
+
+
+def build_model(config: Config, spec: DataSpec) -> ScoreModel:
+    """Network and process as a score function, on the CPU, in a memory layout that suits it."""
+    given = {"net": build_net(config, spec), "sde": build_sde(config)}
+    model = _call(ScoreModel, "model", _section(config, "model"), given)
+    return model.to(memory_format=torch.channels_last) if len(spec.shape) == 3 else model
+
+
+def build_objective(config: Config) -> ScoreMatching:
+    """The training objective."""
+    return _call(ScoreMatching, "loss", _section(config, "loss"), {})
+
+
+def build_training(config: Config) -> TrainingSettings:
+    """How to train."""
+    return _call(TrainingSettings, "training", _section(config, "training"), {})
+
+
+def build_sampling(config: Config) -> SamplingSettings:
+    """How to sample."""
+    return _call(SamplingSettings, "sampling", _section(config, "sampling"), {})

@@ -1,0 +1,224 @@
+"""The command line: flags and config files to `run`. Used by main.py and by `score-sde`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from score_sde import run
+from score_sde.build import ConfigError
+from score_sde.data import DataError
+from score_sde.sampling import SAMPLERS, ODEError, list_samplers
+from score_sde.training import CheckpointError, TrainingError
+
+MODES = ("train", "sample")
+USER_ERRORS = (
+    run.RunError, ConfigError, DataError, CheckpointError, TrainingError, ODEError, ValueError,
+)  # fmt: skip
+EXAMPLES = """
+  score-sde --config vp_fashion --mode train
+  score-sde --workdir runs/vp_fashion --mode sample --sampler heun --nfe 39 --num_samples 64
+  score-sde --config vp_cifar:subvp --mode train --config.training.batch_size=64
+
+In a clone `python main.py --config configs/vp_fashion.py` does the same.
+"""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; the message says what to write instead."""
+
+
+def _config_folders() -> list[Path]:
+    """Where configs are looked up by name: here, in the installed package, beside it in a clone."""
+    package = Path(__file__).parent
+    return [Path("configs"), package / "configs", package.parent / "configs"]
+
+
+def _available_configs() -> list[str]:
+    found = {p.stem for folder in _config_folders() for p in folder.glob("[!_]*.py")}
+    return sorted(found)
+
+
+def find_config(argument: str) -> str:
+    """A config by name or path, each with an optional :variant, as `path[:variant]`."""
+    name, _, variant = argument.partition(":")
+    suffix = f":{variant}" if variant else ""
+    if Path(name).is_file():
+        return name + suffix
+    if "/" not in name and "\\" not in name:
+        for folder in _config_folders():
+            path = folder / f"{name.removesuffix('.py')}.py"
+            if path.is_file():
+                return f"{path}{suffix}"
+    known = _available_configs()
+    close = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"No config {name!r}.{hint} By name there are: {', '.join(known)}.")
+
+
+def _define_flags() -> flags.FlagValues:
+    """Flags of their own, so that `main` can be called again in one process."""
+    values = flags.FlagValues()
+    text: dict[str, Any] = {"flag_values": values}
+    config_flags.DEFINE_config_file("config", None, "Name or path of a config, :variant.", **text)
+    flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.", **text)
+    flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.", **text)
+    flags.DEFINE_bool("resume", False, "Go on with the run in workdir.", **text)
+    flags.DEFINE_bool("overwrite", False, "Delete the run in workdir and start anew.", **text)
+    flags.DEFINE_string("data", None, "Set, folder or file: --config.data.name.", **text)
+    flags.DEFINE_string("device", "auto", "auto, cpu, cuda, cuda:1, mps.", **text)
+    flags.DEFINE_string("sampler", None, f"Sampler: {', '.join(SAMPLERS)}.", **text)
+    flags.DEFINE_integer("steps", None, "Steps of the sampler.", **text)
+    flags.DEFINE_integer("nfe", None, "Most network evaluations per sample, instead.", **text)
+    flags.DEFINE_string("grid", None, "Time grid: uniform, logsnr, karras.", **text)
+    flags.DEFINE_multi_string("option", [], "Sampler option name=value; repeatable.", **text)
+    flags.DEFINE_integer("num_samples", 64, "How many samples.", **text)
+    flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
+    flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
+    flags.DEFINE_string("weights", "ema", "ema (averaged) or model (as trained).", **text)
+    flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
+    flags.DEFINE_bool("list_samplers", False, "List the samplers and their options.", **text)
+    flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.", **text)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **text)
+    return values
+
+
+def help_text(values: flags.FlagValues) -> str:
+    """What `--help` prints."""
+    lines = ["Train score-based diffusion models and sample from them.", "", "Modes:"]
+    lines += ["  train   train a model as a config says", "  sample  draw from a trained run"]
+    lines += ["", "Samplers (--sampler; options with --option name=value):"]
+    lines += [f"  {row['name']:15s} {row['about']}" for row in list_samplers()]
+    lines += ["", f"Configs (--config): {', '.join(_available_configs())}"]
+    lines += ["  a field is changed by --config.section.field=value", "", "Flags:"]
+    for name, flag in values._flags().items():
+        if len(name) > 1 and not name.startswith("config."):
+            lines.append(f"  --{name:14s} {flag.help}")
+    return "\n".join(lines) + "\n\nExamples:" + EXAMPLES
+
+
+def _parse(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags of a command line; UsageError for anything that does not fit."""
+    arguments = list(argv)
+    for i, argument in enumerate(arguments):
+        match = re.fullmatch(r"--?config(=(.*))?", argument)
+        if match and match.group(1):
+            arguments[i] = f"--config={find_config(match.group(2))}"
+        elif match and i + 1 < len(arguments):
+            arguments[i + 1] = find_config(arguments[i + 1])
+    values = _define_flags()
+    before, sys.argv = sys.argv, arguments  # config_flags reads the overrides from sys.argv
+    try:
+        rest = values(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(_explain(str(error), arguments)) from error
+    finally:
+        sys.argv = before
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}; flags look like --{rest[1]}=value.")
+    return values
+
+
+def _explain(message: str, arguments: Sequence[str]) -> str:
+    """A sentence from what absl or ml_collections say of a bad command line."""
+    if "Traceback" in message:  # a config file raised; its own sentence comes last
+        return message.strip().splitlines()[-1].partition(": ")[2]
+    message = message.replace("\\n", " ").replace("\\'", "'").replace("\n", " ").strip("\"' ")
+    if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
+        right, wrong = match.groups()
+        full = next((a for a in arguments if re.search(rf"[.]{wrong}(=|$)", a)), wrong)
+        key = full.lstrip("-").partition("=")[0].removeprefix("config.")
+        return f"{key}: unknown config key. Did you mean {key.replace(wrong, right)}?"
+    return message
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any] | None:
+    """name=value strings as a dictionary; values that look like numbers are numbers."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--option {pair!r} must read name=value.")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options or None
+
+
+def _workdir_of(values: flags.FlagValues, argv: Sequence[str]) -> Path:
+    """--workdir, or runs/<config>[_<variant>]."""
+    if values.workdir:
+        return Path(values.workdir)
+    for i, argument in enumerate(argv):
+        match = re.fullmatch(r"--?config(=(.*))?", argument)
+        if match:
+            given = match.group(2) if match.group(1) else argv[i + 1]
+            name, _, variant = given.partition(":")
+            return Path("runs") / "_".join(filter(None, [Path(name).stem, variant]))
+    raise UsageError("give --config or --workdir, for example:" + EXAMPLES)
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    values = _parse(argv)
+    if values.help:
+        print(help_text(values))
+        return
+    if values.list_samplers:
+        for row in list_samplers():
+            print(f"{row['name']:15s} {row['about']}")
+            kind = "stochastic" if row["stochastic"] else "deterministic"
+            facts = f"{kind}, {row['evaluations']} evaluations a step, options {row['options']}"
+            print(f"{'':15s} {facts}")
+        return
+    if values.mode not in MODES:
+        close = difflib.get_close_matches(values.mode, MODES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"Unknown mode {values.mode!r}.{hint} Available: {', '.join(MODES)}.")
+    workdir = _workdir_of(values, argv)
+    changes = {
+        "method": values.sampler,
+        "steps": values.steps,
+        "nfe": values.nfe,
+        "grid": values.grid,
+        "batch_size": values.batch_size,
+        "options": _options(values.option),
+    }
+    if values.mode == "sample":
+        run.sample_to_files(
+            workdir, values.num_samples, values.first_seed, values.weights, values.out,
+            values.device, **changes,
+        )  # fmt: skip
+        return
+    if values.config is None:
+        raise UsageError("--mode train needs --config, for example:" + EXAMPLES)
+    config = values.config.to_dict()
+    if values.data:
+        config["data"]["name"] = values.data
+    given = {key: value for key, value in changes.items() if value is not None}
+    if given:
+        config["sampling"] = {**(config.get("sampling") or {}), **given}
+    run.train(config, workdir, values.resume, values.overwrite, values.device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0, 2 for a user's error, 130 when interrupted."""
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        _dispatch(argv)
+    except KeyboardInterrupt:
+        return 130
+    except USER_ERRORS as error:
+        if any(a.lstrip("-") in ("traceback", "traceback=true") for a in argv):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

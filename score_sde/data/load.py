@@ -1,0 +1,282 @@
+"""`load_data`: a name, a path or a dotted path to a data set with its `DataSpec`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from score_sde.data.batches import ArrayData, Data, StreamData, check_batch
+from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
+from score_sde.data.images import CONVERTS, RESIZES, ScannedImages, pad_to, scan_images
+from score_sde.data.spec import DataError, DataSpec, scaling_of
+from score_sde.data.toy import TOYS
+
+IMAGE_SETS = {
+    "fashion_mnist": (fashion_mnist, FASHION_CLASSES),
+    "cifar10": (cifar10, CIFAR_CLASSES),
+}
+IN_MEMORY_BYTES = 1 << 30
+TOY_POINTS = 20_000
+
+
+def load_data(
+    name: str,
+    split: str = "train",
+    size: int | tuple[int, int] | None = None,
+    resize: str | None = None,
+    convert: str = "auto",
+    channels: int | None = None,
+    range: tuple[float, float] | None = None,
+    scaling: str = "symmetric",
+    flip: bool = False,
+    strict: bool = False,
+    workers: int = 0,
+    options: dict[str, Any] | None = None,
+) -> Data:
+    """A data set ready to train on.
+
+    name: "fashion_mnist" (ships with the package), "cifar10" (fetched once), a toy set
+        (ring8, moons, checkerboard, swissroll), a folder of images, a .zip, .npy or .npz file, or
+        the dotted path of a torch `Dataset`, which is called with ``options``.
+    split: "train" or "test", where the set has them.
+    size, resize: (H, W) or one number, reached by center_crop, stretch or pad.
+    convert: grey, rgb, rgba, or auto: grey if all images are, else rgb.
+    channels: what the number of channels should be; an error if it is not.
+    range: bounds of the values of float arrays and datasets.
+    scaling: the model's range: symmetric [-1, 1], unit [0, 1], standard (mean 0, std 1) or none.
+    flip: mirror images at random in training.
+    strict: an unreadable image is an error; otherwise it is skipped and named.
+    workers: loader processes for sets that do not fit into memory.
+
+    Raises DataError, whose message says what was found and what to set.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"data.split must be train or test (got {split!r}).")
+    size = (size, size) if isinstance(size, int) else size and tuple(size)
+    if name in TOYS:
+        seed = 0 if split == "train" else 1
+        points = TOYS[name](TOY_POINTS, torch.Generator().manual_seed(seed))
+        spec = DataSpec(tuple(points.shape[1:]), name=name)
+        return ArrayData(points, None, spec, notes=(f"{name}: {len(points)} points",))
+    if name in IMAGE_SETS:
+        load, classes = IMAGE_SETS[name]
+        images, labels = load(split)
+        data = _from_arrays(images, labels, name, classes, size, resize, convert, None, scaling)
+    elif Path(name).suffix in (".npy", ".npz"):
+        images, labels = _read_numpy(_existing(name), split)
+        data = _from_arrays(images, labels, name, (), size, resize, convert, range, scaling)
+    elif Path(name).is_dir() or Path(name).suffix.lower() == ".zip" or _looks_like_path(name):
+        scanned = scan_images(_existing(name), size, resize, convert, strict)
+        data = _from_scan(scanned, scaling, workers)
+    elif "." in name:
+        data = _from_dataset(name, options or {}, range, scaling, workers)
+    else:
+        known = [*IMAGE_SETS, *TOYS]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise DataError(
+            f"Unknown data {name!r}. {hint}Choose from {known}, or give a folder of images, a "
+            ".zip, .npy or .npz file, or the dotted path of a Dataset."
+        )
+    found = data.spec.shape[0]
+    if channels is not None and len(data.spec.shape) == 3 and found != channels:
+        fix = {1: "grey", 3: "rgb", 4: "rgba"}.get(channels)
+        advice = f" (or data.convert={fix})" if fix else ""
+        raise DataError(
+            f"Data has {found} channel{'s' * (found > 1)}, data.channels says {channels}. "
+            f"Set data.channels={found}{advice}."
+        )
+    if flip and len(data.spec.shape) != 3:
+        raise DataError(f"data.flip needs images; items have shape {data.spec.shape}.")
+    data.flip = flip
+    check_batch(data.reference(min(len(data), 256)), data.spec)
+    return data
+
+
+def _looks_like_path(name: str) -> bool:
+    return "/" in name or "\\" in name or any(c in name for c in "\t\n\r") or name[:1] in ".~"
+
+
+def _existing(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.exists():
+        named = {"\t": "tab", "\n": "newline", "\r": "return"}
+        control = [what for c, what in named.items() if c in name]
+        hint = f" (it contains a {control[0]}: write r'...' or use /)" if control else ""
+        raise DataError(f"Data path {name!r} does not exist{hint}.")
+    return path
+
+
+def _from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    name: str,
+    classes: tuple[str, ...],
+    size: tuple[int, int] | None,
+    resize: str | None,
+    convert: str,
+    bounds: tuple[float, float] | None,
+    scaling: str,
+) -> ArrayData:
+    """Arrays (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W) as `ArrayData`."""
+    if images.dtype.kind not in "uif":
+        raise DataError(f"{name} holds {images.dtype} values; numbers are needed.")
+    if images.ndim not in (2, 3, 4) or len(images) == 0:
+        raise DataError(
+            f"{name} has shape {images.shape}; expected (N, D), (N, H, W), (N, H, W, C) or "
+            "(N, C, H, W) with N >= 1."
+        )
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
+        raise DataError(f"{len(bad)} items of {name} hold NaN or inf, the first at index {bad[0]}.")
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[-1] <= 4:
+        images = images.transpose(0, 3, 1, 2)
+    is_bytes = images.dtype == np.uint8
+    if images.ndim == 4 and is_bytes:
+        images = _reshape_images(images, size, resize, convert)
+    elif size is not None and images.shape[2:] != size:
+        raise DataError(f"data.size={size} can resize 8-bit images; {name} holds {images.dtype}.")
+    raw = torch.from_numpy(np.ascontiguousarray(images))
+    if not is_bytes:
+        raw = raw.to(torch.float32)
+    low, high = (0.0, 255.0) if is_bytes else bounds or _guess_bounds(raw)
+    levels = 256 if is_bytes else None
+    scaling = "none" if low is None and scaling != "standard" else scaling
+    shape = tuple(raw.shape[1:])
+    spec = DataSpec(
+        shape, low, high, levels, **scaling_of(scaling, raw, low, high), classes=classes, name=name
+    )
+    targets = None if labels is None else torch.from_numpy(np.asarray(labels).astype(np.int64))
+    if targets is not None and not classes:
+        spec_classes = tuple(str(i) for i in range(int(targets.max()) + 1))
+        spec = DataSpec.from_dict({**spec.to_dict(), "classes": spec_classes})
+    note = f"{name}: {len(raw)} items of shape {shape}, {len(spec.classes) or 'no'} classes"
+    return ArrayData(raw, targets, spec, notes=(note,))
+
+
+def _guess_bounds(raw: Tensor) -> tuple[float | None, float | None]:
+    """The usual range that float images lie in; vectors have none."""
+    if raw.ndim == 2:
+        return None, None
+    low, high = float(raw.min()), float(raw.max())
+    for bounds in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+        if bounds[0] <= low and high <= bounds[1]:
+            return bounds
+    raise DataError(f"Values lie in [{low:.4g}, {high:.4g}]. Set data.range=(low, high).")
+
+
+def _reshape_images(
+    images: np.ndarray, size: tuple[int, int] | None, resize: str | None, convert: str
+) -> np.ndarray:
+    """uint8 (N, C, H, W) brought to ``size`` and to the number of channels asked for."""
+    if convert not in ("auto", *CONVERTS):
+        raise DataError(f"data.convert {convert!r} is unknown; choose auto or {list(CONVERTS)}.")
+    if size is not None and images.shape[2:] != size and resize not in RESIZES:
+        raise DataError(
+            f"Images are {images.shape[2]}x{images.shape[3]}, not {size[0]}x{size[1]}. "
+            f"Set data.resize={'|'.join(RESIZES)}."
+        )
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(images.shape[1])
+    target = CONVERTS.get(convert, mode)
+    same_size = size is None or images.shape[2:] == size
+    if same_size and target == mode:
+        return images
+    if mode is None:
+        raise DataError(f"{images.shape[1]} channels cannot be resized or converted.")
+    box = None if size is None else (size[1], size[0])
+    out = []
+    for pixels in images.transpose(0, 2, 3, 1):
+        image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels).convert(target)
+        if not same_size and resize == "stretch":
+            image = image.resize(box, Image.Resampling.LANCZOS)
+        elif not same_size and resize == "pad":
+            image = pad_to(image, box)
+        elif not same_size:
+            image = ImageOps.fit(image, box, Image.Resampling.LANCZOS)
+        array = np.asarray(image)
+        out.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    return np.stack(out)
+
+
+def _read_numpy(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and labels; of an .npz the key named like the split, x, images, or the first."""
+    try:
+        content = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a readable array file ({error}).") from error
+    if isinstance(content, np.ndarray):
+        return content, None
+    keys = list(content)
+    label_keys = {"y", "labels", "label", f"{split}_labels"} & set(keys)
+    image_keys = [k for k in keys if k not in label_keys]
+    preferred = [k for k in (split, "x", "images", "data", "samples") if k in image_keys]
+    if not image_keys:
+        raise DataError(f"{path} holds no image array; its keys are {keys}.")
+    images = content[(preferred or image_keys)[0]]
+    labels = content[sorted(label_keys)[-1]] if label_keys else None
+    if labels is not None and labels.shape != (len(images),):
+        raise DataError(f"{path}: labels have shape {labels.shape}, images {images.shape}.")
+    return images, labels
+
+
+def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
+    """Images in memory when all of them take less than 1 GiB, else read as they are needed."""
+    shape, classes = scanned.shape, scanned.classes
+    fits = len(scanned) * int(np.prod(shape)) <= IN_MEMORY_BYTES
+    shown = len(scanned) if fits else 1000
+    raw = torch.from_numpy(np.stack([scanned[i][0] for i in np.arange(shown)]))
+    facts = scaling_of(scaling, raw, 0.0, 255.0)
+    spec = DataSpec(shape, 0.0, 255.0, 256, **facts, classes=classes, name=scanned.files.root.name)
+    notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
+    if fits:
+        labels = torch.tensor(scanned.labels) if classes else None
+        return ArrayData(raw, labels, spec, notes=notes)
+    return StreamData(scanned, spec, workers=workers, notes=notes)
+
+
+def _from_dataset(
+    dotted: str,
+    options: dict[str, Any],
+    bounds: tuple[float, float] | None,
+    scaling: str,
+    workers: int,
+) -> StreamData:
+    """A user's torch Dataset of tensors or (tensor, label), its `spec` or one made from items."""
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        dataset = getattr(importlib.import_module(module), attribute)(**options)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise DataError(f"data.name={dotted!r} cannot be made: {error}.") from error
+    if len(dataset) == 0:
+        raise DataError(f"{dotted} has no items.")
+    if isinstance(spec := getattr(dataset, "spec", None), DataSpec):
+        return StreamData(dataset, spec, workers=workers)
+    first = [dataset[i] for i in np.arange(min(len(dataset), 64))]
+    values = [np.asarray(v[0] if isinstance(v, tuple | list) else v) for v in first]
+    if len({v.shape for v in values}) > 1:
+        raise DataError(f"Items of {dotted} differ in shape: {sorted({v.shape for v in values})}.")
+    raw = torch.from_numpy(np.stack(values))
+    is_bytes = raw.dtype == torch.uint8
+    low, high = (
+        (0.0, 255.0)
+        if is_bytes
+        else bounds or (_guess_bounds(raw) if raw.ndim == 4 else (None, None))
+    )
+    scaling = "none" if low is None and scaling != "standard" else scaling
+    labels = [v[1] for v in first if isinstance(v, tuple | list)]
+    classes = tuple(str(c) for c in getattr(dataset, "classes", ())) if labels else ()
+    spec = DataSpec(
+        tuple(raw.shape[1:]), low, high, 256 if is_bytes else None,
+        **scaling_of(scaling, raw, low, high), classes=classes, name=dotted,
+    )  # fmt: skip
+    note = f"{dotted}: {len(dataset)} items of shape {spec.shape}"
+    return StreamData(dataset, spec, workers=workers, notes=(note,))

@@ -1,0 +1,59 @@
+"""Samples as files: PNG images, grids of them, and maps of points in the plane."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from score_sde.data.spec import DataSpec
+
+
+def image_array(pixels: Tensor) -> np.ndarray:
+    """uint8 (C, H, W) as Pillow likes it: (H, W), or (H, W, C)."""
+    array = pixels.cpu().numpy().transpose(1, 2, 0)
+    return array[..., 0] if array.shape[-1] == 1 else array[..., : 4 if array.shape[-1] > 3 else 3]
+
+
+def grid_array(pixels: Tensor, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """uint8 images (N, C, H, W) side by side, as square as can be unless columns are given."""
+    n, channels, height, width = pixels.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    canvas = torch.full(
+        (channels, rows * (height + gap) - gap, columns * (width + gap) - gap),
+        255,
+        dtype=torch.uint8,
+    )
+    for i in range(n):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        canvas[:, top : top + height, left : left + width] = pixels[i]
+    return image_array(canvas)
+
+
+def density_array(points: Tensor, side: int = 256, extent: float = 3.0) -> np.ndarray:
+    """Points (N, 2) as a dark-on-light histogram of [-extent, extent]^2; the y axis points up."""
+    x, y = points.double().cpu().numpy()[:, :2].T
+    limits = [[-extent, extent]] * 2
+    counts, _, _ = np.histogram2d(y, x, bins=side // 2, range=limits)
+    shade = np.sqrt(counts / max(counts.max(), 1))
+    return np.repeat(np.repeat((255 * (1 - shade[::-1])).astype(np.uint8), 2, 0), 2, 1)
+
+
+def picture_of(x: Tensor, spec: DataSpec) -> np.ndarray | None:
+    """One picture of samples (B, ...) in the model's range; None if they are not to be pictured."""
+    if spec.is_image:
+        return grid_array(spec.to_uint8(x))
+    if len(spec.shape) == 1 and spec.shape[0] >= 2:
+        return density_array(spec.to_raw(x))
+    return None
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Write (H, W), (H, W, 3) or (H, W, 4) uint8 to a PNG file, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

@@ -1,0 +1,178 @@
+r"""Data whose score is known in closed form: the oracle of the tests, notebooks and benchmarks.
+
+If x_0 is a mixture of Gaussians sum_k w_k N(mu_k, C_k), then under any process x_t is the mixture
+sum_k w_k N(alpha mu_k, alpha^2 C_k + sigma^2 I). With C_k = U diag(lambda) U^T every quantity is
+an elementwise operation in the eigenbasis, at every t, without inverting a matrix. For one
+Gaussian the probability flow is known too: each eigen-coordinate keeps its standard score,
+
+    x_s = alpha_s mu + U sqrt((alpha_s^2 lambda + sigma_s^2) / (alpha_t^2 lambda + sigma_t^2)) U^T
+          (x_t - alpha_t mu).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from score_sde.sdes import SDE, ScoreFn
+
+
+def _work_dtype(x: Tensor) -> torch.dtype:
+    """float64 wherever the device has it: an oracle must be exact even for float32 states."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
+class GaussianMixture:
+    """sum_k w_k N(mu_k, C_k) on states of any shape.
+
+    weights: (K,), positive, normalised here. means: (K, *shape). covariances: a number or (K,)
+    (isotropic variances), (K, *shape) (diagonal variances) or (K, D, D) with D the number of
+    entries of a state (full). States x are (B, *shape); arithmetic is float64, results like x.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor | Sequence[float],
+        means: Tensor | Sequence,
+        covariances: Tensor | Sequence | float,
+    ):
+        self.means = torch.as_tensor(means, dtype=torch.float64)
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        if self.means.ndim < 2 or weights.shape != self.means.shape[:1]:
+            raise ValueError(
+                f"weights (K,) and means (K, ...) must share K; got {tuple(weights.shape)} "
+                f"and {tuple(self.means.shape)}."
+            )
+        if not bool((weights > 0).all()):
+            raise ValueError(f"mixture weights must be positive; got {weights.tolist()}.")
+        self.weights = weights / weights.sum()
+        self.shape = tuple(self.means.shape[1:])
+        self.components, self.dim = len(weights), math.prod(self.shape)
+        self.covariances = self._full_covariances(torch.as_tensor(covariances, dtype=torch.float64))
+        # eigh: C_k = U diag(lambda) U^T, columns of U are the axes.
+        self._variances, self._axes = torch.linalg.eigh(self.covariances)
+        if bool((self._variances < -1e-10 * self._variances.abs().max()).any()):
+            raise ValueError("a covariance has a negative eigenvalue; it must be semi-definite.")
+        self._variances = self._variances.clamp_min(0)
+        flat = self.means.flatten(1)
+        self._rotated_means = torch.einsum("kd,kde->ke", flat, self._axes)
+
+    def _full_covariances(self, c: Tensor) -> Tensor:
+        k, d = self.components, self.dim
+        if c.ndim == 0 or c.shape == (k,):
+            return c.expand(k)[:, None, None] * torch.eye(d, dtype=torch.float64)
+        if c.shape == (k, d, d):
+            return (c + c.mT) / 2
+        if c.shape == (k, *self.shape):
+            return torch.diag_embed(c.flatten(1))
+        raise ValueError(
+            f"covariances must be a number, ({k},), ({k}, *{self.shape}) or ({k}, {d}, {d}); "
+            f"got {tuple(c.shape)}."
+        )
+
+    def mean(self) -> Tensor:
+        """E[x_0], shape (*shape), float64."""
+        return torch.einsum("k,k...->...", self.weights, self.means)
+
+    def covariance(self) -> Tensor:
+        """Cov[x_0], shape (D, D), float64."""
+        offsets = self.means.flatten(1) - self.mean().flatten()
+        spread = offsets[:, :, None] * offsets[:, None, :]
+        return torch.einsum("k,kde->de", self.weights, self.covariances + spread)
+
+    def std(self) -> float:
+        """Root of the mean variance over the coordinates: the data's scale."""
+        return float(self.covariance().diagonal().mean().sqrt())
+
+    def sample(self, n: int, seed: int | None = None) -> Tensor:
+        """n draws of x_0, shape (n, *shape), float64; the global generator unless seeded."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        flat = torch.einsum("nde,ne->nd", self._axes[which], z * self._variances[which].sqrt())
+        return self.means[which] + flat.reshape(n, *self.shape)
+
+    def _components_at(self, x: Tensor, alpha: Tensor, sigma: Tensor):
+        """Offsets in the eigenbasis (B, K, D), variances (1|B, K, D), log-densities (B, K)."""
+        to = {"dtype": _work_dtype(x), "device": x.device}
+        alpha, sigma = (c.to(**to).reshape(-1, 1, 1) for c in (alpha, sigma))
+        axes = self._axes.to(**to)
+        rotated = torch.einsum("bd,kde->bke", x.flatten(1).to(to["dtype"]), axes)
+        offset = rotated - alpha * self._rotated_means.to(**to)
+        variance = alpha**2 * self._variances.to(**to) + sigma**2
+        log_density = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+        return offset, variance, log_density + self.weights.to(**to).log(), axes
+
+    def _score_at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        offset, variance, log_density, axes = self._components_at(x, alpha, sigma)
+        responsibility = torch.softmax(log_density, -1)
+        pull = -responsibility[..., None] * offset / variance
+        return torch.einsum("bke,kde->bd", pull, axes).reshape(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
+        """log p_t(x) in nats, (B,); without sde and t the data's own density log p_0."""
+        if sde is None or t is None:
+            alpha, sigma = torch.tensor(1.0), torch.tensor(0.0)
+        else:
+            t = t.to(_work_dtype(x))
+            alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return torch.logsumexp(self._components_at(x, alpha, sigma)[2], -1).to(x.dtype)
+
+    def score(self, sde: SDE) -> ExactScore:
+        """The exact score under ``sde``: a callable (x, t) like a trained model."""
+        return ExactScore(self, sde)
+
+    def denoiser(self, sde: SDE) -> ScoreFn:
+        """E[x_0 | x_t = x] as a callable (x, t)."""
+        return self.score(sde).denoise
+
+
+@dataclass(frozen=True)
+class ExactScore:
+    """score(x, t) = grad log p_t(x) of a mixture under a process; x (B, *shape), t () or (B,)."""
+
+    data: GaussianMixture
+    sde: SDE
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.shape[1:] != self.data.shape:
+            raise ValueError(
+                f"states must have shape (B, *{self.data.shape}); got {tuple(x.shape)}."
+            )
+        t = torch.as_tensor(t).to(_work_dtype(x))
+        return self.data._score_at(x, self.sde.alpha(t), self.sde.sigma(t))
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], like x."""
+        return self.sde.denoise(x, t, self(x, t))
+
+
+class Gaussian(GaussianMixture):
+    """N(mean, covariance) on states of any shape, with its exact probability flow.
+
+    mean: (*shape). covariance: a number (isotropic variance), (*shape) (diagonal) or (D, D).
+    """
+
+    def __init__(self, mean: Tensor | Sequence[float], covariance: Tensor | Sequence | float):
+        mean = torch.as_tensor(mean, dtype=torch.float64)
+        covariance = torch.as_tensor(covariance, dtype=torch.float64)
+        if mean.ndim == 0:
+            raise ValueError("mean must have the shape of one state, for instance (2,); got ().")
+        if covariance.ndim > 0:
+            covariance = covariance[None]
+        super().__init__([1.0], mean[None], covariance)
+
+    def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The solution at time s of the probability-flow ODE that is at x at time t; like x."""
+        s, t = (torch.as_tensor(u).to(_work_dtype(x)) for u in (s, t))
+        offset, variance, _, axes = self._components_at(x, sde.alpha(t), sde.sigma(t))
+        zero = torch.zeros_like(x)
+        _, new_variance, _, _ = self._components_at(zero, sde.alpha(s), sde.sigma(s))
+        moved = torch.einsum("bke,kde->bd", offset * (new_variance / variance).sqrt(), axes)
+        mean = self.means.to(moved)
+        alpha = sde.alpha(s).to(moved).reshape(-1, *[1] * (x.ndim - 1))
+        return (alpha * mean + moved.reshape(x.shape)).to(x.dtype)

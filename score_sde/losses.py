@@ -1,0 +1,170 @@
+r"""Denoising score matching (Vincent 2011; 2011.13456, eq. 7) and DDPM's simplified bound.
+
+The score of p_t is the minimiser of E || s(x_t, t) - grad log p(x_t | x_0) ||^2, and that gradient
+is -eps / sigma: a network learns the score by guessing the noise. All published objectives are
+
+    L = E_{t ~ p} E_{x_0, eps} [ w(t) mean_d (eps_hat - eps)^2 ]
+
+with another weight w on the error of the noise and another density p of times:
+
+    simple       1                             DDPM's L_simple, Song's weight sigma^2 on the score
+    likelihood   g^2 / sigma^2                 bounds the likelihood (2101.09258, thm. 1)
+    edm          1 + (sigma / (alpha sd))^2    2206.00364, table 1: unit weight on the output F
+    min_snr      min(SNR, 5) / SNR             2303.09556, on x_0
+    output       ((alpha b - a sigma)/alpha)^2 plain squared error of the network's own output
+
+DDPM's discrete objective (2006.11239, eq. 14) is `simple` on a `TableSDE` with times "discrete".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_sde.models import ScoreModel
+from score_sde.sdes import SDE
+
+
+def _simple(model: ScoreModel, t: Tensor) -> Tensor:
+    return torch.ones_like(t)
+
+
+def _likelihood(model: ScoreModel, t: Tensor) -> Tensor:
+    return (model.sde.diffusion(t) / model.sde.sigma(t)) ** 2
+
+
+def _edm(model: ScoreModel, t: Tensor) -> Tensor:
+    return 1 + (-model.sde.log_snr(t)).exp() / model.data_std**2
+
+
+def _min_snr(model: ScoreModel, t: Tensor) -> Tensor:
+    return (5 * (-model.sde.log_snr(t)).exp()).clamp(max=1)
+
+
+def _output(model: ScoreModel, t: Tensor) -> Tensor:
+    a, b = model.row(t)
+    alpha = model.sde.alpha(t)
+    return ((alpha * b - a * model.sde.sigma(t)) / alpha) ** 2
+
+
+WEIGHTINGS: dict[str, Callable[[ScoreModel, Tensor], Tensor]] = {
+    "simple": _simple,
+    "likelihood": _likelihood,
+    "edm": _edm,
+    "min_snr": _min_snr,
+    "output": _output,
+}
+TIMES = ("uniform", "discrete", "lognormal", "importance")
+
+
+class LossTerms(NamedTuple):
+    """One value per sample, each (B,): the loss, its time, and the mean squared error of eps."""
+
+    loss: Tensor
+    t: Tensor
+    eps_error: Tensor
+
+
+@dataclass(frozen=True)
+class ScoreMatching:
+    """An objective: `objective(model, x0, **condition)` -> `LossTerms`.
+
+    weighting: a key of `WEIGHTINGS`.
+    times: density of t. "uniform" on [t_min, t_max]; "discrete": t = i t_max/steps with i uniform
+        on 1..steps; "lognormal": log(sigma/alpha) ~ N(log_sigma_mean, log_sigma_std^2), EDM's;
+        "importance": p(t) in proportion to w(t), so every time counts the same and the estimate
+        of the uniform-t objective has less variance (2101.09258, section 5.1).
+    t_min: smallest training time; that of the process when None. Song trains down to 1e-5.
+    stratified: spread the batch evenly over the density (2107.00630, appendix I.1).
+    reduction: "mean" over the coordinates, or Song's "half_sum".
+    """
+
+    weighting: str = "simple"
+    times: str = "uniform"
+    t_min: float | None = None
+    steps: int = 1000
+    log_sigma_mean: float = -1.2
+    log_sigma_std: float = 1.2
+    stratified: bool = False
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("weighting", self.weighting, list(WEIGHTINGS)),
+            ("times", self.times, TIMES),
+            ("reduction", self.reduction, ("mean", "half_sum")),
+        ):
+            if value not in choices:
+                raise ValueError(f"loss.{name} {value!r} is unknown; choose from {list(choices)}.")
+        if self.steps < 1:
+            raise ValueError(f"loss.steps must be at least 1 (got {self.steps}).")
+
+    def draw_times(self, model: ScoreModel, n: int, device: torch.device | str) -> Tensor:
+        """n times from the density, float32 (n,). float64 inside where the device has it."""
+        u = torch.rand(n, device=device)
+        if self.stratified:
+            u = (torch.randperm(n, device=device) + u) / n
+        sde = model.sde
+        t_min = sde.t_min if self.t_min is None else self.t_min
+        if self.times == "uniform":
+            return t_min + (sde.t_max - t_min) * u
+        if self.times == "discrete":
+            index = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
+            return index * (sde.t_max / self.steps)
+        if self.times == "lognormal":
+            # The inverse normal distribution function; u in float32 may be exactly 0 or 1.
+            normal = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
+            log_sigma = self.log_sigma_mean + self.log_sigma_std * normal
+            t = sde.time_of_log_snr(-2 * log_sigma.cpu().double())
+            return t.clamp(min=t_min).to(u)
+        times, mass, _ = self._importance_table(model, t_min)
+        return torch.from_numpy(np.interp(u.cpu().double(), mass, times)).to(u)
+
+    def _importance_table(self, model: ScoreModel, t_min: float) -> tuple[Tensor, Tensor, float]:
+        """Times, the cumulative mass of w below each, and the mean of w; float64."""
+        ends = (math.log(t_min), math.log(model.sde.t_max))
+        times = torch.linspace(*ends, 4001, dtype=torch.float64).exp()
+        # The trapezoidal rule in log t, where a weight that falls like 1/t is flat.
+        density = WEIGHTINGS[self.weighting](model, times) * times
+        pieces = 0.5 * (density[1:] + density[:-1]) * times.log().diff()
+        mass = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)])
+        total = float(mass[-1])
+        return times, mass / total, total / (model.sde.t_max - t_min)
+
+    def weights(self, model: ScoreModel, t: Tensor) -> Tensor:
+        """w(t), or its constant importance-sampled counterpart, like t."""
+        if self.times == "importance":
+            t_min = model.sde.t_min if self.t_min is None else self.t_min
+            return torch.full_like(t, self._importance_table(model, t_min)[2])
+        return WEIGHTINGS[self.weighting](model, t)
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor | None = None,
+        eps: Tensor | None = None,
+        **condition: Any,
+    ) -> LossTerms:
+        """The loss of each x0 (B, ...); t (B,) and eps (like x0) are drawn unless given."""
+        t = self.draw_times(model, x0.shape[0], x0.device) if t is None else t
+        eps = torch.randn_like(x0) if eps is None else eps
+        mean, std = model.sde.marginal(x0, t)
+        squared = (model.eps(mean + std * eps, t, **condition) - eps).square().flatten(1)
+        error = squared.mean(1) if self.reduction == "mean" else 0.5 * squared.sum(1)
+        return LossTerms(self.weights(model, t).to(error) * error, t, squared.detach().mean(1))
+
+
+def trivial_error(sde: SDE, t: Tensor, data_std: float) -> Tensor:
+    """Mean squared error of eps of the best linear guess from data of this standard deviation.
+
+    alpha^2 sd^2 / (alpha^2 sd^2 + sigma^2), like t: a model that is no better has learned nothing.
+    """
+    signal = (sde.alpha(t) * data_std) ** 2
+    return signal / (signal + sde.sigma(t) ** 2)

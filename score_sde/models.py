@@ -1,0 +1,157 @@
+r"""Any network as a score function.
+
+Whatever a network predicts is one row ``a x_0 + b eps`` of a table, and with
+x_t = alpha x_0 + sigma eps two equations give both unknowns:
+
+    eps = (alpha out - a x) / (alpha b - a sigma),
+    x_0 = (b x - sigma out) / (alpha b - a sigma),      score = -eps / sigma.
+
+    target     a                             b
+    eps        0                             1                         2006.11239
+    x0         1                             0
+    v          -sigma                        alpha                     2202.00512
+    velocity   alpha'                        sigma'                    2210.02747
+    score      0                             -1/sigma                  2011.13456
+    F          sigma / (sd r)                -alpha sd / r             2206.00364
+
+F is EDM's preconditioned output, written for any alpha: F = (x_0 - c_skip x/alpha) / c_out, with
+r^2 = sigma^2 + alpha^2 sd^2 and sd the standard deviation of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from score_sde.sdes import SDE, expand
+
+Row = tuple[Tensor, Tensor]
+
+
+def _eps(sde: SDE, t: Tensor, data_std: float) -> Row:
+    return torch.zeros_like(t), torch.ones_like(t)
+
+
+def _x0(sde: SDE, t: Tensor, data_std: float) -> Row:
+    return torch.ones_like(t), torch.zeros_like(t)
+
+
+def _v(sde: SDE, t: Tensor, data_std: float) -> Row:
+    return -sde.sigma(t), sde.alpha(t)
+
+
+def _velocity(sde: SDE, t: Tensor, data_std: float) -> Row:
+    return sde.derivatives(t)
+
+
+def _score(sde: SDE, t: Tensor, data_std: float) -> Row:
+    return torch.zeros_like(t), -1 / sde.sigma(t)
+
+
+def _preconditioned(sde: SDE, t: Tensor, data_std: float) -> Row:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    radius = torch.sqrt(sigma**2 + (alpha * data_std) ** 2)
+    return sigma / (data_std * radius), -alpha * data_std / radius
+
+
+TARGETS: dict[str, Callable[[SDE, Tensor, float], Row]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "velocity": _velocity,
+    "score": _score,
+    "F": _preconditioned,
+}
+TIME_SCALES = {"time": 999.0, "log_sigma": 0.25}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class ScoreModel(nn.Module):
+    """The score function of a network: `model(x, t)` is grad log p_t(x).
+
+    net: `net(x, label, **condition)` -> like x, with the noise label of shape (B,).
+    target: what the network predicts, a key of `TARGETS`.
+    data_std: standard deviation of x_0, used by the target F and by `scale_input`.
+    time_input: the label is ``time_scale`` times t ("time") or log(sigma/alpha) ("log_sigma");
+        time_scale defaults to DDPM's 999 for the first and EDM's 1/4 for the second.
+    scale_input: the network sees x / sqrt(alpha^2 data_std^2 + sigma^2), EDM's c_in, of unit
+        variance at every t; on for the target F unless said otherwise.
+    precision: "fp32" or "bf16": autocast around the network alone; all else stays as it is.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: SDE,
+        target: str = "eps",
+        data_std: float = 1.0,
+        time_input: str = "time",
+        time_scale: float | None = None,
+        scale_input: bool | None = None,
+        precision: str = "fp32",
+    ):
+        super().__init__()
+        for name, value, choices in (
+            ("target", target, TARGETS),
+            ("time_input", time_input, TIME_SCALES),
+            ("precision", precision, PRECISIONS),
+        ):
+            if value not in choices:
+                raise ValueError(f"model.{name} {value!r} is unknown; choose from {list(choices)}.")
+        if not data_std > 0:
+            raise ValueError(f"model.data_std must be positive (got {data_std}).")
+        self.net, self.sde, self.target, self.data_std = net, sde, target, float(data_std)
+        self.time_input = time_input
+        self.time_scale = TIME_SCALES[time_input] if time_scale is None else float(time_scale)
+        self.scale_input = target == "F" if scale_input is None else scale_input
+        self.precision = precision
+
+    def with_net(self, net: nn.Module) -> ScoreModel:
+        """The same score model around another network, for instance averaged weights."""
+        return ScoreModel(
+            net, self.sde, self.target, self.data_std, self.time_input, self.time_scale,
+            self.scale_input, self.precision,
+        )  # fmt: skip
+
+    def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """What the network itself says at (x, t), in the dtype of x."""
+        t = torch.as_tensor(t)
+        label = t if self.time_input == "time" else -0.5 * self.sde.log_snr(t)
+        label = (self.time_scale * label).to(torch.float32).to(x.device).expand(x.shape[0])
+        inputs = x
+        if self.scale_input:
+            variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
+            inputs = x * expand(variance.rsqrt(), x)
+        low = PRECISIONS[self.precision] != torch.float32
+        with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
+            out = self.net(inputs.to(torch.float32), label, **condition)
+        return out.to(x.dtype)
+
+    def row(self, t: Tensor) -> Row:
+        """(a, b) with output = a x_0 + b eps at time t, each like t."""
+        return TARGETS[self.target](self.sde, t, self.data_std)
+
+    def split(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The predicted (x_0, eps) behind x, each like x, from one evaluation of the network."""
+        t = torch.as_tensor(t)
+        out, (a, b) = self.output(x, t, **condition), self.row(t)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        determinant = alpha * b - a * sigma
+        x0 = expand(b / determinant, x) * x - expand(sigma / determinant, x) * out
+        eps = expand(alpha / determinant, x) * out - expand(a / determinant, x) * x
+        return x0, eps
+
+    def eps(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The predicted noise, like x."""
+        return self.split(x, t, **condition)[1]
+
+    def denoise(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The predicted E[x_0 | x_t = x], like x."""
+        return self.split(x, t, **condition)[0]
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The score at x (B, ...) and t () or (B,), like x."""
+        return -self.eps(x, t, **condition) / expand(self.sde.sigma(torch.as_tensor(t)), x)

@@ -1,0 +1,4 @@
+"""Networks: any `nn.Module` with `forward(x, label, **condition)` serves; these are ours."""
+
+from score_sde.nets.mlp import MLP as MLP
+from score_sde.nets.unet import UNet as UNet

@@ -1,0 +1,40 @@
+"""A residual network for vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from score_sde.nets.layers import SinusoidalEmbedding
+
+
+class MLP(nn.Module):
+    """`net(x, label)`: vectors x (B, dim) and labels (B,) of DDPM's size (0 to 999) to (B, dim).
+
+    width and depth are those of the hidden layers; each is modulated by the label (FiLM).
+    """
+
+    def __init__(self, dim: int, width: int = 128, depth: int = 3):
+        super().__init__()
+        self.dim = dim
+        self.embedding = nn.Sequential(
+            SinusoidalEmbedding(width), nn.Linear(width, width), nn.SiLU()
+        )
+        self.first = nn.Linear(dim, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.modulation = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}."
+            )
+        embedding = self.embedding(label)
+        h = self.first(x)
+        for layer, modulation in zip(self.hidden, self.modulation, strict=True):
+            scale, shift = modulation(embedding).chunk(2, dim=1)
+            h = h + nn.functional.silu(torch.addcmul(shift, layer(h), 1 + scale))
+        return self.last(h)

@@ -1,0 +1,52 @@
+"""Averages of the weights over training: what one samples from."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def power_of(sigma_rel: float) -> float:
+    """The exponent gamma of a power-function average of this relative width (2312.02696, eq. 126).
+
+    sigma_rel is the standard deviation of the averaged window as a fraction of the run so far.
+    """
+    if not 0 < sigma_rel < 0.28:
+        raise ValueError(f"training.ema_sigma_rel must lie in (0, 0.28) (got {sigma_rel}).")
+    inverse = sigma_rel**-2
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return float(np.max(roots.real))
+
+
+class EMA:
+    """A running average of a network's weights, in a network of its own (`ema.net`).
+
+    decay: exponential average, warmed up as min(decay, (1 + n)/(10 + n)) after n updates.
+    sigma_rel: instead, an average over a fixed fraction of the run so far (2312.02696), which
+        needs no knowledge of its length.
+    The trained weights are read, never written.
+    """
+
+    def __init__(self, net: nn.Module, decay: float = 0.9999, sigma_rel: float | None = None):
+        if not 0 <= decay < 1:
+            raise ValueError(f"training.ema_decay must lie in [0, 1) (got {decay}).")
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.decay, self.updates = decay, 0
+        self.power = None if sigma_rel is None else power_of(sigma_rel)
+
+    def _decay(self) -> float:
+        if self.power is not None:
+            return (1 - 1 / self.updates) ** (self.power + 1)
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Take the weights after one more step of training into the average."""
+        self.updates += 1
+        averaged = list(self.net.parameters())
+        torch._foreach_lerp_(averaged, list(net.parameters()), 1 - self._decay())
+        for mine, live in zip(self.net.buffers(), net.buffers(), strict=True):
+            mine.copy_(live)
