@@ -43,13 +43,17 @@ def get_config(variant: str = "vp") -> ConfigDict:
     config.net = net = ConfigDict({"name": "unet"})
     net.width = 128  # channels of level 0
     net.multipliers = (1, 2, 2, 2)  # channels of level i are width * multipliers[i]
-    net.blocks = 4  # residual blocks a level
+    net.blocks = 4  # residual blocks a level of the encoder
+    net.decoder_blocks = placeholder(int)  # of the decoder; None: one more than the encoder
+    net.middle = ("block", "attention", "block")  # between encoder and decoder
+    net.resample = "block"  # between levels: a residual block, or a conv
     net.attention = (16,)  # at levels of this height
     net.heads = 1  # of attention
     net.dropout = 0.1
     net.patch = 1  # space to depth before the first convolution
     net.modulation = "shift"  # how the noise level enters: shift or scale_shift
     net.skip_scale = 0.5**0.5  # what sums of residual blocks are multiplied by
+    net.group_channels = 4  # of group norms, at least
     net.embedding = "positional"  # of the noise level: positional or fourier
 
     config.model = model = ConfigDict()
@@ -118,7 +122,9 @@ def get_config(variant: str = "vp") -> ConfigDict:
         sampling.method, sampling.steps = "heun", 25
     elif variant == "small":
         net.width, net.multipliers, net.blocks, net.attention = 64, (1, 2), 2, (8,)
+        net.decoder_blocks, net.middle, net.resample = 2, ("block",), "conv"
         net.patch, net.modulation, net.skip_scale, net.dropout = 2, "scale_shift", 1.0, 0.0
+        net.group_channels = 16
         training.batch_size, training.steps, training.lr = 64, 20_000, 1e-3
         training.warmup_steps, training.decay = 200, 0.5
         training.ema_decay, training.ema_sigma_rel = 0.999, 0.1

@@ -21,39 +21,51 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.models import ScoreModel
 from score_sde.sdes import SDE
 
 
-def _simple(model: ScoreModel, t: Tensor) -> Tensor:
+class NoisePredictor(Protocol):
+    """What an objective asks of a model (`models.ScoreModel` has it)."""
+
+    sde: SDE
+    data_std: float
+
+    def eps(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The predicted noise in x (B, ...), like x."""
+
+    def row(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) with the network's output = a x_0 + b eps, like t."""
+
+
+def _simple(model: NoisePredictor, t: Tensor) -> Tensor:
     return torch.ones_like(t)
 
 
-def _likelihood(model: ScoreModel, t: Tensor) -> Tensor:
+def _likelihood(model: NoisePredictor, t: Tensor) -> Tensor:
     return (model.sde.diffusion(t) / model.sde.sigma(t)) ** 2
 
 
-def _edm(model: ScoreModel, t: Tensor) -> Tensor:
+def _edm(model: NoisePredictor, t: Tensor) -> Tensor:
     return 1 + (-model.sde.log_snr(t)).exp() / model.data_std**2
 
 
-def _min_snr(model: ScoreModel, t: Tensor) -> Tensor:
+def _min_snr(model: NoisePredictor, t: Tensor) -> Tensor:
     return (5 * (-model.sde.log_snr(t)).exp()).clamp(max=1)
 
 
-def _output(model: ScoreModel, t: Tensor) -> Tensor:
+def _output(model: NoisePredictor, t: Tensor) -> Tensor:
     a, b = model.row(t)
     alpha = model.sde.alpha(t)
     return ((alpha * b - a * model.sde.sigma(t)) / alpha) ** 2
 
 
-WEIGHTINGS: dict[str, Callable[[ScoreModel, Tensor], Tensor]] = {
+WEIGHTINGS: dict[str, Callable[[NoisePredictor, Tensor], Tensor]] = {
     "simple": _simple,
     "likelihood": _likelihood,
     "edm": _edm,
@@ -105,7 +117,7 @@ class ScoreMatching:
         if self.steps < 1:
             raise ValueError(f"loss.steps must be at least 1 (got {self.steps}).")
 
-    def draw_times(self, model: ScoreModel, n: int, device: torch.device | str) -> Tensor:
+    def draw_times(self, model: NoisePredictor, n: int, device: torch.device | str) -> Tensor:
         """n times from the density, float32 (n,). float64 inside where the device has it."""
         u = torch.rand(n, device=device)
         if self.stratified:
@@ -126,7 +138,9 @@ class ScoreMatching:
         times, mass, _ = self._importance_table(model, t_min)
         return torch.from_numpy(np.interp(u.cpu().double(), mass, times)).to(u)
 
-    def _importance_table(self, model: ScoreModel, t_min: float) -> tuple[Tensor, Tensor, float]:
+    def _importance_table(
+        self, model: NoisePredictor, t_min: float
+    ) -> tuple[Tensor, Tensor, float]:
         """Times, the cumulative mass of w below each, and the mean of w; float64."""
         ends = (math.log(t_min), math.log(model.sde.t_max))
         times = torch.linspace(*ends, 4001, dtype=torch.float64).exp()
@@ -137,7 +151,7 @@ class ScoreMatching:
         total = float(mass[-1])
         return times, mass / total, total / (model.sde.t_max - t_min)
 
-    def weights(self, model: ScoreModel, t: Tensor) -> Tensor:
+    def weights(self, model: NoisePredictor, t: Tensor) -> Tensor:
         """w(t), or its constant importance-sampled counterpart, like t."""
         if self.times == "importance":
             t_min = model.sde.t_min if self.t_min is None else self.t_min
@@ -146,7 +160,7 @@ class ScoreMatching:
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: NoisePredictor,
         x0: Tensor,
         t: Tensor | None = None,
         eps: Tensor | None = None,

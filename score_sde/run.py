@@ -236,14 +236,14 @@ def train(
 
     try:
         trainer.run(data, chosen, logger, save, draw)
+        save()
+        draw()
     except KeyboardInterrupt:
         save()
         print(f"\nstopped; step {trainer.step} is saved. Go on with --resume.")
         raise
     finally:
         logger.close()
-    save()
-    draw()
     print(f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}")
     return load(workdir, device=device)
 
@@ -267,13 +267,12 @@ def sample_to_files(
     run = load(workdir, weights, device)
     result = run.sample(num_samples, first_seed, progress=True, **changes)
     print(result)
-    settings = {key: str(value) for key, value in result.settings.items()}
-    method = type(result.settings["method"]).__name__.lower()
-    folder = Path(out) if out else Path(workdir) / "samples" / f"{method}_{result.nfe}_evaluations"
+    name = f"{result.settings['method']}_{result.nfe}_evaluations"
+    folder = Path(out) if out else Path(workdir) / "samples" / name
     _empty_sample_folder(folder)
     _write_samples(folder, result.x, run.data_spec, range(first_seed, first_seed + num_samples))
     facts = {"num_samples": num_samples, "first_seed": first_seed, "weights": weights}
-    facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds, **settings}
+    facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds, **result.settings}
     (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{num_samples} samples are in {folder}")
     return folder

@@ -73,15 +73,40 @@ def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
     return initialize(nn.Linear(inputs, outputs), scale)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """DDPM++'s GroupNorm: at least four channels a group and at most 32 groups, eps 1e-6."""
-    groups = min(channels // 4, 32)
+def group_norm(channels: int, group_channels: int = 4) -> nn.GroupNorm:
+    """GroupNorm of at least ``group_channels`` channels a group and at most 32 groups, eps 1e-6."""
+    groups = min(channels // group_channels, 32)
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{channels} channels do not divide into {max(groups, 1)} groups. "
-            "Take a multiple of 4 (up to 128) or of 32 (above)."
+            f"Take a multiple of {group_channels} (up to 32 groups) or of 32 (above)."
         )
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def resampled(x: Tensor, direction: str | None) -> Tensor:
+    """x at twice ("up", nearest), half ("down", mean) or its own (None) height and width."""
+    if direction == "up":
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(x, 2) if direction == "down" else x
+
+
+class ResampleConv(nn.Module):
+    """A convolution that doubles or halves the image: DDPM's way (2006.11239).
+
+    x (B, C, H, W), embedding ignored -> (B, C, H', W'): stride 2 for "down" (padded on the right
+    and below), nearest neighbours and a convolution for "up".
+    """
+
+    def __init__(self, channels: int, resample: str):
+        super().__init__()
+        self.resample = resample
+        self.conv = conv(channels, channels)
+        if resample == "down":
+            self.conv.stride, self.conv.padding = (2, 2), (0, 0)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.resample == "down" else resampled(x, "up"))
 
 
 class ResidualBlock(nn.Module):
@@ -92,6 +117,7 @@ class ResidualBlock(nn.Module):
     modulation: "shift" adds the embedding between the convolutions (DDPM); "scale_shift" also
         scales the second norm by it (FiLM, 2105.05233, appendix A).
     skip_scale: what the sum is multiplied by; sqrt(1/2) in DDPM++ and NCSN++.
+    group_channels: see `group_norm`.
     """
 
     def __init__(
@@ -103,25 +129,21 @@ class ResidualBlock(nn.Module):
         resample: str | None = None,
         modulation: str = "shift",
         skip_scale: float = 1.0,
+        group_channels: int = 4,
     ):
         super().__init__()
         self.resample, self.modulation, self.skip_scale = resample, modulation, skip_scale
-        self.norm0 = group_norm(inputs)
+        self.norm0 = group_norm(inputs, group_channels)
         self.conv0 = conv(inputs, outputs)
         self.affine = linear(embedding, outputs * (2 if modulation == "scale_shift" else 1))
-        self.norm1 = group_norm(outputs)
+        self.norm1 = group_norm(outputs, group_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = conv(outputs, outputs, scale=0.0)
         changes = inputs != outputs or resample is not None
         self.skip = conv(inputs, outputs, kernel=1) if changes else nn.Identity()
 
-    def _resample(self, x: Tensor) -> Tensor:
-        if self.resample == "up":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.avg_pool2d(x, 2) if self.resample == "down" else x
-
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv0(self._resample(F.silu(self.norm0(x))))
+        h = self.conv0(resampled(F.silu(self.norm0(x)), self.resample))
         modulation = self.affine(F.silu(embedding))[:, :, None, None]
         if self.modulation == "scale_shift":
             scale, shift = modulation.chunk(2, dim=1)
@@ -129,19 +151,21 @@ class ResidualBlock(nn.Module):
         else:
             h = self.norm1(h + modulation)
         h = self.conv1(self.dropout(F.silu(h)))
-        total = self.skip(self._resample(x)) + h
+        total = self.skip(resampled(x, self.resample)) + h
         return total if self.skip_scale == 1.0 else total * self.skip_scale
 
 
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels, with a residual connection; (B, C, H, W) -> the same."""
 
-    def __init__(self, channels: int, heads: int = 1, skip_scale: float = 1.0):
+    def __init__(
+        self, channels: int, heads: int = 1, skip_scale: float = 1.0, group_channels: int = 4
+    ):
         super().__init__()
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} attention heads.")
         self.heads, self.skip_scale = heads, skip_scale
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, group_channels)
         self.qkv = conv(channels, 3 * channels, kernel=1)
         self.proj = conv(channels, channels, kernel=1, scale=0.0)
 
@@ -149,7 +173,12 @@ class AttentionBlock(nn.Module):
         batch, channels, height, width = x.shape
         tokens = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
         query, key, value = tokens.transpose(-1, -2).unbind(1)  # each (B, heads, H W, C / heads)
-        h = F.scaled_dot_product_attention(query, key, value)
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            # The backward pass of the fused kernel is slower than this on CPUs.
+            weights = (query * query.shape[-1] ** -0.5) @ key.mT
+            h = weights.softmax(-1).to(value.dtype) @ value
+        else:
+            h = F.scaled_dot_product_attention(query, key, value)
         h = self.proj(h.transpose(-1, -2).reshape(batch, channels, height, width))
         total = x + h
         return total if self.skip_scale == 1.0 else total * self.skip_scale

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from score_sde.nets.layers import (
     EMBEDDINGS,
     AttentionBlock,
+    ResampleConv,
     ResidualBlock,
     conv,
     group_norm,
@@ -38,7 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # For CPUs: all arithmetic on a quarter of the pixels.
     "small": dict(
-        width=64, multipliers=(1, 2), blocks=2, attention=(8, 7), patch=2, modulation="scale_shift",
+        width=48, multipliers=(1, 2), blocks=2, decoder_blocks=2, middle=("block",),
+        resample="conv", attention=(8, 7), patch=2, modulation="scale_shift", group_channels=16,
     ),
 }  # fmt: skip
 
@@ -49,13 +51,16 @@ class UNet(nn.Module):
     channels, size: what the images are; size is (H, W).
     out_channels: channels of the result, as many as go in unless given.
     width, multipliers: channels of level i are width * multipliers[i]; each level halves H and W.
-    blocks: residual blocks a level (the decoder has one more).
+    blocks: residual blocks a level of the encoder.
+    decoder_blocks: residual blocks a level of the decoder; one more than the encoder's if None.
+    middle: what lies between, of "block" and "attention".
+    resample: between levels, a residual "block" (BigGAN, DDPM++) or a "conv" (DDPM).
     attention: attention at levels whose height is listed.
     heads: attention heads.
     dropout: inside residual blocks, in training.
     patch: space to depth by this factor before the first convolution, and back after the last:
         the arithmetic runs on H/patch x W/patch.
-    modulation, skip_scale: see `ResidualBlock`.
+    modulation, skip_scale, group_channels: see `ResidualBlock`.
     embedding: "positional" for labels of DDPM's size, "fourier" for labels like log sigma.
 
     Raises ValueError when H or W does not divide by patch * 2^(levels - 1), or when no level has
@@ -70,67 +75,79 @@ class UNet(nn.Module):
         width: int = 128,
         multipliers: tuple[int, ...] = (1, 2, 2, 2),
         blocks: int = 4,
+        decoder_blocks: int | None = None,
+        middle: tuple[str, ...] = ("block", "attention", "block"),
+        resample: str = "block",
         attention: tuple[int, ...] = (16,),
         heads: int = 1,
         dropout: float = 0.0,
         patch: int = 1,
         modulation: str = "shift",
         skip_scale: float = 1.0,
+        group_channels: int = 4,
         embedding: str = "positional",
     ):
         super().__init__()
         heights = _level_heights(size, patch, len(multipliers), attention)
-        if modulation not in ("shift", "scale_shift"):
-            raise ValueError(f"modulation {modulation!r} is unknown; choose shift or scale_shift.")
-        if embedding not in EMBEDDINGS:
-            raise ValueError(f"embedding {embedding!r} is unknown; choose from {list(EMBEDDINGS)}.")
+        decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
+        for name, value, choices in (
+            ("modulation", modulation, ("shift", "scale_shift")),
+            ("resample", resample, ("block", "conv")),
+            ("embedding", embedding, tuple(EMBEDDINGS)),
+            *(("middle", part, ("block", "attention")) for part in middle),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
+        if not 1 <= decoder_blocks <= blocks + 1:
+            raise ValueError(
+                f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
+            )
         self.channels, self.size, self.patch = channels, tuple(size), patch
         outputs = (channels if out_channels is None else out_channels) * patch**2
         emb = 4 * width
         self.embedding = EMBEDDINGS[embedding](width)
         self.embed0, self.embed1 = linear(width, emb), linear(emb, emb)
 
-        common = dict(modulation=modulation, skip_scale=skip_scale)
+        common = dict(skip_scale=skip_scale, group_channels=group_channels)
+
+        def block(inputs: int, outputs: int, direction: str | None = None) -> nn.Module:
+            if direction is not None and resample == "conv":
+                return ResampleConv(inputs, direction)
+            return ResidualBlock(inputs, outputs, emb, dropout, direction, modulation, **common)
+
         inputs = width
-        kept = [width]
+        kept: list[list[int]] = []  # channels that each level of the encoder hands over
         self.conv_in = conv(channels * patch**2, width)
         self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
         for level, multiplier in enumerate(multipliers):
+            kept.append([inputs])
             for i in range(blocks):
                 name = f"level{level}_block{i}"
-                self.encoder[name] = ResidualBlock(
-                    inputs, width * multiplier, emb, dropout, **common
-                )
+                self.encoder[name] = block(inputs, width * multiplier)
                 inputs = width * multiplier
                 if heights[level] in attention:
-                    self.encoder[f"{name}_attention"] = AttentionBlock(inputs, heads, skip_scale)
-                kept.append(inputs)
+                    self.encoder[f"{name}_attention"] = AttentionBlock(inputs, heads, **common)
+                kept[-1].append(inputs)
             if level < len(multipliers) - 1:
-                self.encoder[f"level{level}_down"] = ResidualBlock(
-                    inputs, inputs, emb, dropout, resample="down", **common
-                )
-                kept.append(inputs)
+                self.encoder[f"level{level}_down"] = block(inputs, inputs, "down")
 
-        self.middle = nn.ModuleDict(
-            {
-                "block0": ResidualBlock(inputs, inputs, emb, dropout, **common),
-                "attention": AttentionBlock(inputs, heads, skip_scale),
-                "block1": ResidualBlock(inputs, inputs, emb, dropout, **common),
-            }
-        )
+        self.middle = nn.ModuleDict()
+        for i, part in enumerate(middle):
+            self.middle[f"{part}{i}"] = (
+                block(inputs, inputs)
+                if part == "block"
+                else AttentionBlock(inputs, heads, **common)
+            )
         for level, multiplier in reversed(list(enumerate(multipliers))):
-            for i in range(blocks + 1):
-                self.decoder[f"level{level}_block{i}"] = ResidualBlock(
-                    inputs + kept.pop(), width * multiplier, emb, dropout, **common
-                )
+            for i in range(decoder_blocks):
+                name = f"level{level}_block{i}"
+                self.decoder[name] = block(inputs + kept[level].pop(), width * multiplier)
                 inputs = width * multiplier
             if heights[level] in attention:
-                self.decoder[f"level{level}_attention"] = AttentionBlock(inputs, heads, skip_scale)
+                self.decoder[f"level{level}_attention"] = AttentionBlock(inputs, heads, **common)
             if level > 0:
-                self.decoder[f"level{level}_up"] = ResidualBlock(
-                    inputs, inputs, emb, dropout, resample="up", **common
-                )
-        self.norm_out = group_norm(inputs)
+                self.decoder[f"level{level}_up"] = block(inputs, inputs, "up")
+        self.norm_out = group_norm(inputs, group_channels)
         self.conv_out = conv(inputs, outputs, scale=0.0)
 
     @classmethod
@@ -149,24 +166,29 @@ class UNet(nn.Module):
         embedding = self.embed1(F.silu(self.embed0(self.embedding(label))))
 
         h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
-        kept = [h]
+        kept = [[h]]  # by level
         for name, block in self.encoder.items():
             if name.endswith("attention"):
-                h = kept[-1] = block(h)
+                h = kept[-1][-1] = block(h)
             else:
                 h = block(h, embedding)
-                kept.append(h)
-        h = self.middle["block0"](h, embedding)
-        h = self.middle["block1"](self.middle["attention"](h), embedding)
+                if name.endswith("down"):
+                    kept.append([h])
+                else:
+                    kept[-1].append(h)
+        for name, block in self.middle.items():
+            h = block(h) if name.startswith("attention") else block(h, embedding)
         for name, block in self.decoder.items():
             if name.endswith("attention"):
                 h = block(h)
             elif name.endswith("up"):
                 h = block(h, embedding)
+                kept.pop()
             else:
-                h = block(torch.cat([h, kept.pop()], dim=1), embedding)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
+                h = block(torch.cat([h, kept[-1].pop()], dim=1), embedding)
+        h = F.silu(self.norm_out(h))
+        y = self.conv_out(h)
+        return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
 
 
 def _level_heights(

@@ -8,3 +8,4 @@ from score_sde.sampling.loop import sample as sample
 from score_sde.sampling.ode import ODEError as ODEError
 from score_sde.sampling.ode import solve_ode as solve_ode
 from score_sde.sampling.predictors import Predictor as Predictor
+from score_sde.sampling.predictors import Trajectory as Trajectory

@@ -15,9 +15,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.sampling.grids import make_grid
+from score_sde.sampling.multistep import DPMSolverPP2M, SDEDPMSolverPP2M
 from score_sde.sampling.noise import SeededNoise, fresh_seeds
 from score_sde.sampling.ode import AdaptiveODE
-from score_sde.sampling.predictors import Ancestral, Euler, EulerMaruyama, Heun, Predictor
+from score_sde.sampling.predictors import (
+    Ancestral,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Predictor,
+    Trajectory,
+)
 from score_sde.sdes import SDE, ScoreFn
 
 SAMPLERS: dict[str, type[Predictor]] = {
@@ -26,6 +34,8 @@ SAMPLERS: dict[str, type[Predictor]] = {
     "ode": AdaptiveODE,
     "euler": Euler,
     "heun": Heun,
+    "dpmpp_2m": DPMSolverPP2M,
+    "dpmpp_2m_sde": SDEDPMSolverPP2M,
 }
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -146,6 +156,7 @@ def sample(
 
     Raises ValueError for settings that make no sense, `ODEError` when an adaptive solver fails.
     """
+    name = method if isinstance(method, str) else type(method).__name__
     method = make_sampler(method, **options)
     if (shape is None) == (x_T is None):
         raise ValueError("give exactly one of shape and x_T.")
@@ -182,8 +193,9 @@ def sample(
         # x_T is the first draw, also when it is given: later draws do not depend on that.
         x = sde.prior_std() * noise.draw()
         x = x if x_T is None else x_T[first : first + batch].to(**to)
+        run = Trajectory(sde, counted, noise.draw)
         for t, s in pairwise(times):
-            x = method.step(sde, counted, x, t, s, noise.draw)
+            x = method.step(run, x, t, s)
             if hook is not None:
                 changed = hook(x, s)
                 x = x if changed is None else changed
@@ -192,7 +204,7 @@ def sample(
     bar.close()
 
     x = torch.cat(chunks)
-    settings = {"method": method, "steps": len(times) - 1}
+    settings = {"method": name, **dataclasses.asdict(method), "steps": len(times) - 1}
     settings |= {"grid": grid if isinstance(grid, str) else "explicit"}
     settings |= {"t": f"{float(times[0]):g}..{float(times[-1]):g}", "denoise": denoise}
     result = SampleResult(x, calls // len(starts), time.perf_counter() - started, settings)

@@ -88,8 +88,8 @@ class AdaptiveODE(Predictor):
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive (got {self.rtol}, {self.atol}).")
 
-    def step(self, sde, score, x, t, s, noise):
-        flow = sde.reverse(score, 0.0)
+    def step(self, run, x, t, s):
+        flow = run.sde.reverse(run.score, 0.0)
 
         def field(time: Tensor, state: Tensor) -> Tensor:
             return flow.drift(state, time)

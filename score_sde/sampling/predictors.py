@@ -1,22 +1,42 @@
 r"""One-step methods that carry x_t to x_s for s < t. Each is a frozen dataclass of settings.
 
-A predictor has `step(sde, score, x, t, s, noise) -> x_s` where ``noise()`` gives fresh standard
-normal states, and three facts about itself: `evaluations` (of the score, per step), `stochastic`
-and `default_steps`. Anything with these is a predictor; nothing is registered.
+A predictor has `step(run, x, t, s) -> x_s`, where ``run`` is the `Trajectory` it works on, and
+facts about itself: `evaluations` (of the score, per step), `stochastic`, `default_steps` and
+`default_grid`. A subclass with a `step` is a predictor; nothing is registered.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from score_sde.sdes import SDE, ScoreFn, expand
 
-NoiseFn = Callable[[], Tensor]
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run of the loop over one batch, as a method sees it.
+
+    noise: `noise()` is a fresh standard normal state (B, ...), reproducible by seed.
+    memory: a dictionary of the run, for methods that remember earlier steps.
+    """
+
+    sde: SDE
+    score: ScoreFn
+    noise: Callable[[], Tensor]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """The noise that the score sees in x: -sigma score, like x."""
+        return -expand(self.sde.sigma(t), x) * self.score(x, t)
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], like x."""
+        return self.sde.denoise(x, t, self.score)
 
 
 class Predictor(abc.ABC):
@@ -28,9 +48,7 @@ class Predictor(abc.ABC):
     default_grid: ClassVar[str | None] = None  # None: the natural grid of the process
 
     @abc.abstractmethod
-    def step(
-        self, sde: SDE, score: ScoreFn, x: Tensor, t: Tensor, s: Tensor, noise: NoiseFn
-    ) -> Tensor:
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """x_s from x_t (B, ...); s < t are float64 tensors of shape ()."""
 
 
@@ -52,11 +70,11 @@ class Ancestral(Predictor):
     def __post_init__(self) -> None:
         _check_choice("variance", self.variance, ("posterior", "transition"))
 
-    def step(self, sde, score, x, t, s, noise):
-        mean, std = sde.posterior(sde.denoise(x, t, score), x, s, t)
+    def step(self, run, x, t, s):
+        mean, std = run.sde.posterior(run.denoise(x, t), x, s, t)
         if self.variance == "transition":
-            std = expand(sde.transition(s, t)[1], x)
-        return mean + std * noise()
+            std = expand(run.sde.transition(s, t)[1], x)
+        return mean + std * run.noise()
 
 
 @dataclass(frozen=True)
@@ -72,16 +90,12 @@ class EulerMaruyama(Predictor):
         if self.eta < 0:
             raise ValueError(f"eta must be at least 0 (got {self.eta}).")
 
-    def step(self, sde, score, x, t, s, noise):
-        reverse = sde.reverse(score, self.eta)
+    def step(self, run, x, t, s):
+        reverse = run.sde.reverse(run.score, self.eta)
         x = x - expand(t - s, x) * reverse.drift(x, t)
         if self.eta == 0:
             return x
-        return x + expand(reverse.diffusion(t) * (t - s).sqrt(), x) * noise()
-
-
-def _eps(sde: SDE, score: ScoreFn, x: Tensor, t: Tensor) -> Tensor:
-    return -expand(sde.sigma(t), x) * score(x, t)
+        return x + expand(reverse.diffusion(t) * (t - s).sqrt(), x) * run.noise()
 
 
 def _flow_coefficients(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,11 +120,11 @@ class Euler(Predictor):
     def __post_init__(self) -> None:
         _check_choice("variable", self.variable, ("sigma", "time"))
 
-    def step(self, sde, score, x, t, s, noise):
+    def step(self, run, x, t, s):
         if self.variable == "time":
-            return x - expand(t - s, x) * sde.reverse(score, 0.0).drift(x, t)
-        a, h = _flow_coefficients(sde, t, s)
-        return expand(a, x) * x + expand(h, x) * _eps(sde, score, x, t)
+            return x - expand(t - s, x) * run.sde.reverse(run.score, 0.0).drift(x, t)
+        a, h = _flow_coefficients(run.sde, t, s)
+        return expand(a, x) * x + expand(h, x) * run.eps(x, t)
 
 
 @dataclass(frozen=True)
@@ -129,11 +143,11 @@ class Heun(Predictor):
     def __post_init__(self) -> None:
         _check_choice("variable", self.variable, ("sigma", "time"))
 
-    def step(self, sde, score, x, t, s, noise):
+    def step(self, run, x, t, s):
         if self.variable == "time":
-            flow, dt = sde.reverse(score, 0.0), expand(t - s, x)
+            flow, dt = run.sde.reverse(run.score, 0.0), expand(t - s, x)
             slope = flow.drift(x, t)
             return x - dt * (slope + flow.drift(x - dt * slope, s)) / 2
-        a, h = (expand(c, x) for c in _flow_coefficients(sde, t, s))
-        eps = _eps(sde, score, x, t)
-        return a * x + h * (eps + _eps(sde, score, a * x + h * eps, s)) / 2
+        a, h = (expand(c, x) for c in _flow_coefficients(run.sde, t, s))
+        eps = run.eps(x, t)
+        return a * x + h * (eps + run.eps(a * x + h * eps, s)) / 2

@@ -1,0 +1,85 @@
+"""What many tests need: every process, and small data whose score is known."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from score_sde import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    FlowSDE,
+    Gaussian,
+    GaussianMixture,
+    SubVPSDE,
+    TableSDE,
+)
+
+torch.set_num_threads(2)
+
+
+@dataclass(frozen=True)
+class QuarterSDE(SDE):
+    """A user's process: two functions and nothing else."""
+
+    t_max: float = 0.99
+
+    def alpha(self, t):
+        return torch.cos(t * math.pi / 2)
+
+    def sigma(self, t):
+        return torch.sin(t * math.pi / 2)
+
+
+PROCESSES = {
+    "vp": VPSDE(),
+    "subvp": SubVPSDE(),
+    "ve": VESDE(),
+    "cosine": CosineSDE(),
+    "flow": FlowSDE(),
+    "edm": EDMSDE(),
+    "table": TableSDE(),
+    "table_cosine": TableSDE("cosine"),
+    "user": QuarterSDE(),
+}
+
+
+@pytest.fixture(params=list(PROCESSES))
+def sde(request) -> SDE:
+    return PROCESSES[request.param]
+
+
+@pytest.fixture(params=["vp", "subvp", "ve"])
+def song_sde(request) -> SDE:
+    return PROCESSES[request.param]
+
+
+def correlated_gaussian(shape: tuple[int, ...], seed: int = 0) -> Gaussian:
+    """A Gaussian with correlated coordinates, variances about 0.25 and a mean that is not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    dim = math.prod(shape)
+    factor = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    covariance = 0.25 * factor @ factor.T + 0.02 * torch.eye(dim, dtype=torch.float64)
+    mean = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return Gaussian(mean, covariance)
+
+
+@pytest.fixture
+def mixture() -> GaussianMixture:
+    """Three correlated components in the plane."""
+    means = [[-1.0, 0.3], [0.8, 0.9], [0.2, -1.1]]
+    covariances = [
+        [[0.10, 0.05], [0.05, 0.08]],
+        [[0.05, -0.03], [-0.03, 0.12]],
+        [[0.20, 0.00], [0.00, 0.02]],
+    ]
+    return GaussianMixture([0.5, 0.3, 0.2], means, covariances)
+
+
+def times_of(sde: SDE, n: int = 9) -> torch.Tensor:
+    """Float64 times spread over the process, away from the ends of a table's segments."""
+    return torch.linspace(sde.t_min * 1.7, sde.t_max * 0.99, n, dtype=torch.float64)

@@ -1,0 +1,107 @@
+"""The layers of DESIGN: imports go down only, and house rules that a machine can check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "score_sde"
+LAYERS = [  # from the bottom; a file may import what is in lower rows, and its own package
+    {"version"},
+    {"sdes"},
+    {"exact"},
+    {"models", "losses", "sampling", "nets", "data"},
+    {"training"},
+    {"build"},
+    {"run"},
+    {"cli"},
+]
+ONLY_TORCH = {"nets", "data", "sdes"}
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT)
+        top = relative.parts[0].removesuffix(".py")
+        if relative.name == "__init__.py" and len(relative.parts) == 1:
+            continue
+        yield top, path, ast.parse(path.read_text())
+
+
+def imported(tree):
+    """Top-level parts of ours, and packages of others."""
+    ours, others = set(), set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = (
+                [node.module]
+                if node.module != "score_sde"
+                else [f"score_sde.{a.name}" for a in node.names]
+            )
+        for name in names:
+            head, *rest = name.split(".")
+            if head == "score_sde":
+                ours.add(rest[0])
+            else:
+                others.add(head)
+    return ours, others
+
+
+def test_imports_go_down_only():
+    for top, path, tree in modules():
+        ours, _ = imported(tree)
+        for other in ours - {top}:
+            assert RANK[other] < RANK[top], f"{path} imports {other}, which is not below {top}"
+            assert top not in ONLY_TORCH, f"{path}: {top} must import nothing of ours"
+
+
+def test_absl_and_ml_collections_live_in_cli_and_configs_only():
+    for top, path, tree in modules():
+        _, others = imported(tree)
+        if top != "cli":
+            assert not others & {"absl", "ml_collections"}, path
+
+
+def test_only_build_reads_config_fields():
+    for top, path, tree in modules():
+        if top in ("build", "run", "cli"):
+            continue
+        for node in ast.walk(tree):
+            name = node.id if isinstance(node, ast.Name) else None
+            assert name != "config", f"{path}:{node.lineno} knows of a config"
+
+
+def test_no_isinstance_on_processes_no_manual_broadcasting_no_utils():
+    processes = {"SDE", "VPSDE", "SubVPSDE", "VESDE", "CosineSDE", "FlowSDE", "EDMSDE", "TableSDE"}
+    for _, path, tree in modules():
+        assert path.stem not in ("utils", "helpers", "misc")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                names = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                assert not names & processes, f"{path}:{node.lineno}"
+        if path.parts[-2] != "nets" and path.stem != "batches":
+            assert "[:, None, None, None]" not in path.read_text(), path
+
+
+def test_importing_starts_nothing():
+    """No compiler, download, process group, CUDA context, TensorBoard or command line."""
+    code = """
+import os, socket, subprocess, sys
+os.environ["PATH"] = ""  # no compiler to be found
+
+def forbidden(*a, **k):
+    raise AssertionError("import did something")
+
+socket.socket.connect = forbidden
+subprocess.Popen.__init__ = forbidden
+import score_sde, torch
+assert not torch.cuda.is_initialized()
+assert not torch.distributed.is_initialized()
+heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "absl", "ml_collections", "torchvision"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

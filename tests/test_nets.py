@@ -1,0 +1,119 @@
+"""Networks: shapes from the data, errors when built, and what must hold at the start."""
+
+import pytest
+import torch
+
+from score_sde import VPSDE, ScoreModel
+from score_sde.nets import MLP, UNet
+from score_sde.nets.layers import FourierEmbedding, SinusoidalEmbedding
+
+SMALL = dict(width=16, multipliers=(1, 2), blocks=1, attention=())
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (32, 64), (40, 24)])
+def test_unet_takes_any_channels_and_sizes_and_trains_a_step(channels, size):
+    for patch in (1, 2):
+        net = UNet(channels, size, patch=patch, **SMALL)
+        x, label = torch.randn(2, channels, *size), torch.tensor([3.0, 800.0])
+        assert net(x, label).shape == x.shape
+        loss = (net(x, label) - x).square().mean()
+        loss.backward()
+        assert net.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_a_new_network_predicts_nothing():
+    """Zero-initialised last layers: the first prediction is (almost) 0, not noise."""
+    for net, x in (
+        (UNet.preset("small", 1, (28, 28)), torch.randn(2, 1, 28, 28)),
+        (MLP(3), torch.randn(2, 3)),
+    ):
+        with torch.no_grad():
+            assert float(net(x, torch.tensor([1.0, 900.0])).abs().max()) < 1e-3
+
+
+def test_the_label_matters_to_every_sample_by_itself():
+    torch.manual_seed(0)
+    net = UNet(1, (8, 8), **SMALL)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
+    out = net(x, torch.tensor([1.0, 500.0, 500.0]))
+    assert float((out[0] - out[1]).abs().max()) > 1e-3
+    torch.testing.assert_close(out[1], out[2])
+    alone = net(x[:1], torch.tensor([500.0]))
+    torch.testing.assert_close(alone[0], out[1], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_hold_the_same_pixels():
+    """Space to depth and back is the identity when the network in between is."""
+    net = UNet(2, (8, 8), patch=2, **SMALL)
+    x = torch.randn(1, 2, 8, 8)
+    shuffled = torch.nn.functional.pixel_unshuffle(x, 2)
+    assert net.conv_in.in_channels == shuffled.shape[1] == 8
+    assert torch.equal(torch.nn.functional.pixel_shuffle(shuffled, 2), x)
+
+
+def test_state_dict_names_are_stable_words():
+    names = list(UNet(1, (8, 8), **{**SMALL, "attention": (4,)}).state_dict())
+    assert "encoder.level0_block0.conv0.weight" in names
+    assert "encoder.level1_block0_attention.qkv.weight" in names
+    assert "decoder.level1_up.skip.weight" in names
+    assert not any("module" in name or "orig_mod" in name for name in names)
+
+
+def test_embeddings():
+    label = torch.tensor([0.0, 1.0, 999.0])
+    e = SinusoidalEmbedding(8)(label)
+    frequencies = 10_000 ** (-torch.arange(4) / 3)
+    torch.testing.assert_close(
+        e,
+        torch.cat([(label[:, None] * frequencies).sin(), (label[:, None] * frequencies).cos()], 1),
+    )
+    fourier = FourierEmbedding(8)
+    assert fourier(label).shape == (3, 8) and not list(fourier.parameters())
+    assert "frequencies" in fourier.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UNet(1, (28, 28), width=16), r"Height 28 is not divisible by 8 \(4 levels"),
+        (lambda: UNet(1, (32, 30), width=16), "Width 30 .* Use 24 or 32"),
+        (lambda: UNet(1, (28, 28), patch=2, multipliers=(1, 2), attention=(16,)), r"\[14, 7\]"),
+        (lambda: UNet(1, (8, 8), width=18, multipliers=(1,), attention=()), "do not divide"),
+        (lambda: UNet(1, (8, 8), heads=3, width=16, multipliers=(1,), attention=()), "3 attention"),
+        (lambda: UNet(1, (8, 8), **SMALL, modulation="film"), "modulation 'film'"),
+        (lambda: UNet(1, (8, 8), **SMALL, embedding="sine"), "embedding 'sine'"),
+        (lambda: UNet.preset("ddpm++", 3, (32, 32)), "unknown U-Net preset"),
+        (lambda: UNet(3, (8, 8), **SMALL)(torch.zeros(1, 1, 8, 8), torch.zeros(1)), "was built"),
+        (lambda: MLP(2)(torch.zeros(1, 3), torch.zeros(1)), "was built for states"),
+    ],
+)
+def test_misfits_are_explained_when_built(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_mlp_learns_a_gaussian_score():
+    """Twenty lines of user code: after 400 steps the learned score is near the exact one."""
+    from score_sde import Gaussian
+    from score_sde.losses import ScoreMatching
+
+    torch.manual_seed(0)
+    sde, data = VPSDE(), Gaussian([0.5, -0.5], [[0.5, 0.3], [0.3, 0.4]])
+    model = ScoreModel(MLP(2, width=64, depth=2), sde, target="v")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    objective = ScoreMatching()
+    for _ in range(400):
+        loss = objective(model, data.sample(512).float()).loss.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    t = torch.full((2000,), 0.3)
+    mean, std = sde.marginal(data.sample(2000).float(), t)
+    x = mean + std * torch.randn(2000, 2)
+    with torch.no_grad():
+        error = (model(x, t) - data.score(sde)(x, t)).square().mean().sqrt()
+        scale = data.score(sde)(x, t).square().mean().sqrt()
+    assert float(error / scale) < 0.12
