@@ -77,7 +77,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     config.training = training = ConfigDict()
     training.batch_size = 128
     training.steps = 950_000
-    training.minutes = placeholder(float)  # wall-clock limit of the run
+    training.minutes = 0.0  # wall-clock limit of the run, 0 for none
     training.optimizer = "adam"  # or muon
     training.lr = 2e-4
     training.betas = (0.9, 0.999)

@@ -70,6 +70,21 @@ class SamplingSettings:
             raise ValueError(f"sampling.batch_size must be >= 1 (got {self.batch_size}).")
 
 
+def change_sampling(settings: Config | None, changes: Config) -> dict[str, Any]:
+    """The sampling section with ``changes`` (None: no change).
+
+    A new method comes with its own steps, grid and options; steps replace nfe and nfe steps.
+    """
+    merged = dict(settings or {})
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if changes.get("method", merged.get("method")) != merged.get("method"):
+        for key in ("steps", "nfe", "grid", "options"):
+            merged.pop(key, None)
+    if "steps" in changes or "nfe" in changes:
+        merged |= {"steps": None, "nfe": None}
+    return merged | changes
+
+
 SECTIONS: dict[str, Callable[..., Any] | None] = {
     "data": load_data,
     "sde": None,

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from score_sde import run
-from score_sde.build import ConfigError
+from score_sde.build import ConfigError, change_sampling
 from score_sde.data import DataError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
 from score_sde.training import CheckpointError, TrainingError
@@ -108,12 +108,14 @@ def help_text(values: flags.FlagValues) -> str:
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
     """The flags of a command line; UsageError for anything that does not fit."""
     arguments = list(argv)
-    for i, argument in enumerate(arguments):
+    for i, argument in enumerate(argv):
         match = re.fullmatch(r"--?config(=(.*))?", argument)
         if match and match.group(1):
             arguments[i] = f"--config={find_config(match.group(2))}"
-        elif match and i + 1 < len(arguments):
-            arguments[i + 1] = find_config(arguments[i + 1])
+            break
+        if match and i + 1 < len(argv):
+            arguments[i : i + 2] = [f"--config={find_config(argv[i + 1])}"]
+            break
     values = _define_flags()
     before, sys.argv = sys.argv, arguments  # config_flags reads the overrides from sys.argv
     try:
@@ -131,13 +133,40 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
     """A sentence from what absl or ml_collections say of a bad command line."""
     if "Traceback" in message:  # a config file raised; its own sentence comes last
         return message.strip().splitlines()[-1].partition(": ")[2]
-    message = message.replace("\\n", " ").replace("\\'", "'").replace("\n", " ").strip("\"' ")
-    if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
-        right, wrong = match.groups()
-        full = next((a for a in arguments if re.search(rf"[.]{wrong}(=|$)", a)), wrong)
-        key = full.lstrip("-").partition("=")[0].removeprefix("config.")
-        return f"{key}: unknown config key. Did you mean {key.replace(wrong, right)}?"
-    return message
+    return _explain_key(arguments) or re.sub(r"\s+", " ", message).strip("\"' ")
+
+
+def _explain_key(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first --config.* argument that names no field, if there is one."""
+    config_only = [a for a in arguments[1:] if re.match(r"--?config=", a)]
+    given = [m for a in arguments if (m := re.match(r"--?config\.([\w.]+)", a))]
+    if not config_only or not given:
+        return None
+    values = _define_flags()
+    before, sys.argv = sys.argv, [arguments[0], *config_only]
+    try:
+        values(sys.argv)
+    finally:
+        sys.argv = before
+    fields = _flatten(values.config.to_dict())
+    for match in given:
+        key = match.group(1)
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            section = key.partition(".")[0]
+            there = [f for f in fields if f.startswith(section + ".")] or list(fields)
+            return f"{key}: unknown config key.{hint} There are {', '.join(there)}."
+    return None
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    names: list[str] = []
+    for key, value in config.items():
+        nested = _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else []
+        names += nested or [f"{prefix}{key}"]
+    return names
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any] | None:
@@ -167,6 +196,25 @@ def _workdir_of(values: flags.FlagValues, argv: Sequence[str]) -> Path:
     raise UsageError("give --config or --workdir, for example:" + EXAMPLES)
 
 
+def _given(changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def _sampling_overrides(values: flags.FlagValues, argv: Sequence[str]) -> dict[str, Any]:
+    """What --config.sampling.* flags change; other sections are the run's own and cannot change."""
+    overrides = {}
+    for argument in argv:
+        match = re.match(r"--?config\.(\w+)\.?(\w*)", argument)
+        if match and match.group(1) != "sampling":
+            raise UsageError(
+                f"{argument.partition('=')[0]} has no effect in --mode sample: the run's own "
+                "config is used. Drop it, or train another run."
+            )
+        if match:
+            overrides[match.group(2)] = values.config.sampling[match.group(2)]
+    return overrides
+
+
 def _dispatch(argv: Sequence[str]) -> None:
     values = _parse(argv)
     if values.help:
@@ -193,6 +241,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         "options": _options(values.option),
     }
     if values.mode == "sample":
+        changes = {**_sampling_overrides(values, argv), **_given(changes)}
         run.sample_to_files(
             workdir, values.num_samples, values.first_seed, values.weights, values.out,
             values.device, **changes,
@@ -203,9 +252,7 @@ def _dispatch(argv: Sequence[str]) -> None:
     config = values.config.to_dict()
     if values.data:
         config["data"]["name"] = values.data
-    given = {key: value for key, value in changes.items() if value is not None}
-    if given:
-        config["sampling"] = {**(config.get("sampling") or {}), **given}
+    config["sampling"] = change_sampling(config.get("sampling"), changes)
     run.train(config, workdir, values.resume, values.overwrite, values.device)
 
 

@@ -75,13 +75,7 @@ class Run:
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
         A new method comes with its own steps, grid and options.
         """
-        settings = dict(self.config.get("sampling") or {})
-        if changes.get("method") not in (None, settings.get("method")):
-            for key in ("steps", "nfe", "grid", "options"):
-                settings.pop(key, None)
-        if changes.get("steps") is not None or changes.get("nfe") is not None:
-            settings.pop("steps", None), settings.pop("nfe", None)
-        settings |= {key: value for key, value in changes.items() if value is not None}
+        settings = build.change_sampling(self.config.get("sampling"), changes)
         chosen = build.build_sampling({"sampling": settings})
         device = next(self.score.parameters()).device
         return sample(
@@ -130,10 +124,10 @@ def _read_config(workdir: Path) -> dict[str, Any]:
         raise RunError(f"{workdir}/config.json cannot be read ({error}).") from error
 
 
-def _prepare_workdir(workdir: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a used directory unless told what to do with it."""
+def _check_workdir(workdir: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a used directory unless told what to do with it; nothing is changed yet."""
     steps = steps_of(workdir)
-    used = (workdir / "config.json").exists() or bool(steps)
+    used = _is_used(workdir)
     if resume and not steps:
         raise RunError(f"Nothing to resume in {workdir} (no checkpoint).")
     if resume and overwrite:
@@ -141,7 +135,15 @@ def _prepare_workdir(workdir: Path, resume: bool, overwrite: bool) -> None:
     if used and not (resume or overwrite):
         where = f"a run at step {steps[-1]}" if steps else "a run without a checkpoint"
         raise RunError(f"{workdir} holds {where}. Use --resume, --overwrite or another --workdir.")
-    if used and overwrite:
+
+
+def _is_used(workdir: Path) -> bool:
+    return (workdir / "config.json").exists() or bool(steps_of(workdir))
+
+
+def _make_workdir(workdir: Path, overwrite: bool) -> None:
+    """Make the directory, without what an earlier run left there if it is to be overwritten."""
+    if overwrite and _is_used(workdir):
         for name in ("checkpoints", "tensorboard", "progress", "samples"):
             shutil.rmtree(workdir / name, ignore_errors=True)
         for name in ("config.json", "log.jsonl"):
@@ -189,7 +191,7 @@ def train(
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_objective(config)
     sampling = build.build_sampling(config)  # a misspelt sampler is found now, not at step 5000
-    _prepare_workdir(workdir, resume, overwrite)
+    _check_workdir(workdir, resume, overwrite)
     data = build.build_data(config)
     for note in data.notes:
         print(note)
@@ -202,6 +204,7 @@ def train(
         _check_same_model(_read_config(workdir)["config"], config, workdir)
     torch.manual_seed(seed)
     model = build.build_model(config, spec).to(chosen)
+    _make_workdir(workdir, overwrite)  # all that can be wrong with the config has been found
     saved = {"config": _plain(config), "data_spec": spec.to_dict(), "version": __version__}
     (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
     data_std = float(data.reference(1000).std())

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import tarfile
 import zipfile
@@ -18,7 +19,6 @@ from score_sde.data import (
     DataSpec,
     StreamData,
     download,
-    images,
     load,
     load_data,
 )
@@ -195,8 +195,6 @@ def test_mixed_sizes_need_a_decision(tmp_path, resize):
 def test_big_sets_stream_with_the_same_order(folder, monkeypatch):
     whole = load_data(str(folder), flip=True)
     monkeypatch.setattr(load, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(images.ScannedImages, "__len__", lambda self: 7)
-    monkeypatch.setattr(load.np, "arange", lambda n: range(min(n, 7)))
     streamed = load_data(str(folder), flip=True)
     assert isinstance(streamed, StreamData) and streamed.spec == whole.spec
     one, two = whole.batches(4, seed=0, start=2), streamed.batches(4, seed=0, start=2)
@@ -381,8 +379,12 @@ def test_bad_names_and_paths_are_explained(tmp_path):
         (dict(name="test_data.Squares", options={"m": 0}), "cannot be made"),
     ]
     for arguments, message in cases:
-        with pytest.raises(DataError, match=message):
+        try:
             load_data(**arguments)
+        except DataError as error:
+            assert re.search(message, str(error)), (arguments, str(error))
+        else:
+            pytest.fail(f"no error for {arguments}")
 
 
 def test_first_batch_is_checked():

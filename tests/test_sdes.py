@@ -84,7 +84,7 @@ def test_posterior_is_bayes_rule(sde):
 
 def test_moments_of_the_forward_sde_are_the_closed_form():
     """m' = f m and v' = 2 f v + g^2, integrated from t_min, reach alpha and sigma^2."""
-    for name in ("vp", "subvp", "ve", "flow", "user"):
+    for name in ("vp", "subvp", "ve", "flow"):
         sde = PROCESSES[name]
         end = 0.6 * sde.t_max
         grid = torch.linspace(math.log(sde.t_min), math.log(end), 4001, dtype=F64).exp()

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from importlib import resources
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -66,7 +67,7 @@ def cifar10(split: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             arrays = {key: value for key, value in np.load(cached).items()}
             check_cifar(arrays, str(cached))
-        except (DataError, OSError, ValueError, EOFError) as error:
+        except (DataError, OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
             raise DataError(
                 f"The cached CIFAR-10 at {cached} is damaged ({error}). Delete the file; it will "
                 "be fetched again."

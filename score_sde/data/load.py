@@ -63,9 +63,10 @@ def load_data(
     if name in TOYS:
         seed = 0 if split == "train" else 1
         points = TOYS[name](TOY_POINTS, torch.Generator().manual_seed(seed))
-        spec = DataSpec(tuple(points.shape[1:]), name=name)
-        return ArrayData(points, None, spec, notes=(f"{name}: {len(points)} points",))
-    if name in IMAGE_SETS:
+        facts = scaling_of("none" if scaling == "symmetric" else scaling, points, None, None)
+        spec = DataSpec(tuple(points.shape[1:]), **facts, name=name)
+        data = ArrayData(points, None, spec, notes=(f"{name}: {len(points)} points",))
+    elif name in IMAGE_SETS:
         load, classes = IMAGE_SETS[name]
         images, labels = load(split)
         data = _from_arrays(images, labels, name, classes, size, resize, convert, None, scaling)
@@ -94,7 +95,7 @@ def load_data(
             f"Set data.channels={found}{advice}."
         )
     if flip and len(data.spec.shape) != 3:
-        raise DataError(f"data.flip needs images; items have shape {data.spec.shape}.")
+        raise DataError(f"data.flip needs images; items of {name} have shape {data.spec.shape}.")
     data.flip = flip
     check_batch(data.reference(min(len(data), 256)), data.spec)
     return data
@@ -232,8 +233,8 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
     """Images in memory when all of them take less than 1 GiB, else read as they are needed."""
     shape, classes = scanned.shape, scanned.classes
     fits = len(scanned) * int(np.prod(shape)) <= IN_MEMORY_BYTES
-    shown = len(scanned) if fits else 1000
-    raw = torch.from_numpy(np.stack([scanned[i][0] for i in np.arange(shown)]))
+    shown = len(scanned) if fits else min(len(scanned), 1000)
+    raw = torch.from_numpy(np.stack([scanned[i][0] for i in range(shown)]))
     facts = scaling_of(scaling, raw, 0.0, 255.0)
     spec = DataSpec(shape, 0.0, 255.0, 256, **facts, classes=classes, name=scanned.files.root.name)
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
@@ -260,7 +261,7 @@ def _from_dataset(
         raise DataError(f"{dotted} has no items.")
     if isinstance(spec := getattr(dataset, "spec", None), DataSpec):
         return StreamData(dataset, spec, workers=workers)
-    first = [dataset[i] for i in np.arange(min(len(dataset), 64))]
+    first = [dataset[i] for i in range(min(len(dataset), 64))]
     values = [np.asarray(v[0] if isinstance(v, tuple | list) else v) for v in first]
     if len({v.shape for v in values}) > 1:
         raise DataError(f"Items of {dotted} differ in shape: {sorted({v.shape for v in values})}.")

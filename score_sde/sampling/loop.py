@@ -204,7 +204,9 @@ def sample(
     bar.close()
 
     x = torch.cat(chunks)
-    settings = {"method": name, **dataclasses.asdict(method), "steps": len(times) - 1}
+    settings: dict[str, Any] = {"method": name, "steps": len(times) - 1}
+    if dataclasses.is_dataclass(method):
+        settings |= dataclasses.asdict(method)
     settings |= {"grid": grid if isinstance(grid, str) else "explicit"}
     settings |= {"t": f"{float(times[0]):g}..{float(times[-1]):g}", "denoise": denoise}
     result = SampleResult(x, calls // len(starts), time.perf_counter() - started, settings)

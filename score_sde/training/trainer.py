@@ -35,8 +35,8 @@ class TrainingSettings:
     """How to train.
 
     batch_size: items an update. steps: updates of the whole run.
-    minutes: wall-clock limit of the whole run, resumed parts counted in; the run ends at
-        whichever of steps and minutes comes first, its learning rate having fallen in time.
+    minutes: wall-clock limit of the whole run, resumed parts counted in, 0 for none; the run ends
+        at whichever of steps and minutes comes first, its learning rate having fallen in time.
     optimizer: "adam", or "muon" for the convolutions and Adam for the rest.
     lr, betas, weight_decay: of Adam. muon_lr: of Muon.
     warmup_steps: the learning rate rises linearly over these.
@@ -50,7 +50,7 @@ class TrainingSettings:
 
     batch_size: int = 128
     steps: int = 100_000
-    minutes: float | None = None
+    minutes: float = 0.0
     optimizer: str = "adam"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -72,8 +72,8 @@ class TrainingSettings:
         for name in ("batch_size", "steps", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} must be above 0 (got {getattr(self, name)}).")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"training.minutes must be above 0 (got {self.minutes}).")
+        if not self.minutes >= 0:
+            raise ValueError(f"training.minutes must be at least 0 (got {self.minutes}).")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"training.decay must lie in [0, 1] (got {self.decay}).")
 
@@ -181,12 +181,13 @@ class Trainer:
         batches = data.batches(settings.batch_size, self.seed, self.step, device)
         started, before = time.perf_counter(), self.seconds
         smooth, marked = None, (self.step, time.perf_counter())
-        bar = tqdm(total=settings.steps, initial=self.step, unit="step", mininterval=1.0)
+        form = "{percentage:3.0f}%|{bar:20}| {postfix}"
+        bar = tqdm(total=1000, bar_format=form, mininterval=1.0)
         while self.progress < 1:
             x0, _ = next(batches)
             values = self.update(x0)
-            bar.update()
             self.seconds = before + time.perf_counter() - started
+            bar.update(min(round(1000 * self.progress), 1000) - bar.n)
             smooth = values["loss"] if smooth is None else 0.98 * smooth + 0.02 * values["loss"]
             if settings.log_every and self.step % settings.log_every == 0:
                 now = time.perf_counter()
@@ -196,7 +197,8 @@ class Trainer:
                 scalars = {**values, "loss_smooth": smooth, "images_per_second": speed}
                 scalars |= {"eta_seconds": eta, "seconds": self.seconds, **self.bins.pop()}
                 logger.scalars(self.step, scalars)
-                bar.set_postfix_str(f"loss {smooth:.4f}, {speed:.0f} items/s, ETA {eta:.0f} s")
+                shown = f"step {self.step}, loss {smooth:.4f}, {speed:.0f} items/s, ETA {eta:.0f} s"
+                bar.set_postfix_str(shown, refresh=False)
             if settings.save_every and self.step % settings.save_every == 0:
                 save()
             if settings.sample_every and self.step % settings.sample_every == 0:

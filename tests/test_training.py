@@ -1,0 +1,247 @@
+"""Training: resume equals uninterrupted, averages, optimisers, checkpoints, bad states."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from score_sde import VPSDE, ScoreModel
+from score_sde.data import ArrayData, DataSpec
+from score_sde.losses import ScoreMatching
+from score_sde.nets import MLP, UNet
+from score_sde.training import (
+    EMA,
+    CheckpointError,
+    Logger,
+    Trainer,
+    TrainingError,
+    TrainingSettings,
+    checkpoints,
+)
+from score_sde.training.ema import power_of
+from score_sde.training.logs import BIN_NAMES, NoiseBins
+from score_sde.training.optim import Muon, learning_rate_factor, make_optimizers, orthogonalize
+
+
+def small_trainer(**settings) -> Trainer:
+    torch.manual_seed(0)
+    net = UNet(1, (8, 8), width=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.2)
+    settings = {"batch_size": 8, "steps": 100, "warmup_steps": 5, "decay": 0.5, **settings}
+    return Trainer(ScoreModel(net, VPSDE()), ScoreMatching(), TrainingSettings(**settings))
+
+
+def small_data() -> ArrayData:
+    raw = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), np.uint8))
+    return ArrayData(raw, None, DataSpec((1, 8, 8), 0.0, 255.0, 256, 127.5, 127.5), flip=True)
+
+
+def train(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    batches = small_data().batches(8, seed=0, start=trainer.step)
+    return [trainer.update(next(batches)[0]) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, optimizer):
+    """Weights, average, losses and learning rates, with dropout, flips and random times."""
+    whole = small_trainer(optimizer=optimizer, ema_sigma_rel=0.1)
+    log = train(whole, 12)
+    first = small_trainer(optimizer=optimizer, ema_sigma_rel=0.1)
+    train(first, 7)
+    checkpoints.save_checkpoint(tmp_path, first.step, first.checkpoint())
+    torch.manual_seed(999)  # nothing may depend on the state of the global generator
+    second = small_trainer(optimizer=optimizer, ema_sigma_rel=0.1)
+    second.restore(checkpoints.load_checkpoint(tmp_path))
+    assert second.step == 7
+    assert train(second, 5) == log[7:]
+    for a, b in ((whole.model.net, second.model.net), (whole.ema.net, second.ema.net)):
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert torch.equal(x, y), name
+
+
+def test_the_average_never_touches_the_weights_and_follows_them():
+    trainer = small_trainer(ema_decay=0.9)
+    before = [p.clone() for p in trainer.model.net.parameters()]
+    train(trainer, 3)
+    live = [p.clone() for p in trainer.model.net.parameters()]
+    averaged = list(trainer.ema.net.parameters())
+    moved = 0
+    for old, new, mean in zip(before, live, averaged, strict=True):
+        if not torch.equal(old, new):
+            assert not torch.equal(mean, old) and not torch.equal(mean, new)
+            moved += 1
+    assert moved > 20
+    trainer.ema.net(torch.randn(1, 1, 8, 8), torch.ones(1))
+    assert all(torch.equal(p, q) for p, q in zip(live, trainer.model.net.parameters(), strict=True))
+
+
+def test_ema_warm_up_and_decay():
+    net = nn.Linear(1, 1, bias=False)
+    ema = EMA(net, decay=0.99)
+    value = float(net.weight)
+    for n in range(1, 2000):
+        with torch.no_grad():
+            net.weight.fill_(n)
+        ema.update(net)
+        decay = min(0.99, (1 + n) / (10 + n))
+        value = decay * value + (1 - decay) * n
+    assert float(ema.net.weight) == pytest.approx(value, rel=1e-4)
+    assert float(ema.net.weight) == pytest.approx(1999 - 99, abs=2)  # lags by decay/(1 - decay)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2])
+def test_power_average_has_the_width_it_promises(sigma_rel):
+    """2312.02696: the weights of past steps follow t^gamma, of relative deviation sigma_rel."""
+    net = nn.Linear(1, 1, bias=False)
+    moments = []
+    for power in (1, 2):
+        ema = EMA(net, sigma_rel=sigma_rel)
+        for n in range(1, 4001):
+            with torch.no_grad():
+                net.weight.fill_((n / 4000) ** power)
+            ema.update(net)
+        moments.append(float(ema.net.weight))
+    mean, spread = moments[0], (moments[1] - moments[0] ** 2) ** 0.5
+    gamma = power_of(sigma_rel)
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=2e-3)
+    assert spread == pytest.approx(sigma_rel, rel=0.02)
+
+
+def test_orthogonalize_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 16, 40), (2, 40, 16)):
+        singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
+        assert 0.6 < float(singular.min()) and float(singular.max()) < 1.35
+
+
+def test_muon_takes_the_convolutions_and_lowers_the_loss():
+    trainer = small_trainer(optimizer="muon", lr=3e-3, decay=0.0)
+    adam, muon = trainer.optimizers
+    assert isinstance(muon, Muon)
+    shapes = [p.ndim for group in muon.param_groups for p in group["params"]]
+    assert shapes and all(n == 4 for n in shapes)
+    total = sum(len(g["params"]) for o in trainer.optimizers for g in o.param_groups)
+    assert total == len(list(trainer.model.net.parameters()))
+    losses = [v["loss"] for v in train(trainer, 60)]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_learning_rate_rises_stays_and_falls():
+    factors = [learning_rate_factor(k, 10, k / 100, 0.5) for k in range(100)]
+    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[50] == 1.0
+    assert factors[75] == pytest.approx(0.5) and factors[99] == pytest.approx(0.02)
+    assert learning_rate_factor(0, 0, 0.0, 0.0) == 1.0
+    assert learning_rate_factor(5, 0, 1.5, 0.5) == 0.0  # past the end of its time
+
+
+def test_minutes_end_the_run_and_its_learning_rate(tmp_path):
+    trainer = small_trainer(minutes=-1.02, steps=10**6, log_every=1, save_every=0, sample_every=0)
+    logger = Logger(tmp_path, tensorboard=False)
+    trainer.run(small_data(), torch.device("cpu"), logger, lambda: None, lambda: None)
+    logger.close()
+    assert 1.2 <= trainer.seconds < 6 and trainer.step < 10**5
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["lr"] < 0.3 * max(line["lr"] for line in lines)
+    wanted = {"loss", "loss_smooth", "grad_norm", "lr", "images_per_second", "eta_seconds"}
+    assert wanted <= set(lines[-1])
+    bins = [key for line in lines for key in line if key.startswith("eps_error/")]
+    assert bins and all(key.removeprefix("eps_error/") in BIN_NAMES for key in bins)
+    assert any(key.startswith("trivial/") for line in lines for key in line)
+
+
+def test_noise_bins_are_means():
+    bins = NoiseBins()
+    bins.add(torch.tensor([0.01, 0.2, 0.2]), torch.tensor([1.0, 2.0, 4.0]), torch.ones(3))
+    assert bins.pop() == {
+        "eps_error/below_0.03": 1.0, "trivial/below_0.03": 1.0,
+        "eps_error/0.1_to_0.3": 3.0, "trivial/0.1_to_0.3": 1.0,
+    }  # fmt: skip
+    assert bins.pop() == {}
+
+
+def test_training_learns(tmp_path):
+    """Loss falls well below the trivial predictor's on data with structure."""
+    torch.manual_seed(0)
+    model = ScoreModel(MLP(2, width=64, depth=2), VPSDE(), target="v")
+    settings = TrainingSettings(batch_size=256, steps=300, lr=3e-3, warmup_steps=10, decay=0.5)
+    trainer = Trainer(model, ScoreMatching(), settings)
+    line = torch.randn(5000, 1) * torch.tensor([[1.0, 0.5]])
+    data = ArrayData(line, None, DataSpec((2,)))
+    batches = data.batches(256, seed=0)
+    for _ in range(300):
+        trainer.update(next(batches)[0])
+    result = trainer.bins.pop()
+    trainer.update(next(batches)[0])
+    assert result["eps_error/0.1_to_0.3"] < 0.75 * result["trivial/0.1_to_0.3"]
+
+
+# Bad states ---------------------------------------------------------------------------------------
+
+
+def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end():
+    trainer = small_trainer()
+    train(trainer, 2)
+    before = [p.clone() for p in trainer.model.net.parameters()]
+    bad = torch.full((8, 1, 8, 8), float("nan"))
+    for _ in range(Trainer.MAX_BAD_STEPS - 1):
+        trainer.update(bad)
+    with pytest.raises(TrainingError, match="not been finite for 20 steps.*Try half the lr"):
+        trainer.update(bad)
+    after = trainer.model.net.parameters()
+    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def test_checkpoints_keep_the_newest_and_are_plain(tmp_path):
+    trainer = small_trainer()
+    for step in (1, 2, 3, 4):
+        checkpoints.save_checkpoint(tmp_path, step, trainer.checkpoint(), keep=2)
+    assert checkpoints.steps_of(tmp_path) == [3, 4]
+    folder = tmp_path / "checkpoints" / "step_00000004"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "ema.safetensors", "meta.json", "model.safetensors", "training.pt",
+    ]  # fmt: skip
+    torch.load(folder / "training.pt", weights_only=True)  # tensors and plain types only
+
+
+def test_damaged_and_half_written_checkpoints_are_passed_over(tmp_path, capsys):
+    trainer = small_trainer()
+    for step in (1, 2):
+        checkpoints.save_checkpoint(tmp_path, step, trainer.checkpoint())
+    (tmp_path / "checkpoints" / ".partial_00000003").mkdir()
+    weights = tmp_path / "checkpoints" / "step_00000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert checkpoints.load_checkpoint(tmp_path).meta["step"] == 1
+    assert "checkpoint 2 is damaged" in capsys.readouterr().out
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    trainer = small_trainer()
+    checkpoints.save_checkpoint(tmp_path, 1, trainer.checkpoint())
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(CheckpointError, match="Save failed .*No space left.*Previous checkpoints"):
+        checkpoints.save_checkpoint(tmp_path, 2, trainer.checkpoint(), keep=1)
+    assert checkpoints.steps_of(tmp_path) == [1]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainingSettings(batch_size=0), "training.batch_size must be above 0"),
+        (lambda: TrainingSettings(steps=0), "training.steps"),
+        (lambda: TrainingSettings(lr=-1.0), "training.lr"),
+        (lambda: TrainingSettings(minutes=-1.0), "training.minutes"),
+        (lambda: TrainingSettings(decay=2.0), "training.decay"),
+        (lambda: EMA(nn.Linear(1, 1), decay=1.0), "training.ema_decay"),
+        (lambda: EMA(nn.Linear(1, 1), sigma_rel=0.5), "training.ema_sigma_rel"),
+        (lambda: make_optimizers(nn.Linear(1, 1), "sgd", 1, (0, 0), 0, 1), "optimizer 'sgd'"),
+    ],
+)
+def test_bad_settings_are_explained(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
