@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE, ScoreFn
+from score_sde.sdes import SDE
+from score_sde.states import ScoreFn
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
@@ -98,14 +99,18 @@ class GaussianMixture:
 
     def _components_at(self, x: Tensor, alpha: Tensor, sigma: Tensor):
         """Offsets in the eigenbasis (B, K, D), variances (1|B, K, D), log-densities (B, K)."""
-        to = {"dtype": _work_dtype(x), "device": x.device}
-        alpha, sigma = (c.to(**to).reshape(-1, 1, 1) for c in (alpha, sigma))
-        axes = self._axes.to(**to)
-        rotated = torch.einsum("bd,kde->bke", x.flatten(1).to(to["dtype"]), axes)
-        offset = rotated - alpha * self._rotated_means.to(**to)
-        variance = alpha**2 * self._variances.to(**to) + sigma**2
+        dtype, device = _work_dtype(x), x.device
+
+        def work(value: Tensor) -> Tensor:
+            return value.to(dtype).to(device)  # in this order: not every device has float64
+
+        alpha, sigma = work(alpha).reshape(-1, 1, 1), work(sigma).reshape(-1, 1, 1)
+        axes = work(self._axes)
+        rotated = torch.einsum("bd,kde->bke", x.flatten(1).to(dtype), axes)
+        offset = rotated - alpha * work(self._rotated_means)
+        variance = alpha**2 * work(self._variances) + sigma**2
         log_density = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
-        return offset, variance, log_density + self.weights.to(**to).log(), axes
+        return offset, variance, log_density + work(self.weights).log(), axes
 
     def _score_at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         offset, variance, log_density, axes = self._components_at(x, alpha, sigma)

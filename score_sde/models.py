@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from score_sde.sdes import SDE, expand
+from score_sde.sdes import SDE
+from score_sde.states import expand
 
 Row = tuple[Tensor, Tensor]
 

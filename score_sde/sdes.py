@@ -33,31 +33,14 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""score(x, t): the gradient of log p_t at x; x (B, ...), t () or (B,), result like x."""
-
-
-def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
-    """A coefficient of shape () or (B,), ready to multiply a state x of shape (B, ...).
-
-    The one place where time meets the state: it casts to the dtype and device of ``x``.
-    Raises ValueError for any other shape.
-    """
-    c = torch.as_tensor(coefficient)
-    if c.ndim > 1 or (c.ndim == 1 and c.shape[0] not in (1, x.shape[0])):
-        raise ValueError(
-            f"time and its coefficients must have shape () or (B,) = ({x.shape[0]},); "
-            f"got {tuple(c.shape)}. Flatten t, for instance with t.reshape(-1)."
-        )
-    c = c.to(x.dtype).to(x.device)
-    return c if c.ndim == 0 else c.reshape(-1, *[1] * (x.ndim - 1))
+from score_sde.chain import BETA_TABLES, Chain, linear_betas
+from score_sde.states import ScoreFn, expand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +224,7 @@ class VPSDE(LinearBeta):
 
     def discretize(self, n: int) -> Chain:
         """DDPM's chain with beta_i = beta(i/n) / n, linear in i = 1..n (2011.13456, appendix B)."""
-        return Chain(torch.linspace(self.beta_min, self.beta_max, n, dtype=torch.float64) / n)
+        return Chain(linear_betas(n, self.beta_min, self.beta_max))
 
 
 @dataclass(frozen=True)
@@ -364,68 +347,6 @@ class EDMSDE(SDE):
         return torch.exp(-0.5 * log_snr).clamp(max=self.t_max)
 
 
-def linear_betas(n: int) -> Tensor:
-    """DDPM's linear table, 1e-4 to 0.02 at n = 1000, scaled as 1000/n otherwise; float64 (n,)."""
-    return VPSDE().discretize(n).betas
-
-
-def cosine_betas(n: int, max_beta: float = 0.999) -> Tensor:
-    """Improved DDPM's cosine table, clipped at ``max_beta`` (2102.09672, eq. 17); float64 (n,)."""
-    alpha_bar = CosineSDE().alpha(torch.linspace(0, 1, n + 1, dtype=torch.float64)) ** 2
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
-
-
-BETA_TABLES = {"linear": linear_betas, "cosine": cosine_betas}
-
-
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """DDPM's Markov chain q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I), i = 1..n.
-
-    ``betas[i - 1]`` is beta_i and ``alpha_bars[i - 1]`` is prod_{j <= i} (1 - beta_j), float64.
-    Methods take steps i as an integer tensor () or (B,) with values 1..n (2006.11239, section 2).
-    """
-
-    betas: Tensor
-
-    def __post_init__(self) -> None:
-        if self.betas.ndim != 1 or len(self.betas) == 0:
-            raise ValueError(f"betas must have shape (n,), n >= 1; got {tuple(self.betas.shape)}.")
-        if not bool(((self.betas > 0) & (self.betas < 1)).all()):
-            raise ValueError(
-                f"every beta_i must lie between 0 and 1; got {float(self.betas.min()):.4g} to "
-                f"{float(self.betas.max()):.4g}. Take more steps or a smaller beta_max."
-            )
-
-    def __len__(self) -> int:
-        return len(self.betas)
-
-    @property
-    def alpha_bars(self) -> Tensor:
-        """alpha_bar_1 .. alpha_bar_n, float64 (n,)."""
-        return torch.exp(torch.cumsum(torch.log1p(-self.betas), 0))
-
-    def _at(self, table: Tensor, i: Tensor) -> Tensor:
-        if bool((i < 1).any()) or bool((i > len(self)).any()):
-            raise ValueError(f"chain steps run from 1 to {len(self)}; got {i.tolist()}.")
-        return table.to(i.device)[i - 1]
-
-    def marginal(self, x0: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of q(x_i | x_0) (2006.11239, eq. 4)."""
-        alpha_bar = self._at(self.alpha_bars, i)
-        return expand(alpha_bar.sqrt(), x0) * x0, expand((1 - alpha_bar).sqrt(), x0)
-
-    def posterior(self, x0: Tensor, x: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean mu~ (like x) and variance beta~ of q(x_{i-1} | x_i = x, x_0) (eq. 6 and 7)."""
-        before = torch.cat([torch.ones_like(self.alpha_bars[:1]), self.alpha_bars[:-1]])
-        beta, alpha_bar = self._at(self.betas, i), self._at(self.alpha_bars, i)
-        alpha_bar_before = self._at(before, i)
-        from_x0 = alpha_bar_before.sqrt() * beta / (1 - alpha_bar)
-        from_x = (1 - beta).sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar)
-        mean = expand(from_x0, x) * x0 + expand(from_x, x) * x
-        return mean, expand(beta * (1 - alpha_bar_before) / (1 - alpha_bar), x)
-
-
 @dataclass(frozen=True)
 class TableSDE(SDE):
     """The continuous process through any DDPM beta table: log alpha_bar, linear between steps.
@@ -436,6 +357,8 @@ class TableSDE(SDE):
 
     table: str | tuple[float, ...] = "linear"
     steps: int = 1000
+    chain: Chain = field(init=False, repr=False, compare=False)
+    _log_alpha_bars: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -447,7 +370,7 @@ class TableSDE(SDE):
             betas = BETA_TABLES[self.table](self.steps)
         else:
             betas = torch.as_tensor(self.table, dtype=torch.float64)
-        object.__setattr__(self, "chain", Chain(betas))  # frozen, but this is derived from it
+        object.__setattr__(self, "chain", Chain(betas))  # frozen, but this follows from its fields
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), self.chain.alpha_bars.log()])
         object.__setattr__(self, "_log_alpha_bars", knots)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "score_sde"
 LAYERS = [  # from the bottom; a file may import what is in lower rows, and its own package
-    {"version"},
+    {"version", "states"},
+    {"chain"},
     {"sdes"},
     {"exact"},
     {"models", "losses", "sampling", "nets", "data"},
@@ -16,7 +17,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"run"},
     {"cli"},
 ]
-ONLY_TORCH = {"nets", "data", "sdes"}
+ONLY_TORCH = {"nets", "data", "states"}
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

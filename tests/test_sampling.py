@@ -12,7 +12,7 @@ from score_sde import VESDE, VPSDE, TableSDE, list_samplers, sample
 from score_sde.sampling import SAMPLERS, ODEError, Predictor
 from score_sde.sampling.grids import GRIDS, make_grid
 from score_sde.sampling.noise import SeededNoise
-from score_sde.sdes import expand
+from score_sde.states import expand
 
 F64 = torch.float64
 

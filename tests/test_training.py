@@ -136,7 +136,7 @@ def test_learning_rate_rises_stays_and_falls():
 
 
 def test_minutes_end_the_run_and_its_learning_rate(tmp_path):
-    trainer = small_trainer(minutes=-1.02, steps=10**6, log_every=1, save_every=0, sample_every=0)
+    trainer = small_trainer(minutes=0.02, steps=10**6, log_every=1, save_every=0, sample_every=0)
     logger = Logger(tmp_path, tensorboard=False)
     trainer.run(small_data(), torch.device("cpu"), logger, lambda: None, lambda: None)
     logger.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,10 +81,18 @@ class ArrayData:
             yield x, None if labels is None else labels[chosen]
 
 
+class SizedDataset(Protocol):
+    """A map-style torch Dataset: a length, and items that are a value or (value, label)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Any: ...
+
+
 class _Items(Dataset):
     """A dataset's items as (tensor, label): labels may be missing. Survives spawned workers."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: SizedDataset):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -99,7 +108,7 @@ class _Items(Dataset):
 class StreamData:
     """A set that is read item by item through a `DataLoader`: folders, a user's Dataset."""
 
-    dataset: Dataset
+    dataset: SizedDataset
     spec: DataSpec
     flip: bool = False
     workers: int = 0

@@ -76,7 +76,7 @@ def cifar10(split: str) -> tuple[np.ndarray, np.ndarray]:
         arrays = _fetch_cifar()
         cached.parent.mkdir(parents=True, exist_ok=True)
         partial = cached.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, **arrays)
+        np.savez(partial, allow_pickle=False, **arrays)
         partial.replace(cached)
         print(f"CIFAR-10 cached in {cached}")
     return arrays[split], arrays[f"{split}_labels"]
@@ -144,7 +144,8 @@ def read_cifar_binary(archive: Path) -> Arrays:
         def records(name: str) -> np.ndarray:
             if name not in members:
                 raise DataError(f"{archive.name} holds no {name}")
-            raw = np.frombuffer(tar.extractfile(members[name]).read(), np.uint8)
+            file = tar.extractfile(members[name])
+            raw = np.frombuffer(file.read() if file else b"", np.uint8)
             return raw.reshape(-1, 1 + 3 * 32 * 32)
 
         train = np.concatenate([records(f"data_batch_{i}.bin") for i in range(1, 6)])

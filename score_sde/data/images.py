@@ -67,21 +67,20 @@ def decode(content: bytes, mode: str, size: Size | None, resize: str | None) -> 
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(white, layer)
-    image = image.convert(mode)
-    if size is not None and image.size != (size[1], size[0]):
-        target = (size[1], size[0])  # Pillow speaks of (width, height)
-        if resize == "center_crop":
-            image = ImageOps.fit(image, target, Image.Resampling.LANCZOS)
-        elif resize == "stretch":
-            image = image.resize(target, Image.Resampling.LANCZOS)
-        else:
-            image = pad_to(image, target)
+    image = fit_image(image.convert(mode), size, resize)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def pad_to(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """The image shrunk only if it is too large, centred on black."""
+def fit_image(image: Image.Image, size: Size | None, resize: str | None) -> Image.Image:
+    """The image at ``size`` (H, W): cropped, stretched, or shrunk if too large and padded black."""
+    if size is None or image.size == (size[1], size[0]):
+        return image
+    target = (size[1], size[0])  # Pillow speaks of (width, height)
+    if resize == "center_crop":
+        return ImageOps.fit(image, target, Image.Resampling.LANCZOS)
+    if resize == "stretch":
+        return image.resize(target, Image.Resampling.LANCZOS)
     if image.width > target[0] or image.height > target[1]:
         image = ImageOps.contain(image, target, Image.Resampling.LANCZOS)
     canvas = Image.new(image.mode, target)
@@ -143,7 +142,10 @@ def scan_images(
             f"No images found in {root} (looked at {len(files.names)} files; extensions seen: "
             f"{seen}). Accepted: {' '.join(EXTENSIONS)}."
         )
-    names, sizes, modes, notes = [], [], Counter(), []
+    names: list[str] = []
+    sizes: list[Size] = []
+    modes: Counter[str] = Counter()
+    notes: list[str] = []
     for name in candidates:
         try:
             content = files.read(name)
@@ -172,7 +174,7 @@ def scan_images(
                 f"data.resize={'|'.join(RESIZES)}."
             )
         size = sizes[0]
-    elif resize is None and any(s != tuple(size) for s in sizes):
+    elif resize is None and any(s != size for s in sizes):
         raise DataError(
             f"Images are not all {size[0]}x{size[1]}. Set data.resize={'|'.join(RESIZES)}."
         )
@@ -180,9 +182,7 @@ def scan_images(
     mode = CONVERTS.get(convert, "L" if grey else "RGB")
     notes.append(f"{len(names)} images in {len({PurePosixPath(n).parent for n in names})} folders")
     notes.append("modes " + ", ".join(f"{m} {k}" for m, k in modes.most_common()) + f" -> {mode}")
-    tops = [PurePosixPath(n).parts[0] if len(PurePosixPath(n).parts) > 1 else None for n in names]
-    classes = tuple(sorted(set(tops))) if None not in tops and len(set(tops)) > 1 else ()
+    tops = [PurePosixPath(n).parts[0] if len(PurePosixPath(n).parts) > 1 else "" for n in names]
+    classes = tuple(sorted(set(tops))) if "" not in tops and len(set(tops)) > 1 else ()
     labels = tuple(classes.index(top) if classes else -1 for top in tops)
-    return ScannedImages(
-        files, tuple(names), labels, classes, mode, tuple(size), resize, tuple(notes)
-    )
+    return ScannedImages(files, tuple(names), labels, classes, mode, size, resize, tuple(notes))

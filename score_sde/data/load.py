@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from score_sde.data.batches import ArrayData, Data, StreamData, check_batch
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
-from score_sde.data.images import CONVERTS, RESIZES, ScannedImages, pad_to, scan_images
-from score_sde.data.spec import DataError, DataSpec, scaling_of
+from score_sde.data.images import CONVERTS, RESIZES, ScannedImages, fit_image, scan_images
+from score_sde.data.spec import DataError, DataSpec, make_spec
 from score_sde.data.toy import TOYS
 
 IMAGE_SETS = {
@@ -59,22 +59,23 @@ def load_data(
     """
     if split not in ("train", "test"):
         raise DataError(f"data.split must be train or test (got {split!r}).")
-    size = (size, size) if isinstance(size, int) else size and tuple(size)
+    box = (size, size) if isinstance(size, int) else (size[0], size[1]) if size else None
+    data: Data
+    labels: np.ndarray | None
     if name in TOYS:
         seed = 0 if split == "train" else 1
         points = TOYS[name](TOY_POINTS, torch.Generator().manual_seed(seed))
-        facts = scaling_of("none" if scaling == "symmetric" else scaling, points, None, None)
-        spec = DataSpec(tuple(points.shape[1:]), **facts, name=name)
+        spec = make_spec(points, name, scaling=scaling)
         data = ArrayData(points, None, spec, notes=(f"{name}: {len(points)} points",))
     elif name in IMAGE_SETS:
         load, classes = IMAGE_SETS[name]
         images, labels = load(split)
-        data = _from_arrays(images, labels, name, classes, size, resize, convert, None, scaling)
+        data = _from_arrays(images, labels, name, classes, box, resize, convert, None, scaling)
     elif Path(name).suffix in (".npy", ".npz"):
         images, labels = _read_numpy(_existing(name), split)
-        data = _from_arrays(images, labels, name, (), size, resize, convert, range, scaling)
+        data = _from_arrays(images, labels, name, (), box, resize, convert, range, scaling)
     elif Path(name).is_dir() or Path(name).suffix.lower() == ".zip" or _looks_like_path(name):
-        scanned = scan_images(_existing(name), size, resize, convert, strict)
+        scanned = scan_images(_existing(name), box, resize, convert, strict)
         data = _from_scan(scanned, scaling, workers)
     elif "." in name:
         data = _from_dataset(name, options or {}, range, scaling, workers)
@@ -150,17 +151,11 @@ def _from_arrays(
     if not is_bytes:
         raw = raw.to(torch.float32)
     low, high = (0.0, 255.0) if is_bytes else bounds or _guess_bounds(raw)
-    levels = 256 if is_bytes else None
-    scaling = "none" if low is None and scaling != "standard" else scaling
-    shape = tuple(raw.shape[1:])
-    spec = DataSpec(
-        shape, low, high, levels, **scaling_of(scaling, raw, low, high), classes=classes, name=name
-    )
     targets = None if labels is None else torch.from_numpy(np.asarray(labels).astype(np.int64))
     if targets is not None and not classes:
-        spec_classes = tuple(str(i) for i in range(int(targets.max()) + 1))
-        spec = DataSpec.from_dict({**spec.to_dict(), "classes": spec_classes})
-    note = f"{name}: {len(raw)} items of shape {shape}, {len(spec.classes) or 'no'} classes"
+        classes = tuple(str(i) for i in range(int(targets.max()) + 1))
+    spec = make_spec(raw, name, low, high, 256 if is_bytes else None, scaling, classes)
+    note = f"{name}: {len(raw)} items of shape {spec.shape}, {len(classes) or 'no'} classes"
     return ArrayData(raw, targets, spec, notes=(note,))
 
 
@@ -188,22 +183,14 @@ def _reshape_images(
         )
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(images.shape[1])
     target = CONVERTS.get(convert, mode)
-    same_size = size is None or images.shape[2:] == size
-    if same_size and target == mode:
+    if target == mode and (size is None or images.shape[2:] == size):
         return images
     if mode is None:
         raise DataError(f"{images.shape[1]} channels cannot be resized or converted.")
-    box = None if size is None else (size[1], size[0])
     out = []
     for pixels in images.transpose(0, 2, 3, 1):
         image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels).convert(target)
-        if not same_size and resize == "stretch":
-            image = image.resize(box, Image.Resampling.LANCZOS)
-        elif not same_size and resize == "pad":
-            image = pad_to(image, box)
-        elif not same_size:
-            image = ImageOps.fit(image, box, Image.Resampling.LANCZOS)
-        array = np.asarray(image)
+        array = np.asarray(fit_image(image, size, resize))
         out.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
     return np.stack(out)
 
@@ -235,8 +222,7 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
     fits = len(scanned) * int(np.prod(shape)) <= IN_MEMORY_BYTES
     shown = len(scanned) if fits else min(len(scanned), 1000)
     raw = torch.from_numpy(np.stack([scanned[i][0] for i in range(shown)]))
-    facts = scaling_of(scaling, raw, 0.0, 255.0)
-    spec = DataSpec(shape, 0.0, 255.0, 256, **facts, classes=classes, name=scanned.files.root.name)
+    spec = make_spec(raw, scanned.files.root.name, 0.0, 255.0, 256, scaling, classes)
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
     if fits:
         labels = torch.tensor(scanned.labels) if classes else None
@@ -272,12 +258,8 @@ def _from_dataset(
         if is_bytes
         else bounds or (_guess_bounds(raw) if raw.ndim == 4 else (None, None))
     )
-    scaling = "none" if low is None and scaling != "standard" else scaling
     labels = [v[1] for v in first if isinstance(v, tuple | list)]
     classes = tuple(str(c) for c in getattr(dataset, "classes", ())) if labels else ()
-    spec = DataSpec(
-        tuple(raw.shape[1:]), low, high, 256 if is_bytes else None,
-        **scaling_of(scaling, raw, low, high), classes=classes, name=dotted,
-    )  # fmt: skip
+    spec = make_spec(raw, dotted, low, high, 256 if is_bytes else None, scaling, classes)
     note = f"{dotted}: {len(dataset)} items of shape {spec.shape}"
     return StreamData(dataset, spec, workers=workers, notes=(note,))

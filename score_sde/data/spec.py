@@ -49,6 +49,8 @@ class DataSpec:
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Images of the model as uint8 on 0..255: scaled, rounded (not truncated), clamped."""
+        if self.low is None or self.high is None:
+            raise DataError(f"{self.name} has no bounds, so it has no pixels; use to_raw.")
         raw = self.to_raw(x.to(torch.float32))
         unit = (raw - self.low) / (self.high - self.low)
         return (unit * 255).round().to(torch.uint8)
@@ -64,17 +66,30 @@ class DataSpec:
         return cls(**{**values, **lists})
 
 
-def scaling_of(kind: str, raw: Tensor, low: float | None, high: float | None) -> dict[str, float]:
-    """shift and scale of a `DataSpec`: symmetric is [-1, 1], unit [0, 1], standard mean 0 std 1."""
-    if kind not in SCALINGS:
-        raise DataError(f"data.scaling {kind!r} is unknown; choose from {list(SCALINGS)}.")
-    if kind == "none":
-        return {"shift": 0.0, "scale": 1.0}
-    if kind == "standard":
+def make_spec(
+    raw: Tensor,
+    name: str,
+    low: float | None = None,
+    high: float | None = None,
+    levels: int | None = None,
+    scaling: str = "symmetric",
+    classes: tuple[str, ...] = (),
+) -> DataSpec:
+    """The spec of raw items (N, *shape), with the scaling to the model's range by name.
+
+    symmetric is [-1, 1] and unit [0, 1], both of which leave unbounded data as they are; standard
+    has mean 0 and standard deviation 1; none changes nothing.
+    """
+    if scaling not in SCALINGS:
+        raise DataError(f"data.scaling {scaling!r} is unknown; choose from {list(SCALINGS)}.")
+    shift, scale = 0.0, 1.0
+    if scaling == "standard":
         values = raw.to(torch.float32)
-        return {"shift": float(values.mean()), "scale": float(values.std())}
-    if low is None or high is None:
-        raise DataError(f"data.scaling={kind} needs bounded data. Set data.range=[low, high].")
-    if kind == "unit":
-        return {"shift": low, "scale": high - low}
-    return {"shift": (low + high) / 2, "scale": (high - low) / 2}
+        shift, scale = float(values.mean()), float(values.std())
+        if not scale > 0:
+            raise DataError("Data variance is 0: every value is the same.")
+    elif low is not None and high is not None and scaling != "none":
+        shift = low if scaling == "unit" else (low + high) / 2
+        scale = high - low if scaling == "unit" else (high - low) / 2
+    shape = tuple(raw.shape[1:])
+    return DataSpec(shape, low, high, levels, shift, scale, classes, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class FourierEmbedding(nn.Module):
     labels (B,) -> (B, dim). The frequencies are a buffer: saved, never trained.
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, scale: float = 16.0):
         super().__init__()
         if dim < 2 or dim % 2:
@@ -49,7 +52,10 @@ class FourierEmbedding(nn.Module):
 EMBEDDINGS = {"positional": SinusoidalEmbedding, "fourier": FourierEmbedding}
 
 
-def initialize(layer: nn.Linear | nn.Conv2d, scale: float = 1.0) -> nn.Linear | nn.Conv2d:
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def initialize(layer: Layer, scale: float = 1.0) -> Layer:
     """Uniform weights of variance scale / mean(fan_in, fan_out), zero bias; in place (DDPM's).
 
     A scale of 0 makes a layer that starts as zero: the blocks of a new network are identities.

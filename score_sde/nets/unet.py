@@ -108,7 +108,7 @@ class UNet(nn.Module):
         self.embedding = EMBEDDINGS[embedding](width)
         self.embed0, self.embed1 = linear(width, emb), linear(emb, emb)
 
-        common = dict(skip_scale=skip_scale, group_channels=group_channels)
+        common: dict[str, Any] = dict(skip_scale=skip_scale, group_channels=group_channels)
 
         def block(inputs: int, outputs: int, direction: str | None = None) -> nn.Module:
             if direction is not None and resample == "conv":

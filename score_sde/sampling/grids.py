@@ -54,6 +54,8 @@ def make_grid(sde: SDE, grid: str | Sequence[float] | Tensor, steps: int | None)
     if isinstance(grid, str):
         if grid not in GRIDS:
             raise ValueError(f"unknown grid {grid!r}; choose from {list(GRIDS)} or give times.")
+        if steps is None:
+            raise ValueError(f"grid {grid!r} needs a number of steps.")
         times = GRIDS[grid](sde, steps)
     else:
         times = torch.as_tensor(grid, dtype=torch.float64)

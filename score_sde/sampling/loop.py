@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ from score_sde.sampling.predictors import (
     Predictor,
     Trajectory,
 )
-from score_sde.sdes import SDE, ScoreFn
+from score_sde.sdes import SDE
+from score_sde.states import ScoreFn
 
 SAMPLERS: dict[str, type[Predictor]] = {
     "ancestral": Ancestral,
@@ -65,11 +66,16 @@ def make_sampler(method: str | Predictor, **options: Any) -> Predictor:
         return method
     if method not in SAMPLERS:
         raise ValueError(_unknown("sampler", method, list(SAMPLERS)))
-    known = [f.name for f in dataclasses.fields(SAMPLERS[method])]
+    known = list(_defaults(SAMPLERS[method]))
     for name in options:
         if name not in known:
             raise ValueError(_unknown(f"option of {method}", name, known))
     return SAMPLERS[method](**options)
+
+
+def _defaults(method: type[Predictor]) -> dict[str, Any]:
+    """The options of a method and their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(cast(Any, method))}
 
 
 def _unknown(what: str, name: str, choices: list[str]) -> str:
@@ -82,7 +88,6 @@ def list_samplers() -> list[dict[str, Any]]:
     """One row a sampler: name, stochastic, evaluations per step, default steps, options, about."""
     rows = []
     for name, cls in SAMPLERS.items():
-        options = {f.name: f.default for f in dataclasses.fields(cls)}
         about = (cls.__doc__ or "").strip().splitlines()[0]
         rows.append(
             {
@@ -91,7 +96,7 @@ def list_samplers() -> list[dict[str, Any]]:
                 "evaluations": cls.evaluations or "adaptive",
                 "default_steps": cls.default_steps,
                 "default_grid": cls.default_grid or "of the process",
-                "options": options,
+                "options": _defaults(cls),
                 "about": about,
             }
         )
@@ -116,6 +121,16 @@ def _count_steps(method: Predictor, steps: int | None, nfe: int | None, denoise:
     if steps < 1:
         raise ValueError(f"steps must be >= 1 (got {steps}).")
     return steps
+
+
+@overload
+def sample(
+    sde: SDE, score: ScoreFn, shape: Any = ..., *, return_info: Literal[True], **options: Any
+) -> SampleResult: ...
+
+
+@overload
+def sample(sde: SDE, score: ScoreFn, shape: Any = ..., **options: Any) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -160,7 +175,7 @@ def sample(
     method = make_sampler(method, **options)
     if (shape is None) == (x_T is None):
         raise ValueError("give exactly one of shape and x_T.")
-    shape = tuple(x_T.shape) if x_T is not None else tuple(shape)
+    shape = tuple(shape or ()) if x_T is None else tuple(x_T.shape)
     if len(shape) < 2 or shape[0] < 1:
         raise ValueError(f"shape must be (B, ...) with B >= 1 and at least two axes; got {shape}.")
     seeds = fresh_seeds(shape[0]) if seeds is None else list(seeds)
@@ -171,10 +186,8 @@ def sample(
     grid = method.default_grid or sde.natural_grid if grid is None else grid
     steps = _count_steps(method, steps, nfe, denoise) if isinstance(grid, str) or steps else None
     times = make_grid(sde, grid, steps)
-    to = {
-        "dtype": dtype or (torch.float32 if x_T is None else x_T.dtype),
-        "device": torch.device(device or ("cpu" if x_T is None else x_T.device)),
-    }
+    dtype = dtype or (torch.float32 if x_T is None else x_T.dtype)
+    device = torch.device(device or ("cpu" if x_T is None else x_T.device))
 
     started = time.perf_counter()
     calls = 0
@@ -189,10 +202,10 @@ def sample(
     bar = tqdm(total=len(starts) * (len(times) - 1), disable=not progress, unit="step")
     chunks = []
     for first in starts:
-        noise = SeededNoise(seeds[first : first + batch], shape[1:], **to)
+        noise = SeededNoise(seeds[first : first + batch], shape[1:], dtype, device)
         # x_T is the first draw, also when it is given: later draws do not depend on that.
         x = sde.prior_std() * noise.draw()
-        x = x if x_T is None else x_T[first : first + batch].to(**to)
+        x = x if x_T is None else x_T[first : first + batch].to(dtype).to(device)
         run = Trajectory(sde, counted, noise.draw)
         for t, s in pairwise(times):
             x = method.step(run, x, t, s)

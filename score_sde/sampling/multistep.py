@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from score_sde.sampling.predictors import Predictor
-from score_sde.sdes import expand
+from score_sde.states import expand
 
 
 @dataclass(frozen=True)

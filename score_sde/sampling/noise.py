@@ -26,7 +26,7 @@ class SeededNoise:
         device: torch.device | str = "cpu",
     ):
         self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        self._shape, self._to = tuple(shape), {"dtype": dtype, "device": device}
+        self._shape, self._dtype, self._device = tuple(shape), dtype, device
         self._chunk = max(1, _CHUNK // max(math.prod(shape), 1))
         self._fill(1)  # the start x_T; deterministic methods need no more
 
@@ -40,7 +40,7 @@ class SeededNoise:
         if self._next == self._buffer.shape[1]:
             self._fill(self._chunk)
         self._next += 1
-        return self._buffer[:, self._next - 1].to(**self._to)
+        return self._buffer[:, self._next - 1].to(dtype=self._dtype, device=self._device)
 
 
 def fresh_seeds(n: int) -> list[int]:

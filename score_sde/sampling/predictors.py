@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from score_sde.sdes import SDE, ScoreFn, expand
+from score_sde.sdes import SDE
+from score_sde.states import ScoreFn, expand
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def power_of(sigma_rel: float) -> float:
@@ -46,7 +46,7 @@ class EMA:
     def update(self, net: nn.Module) -> None:
         """Take the weights after one more step of training into the average."""
         self.updates += 1
-        averaged = list(self.net.parameters())
+        averaged: list[Tensor] = list(self.net.parameters())
         torch._foreach_lerp_(averaged, list(net.parameters()), 1 - self._decay())
         for mine, live in zip(self.net.buffers(), net.buffers(), strict=True):
             mine.copy_(live)

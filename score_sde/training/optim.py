@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum))
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; ``closure`` is part of the interface and not used."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = {}
             for p in group["params"]:
@@ -50,8 +52,9 @@ class Muon(torch.optim.Optimizer):
                     state = self.state[p]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(p)
-                    momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                    nesterov = p.grad.lerp(momentum, group["momentum"])
+                    gradient = cast(Tensor, p.grad)
+                    momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    nesterov = gradient.lerp(momentum, group["momentum"])
                     updates.append(nesterov.reshape(rows, columns))
                 scale = max(1.0, rows / columns) ** 0.5
                 for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
@@ -79,7 +82,7 @@ def make_optimizers(
     fused = rest[0].device.type in ("cpu", "cuda")
     adam = torch.optim.AdamW if weight_decay else torch.optim.Adam
     optimizers: list[torch.optim.Optimizer] = [
-        adam(rest, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=fused)
+        adam(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, fused=fused)
     ]
     if matrices:
         optimizers.append(Muon(matrices, lr=muon_lr))
