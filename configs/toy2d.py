@@ -37,6 +37,7 @@ def get_config(variant: str = "ring8") -> ConfigDict:
     config.training.warmup_steps = 100
     config.training.decay = 0.5
     config.training.ema_sigma_rel = 0.1
+    config.training.sample_nfe = 0
     config.training.save_every = 2000
     config.training.sample_every = 2000
     config.sampling.method, config.sampling.steps = "heun", 25

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.training.warmup_steps, config.training.decay = 100, 0.7
     config.training.ema_sigma_rel = 0.1
     config.training.log_every = 25
+    config.training.sample_images, config.training.sample_nfe = 64, 0
     config.training.save_every = config.training.sample_every = 1000
     config.sampling.method, config.sampling.nfe, config.sampling.grid = "dpmpp_2m_sde", 39, "karras"
     config.sampling.batch_size = 250

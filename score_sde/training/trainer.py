@@ -44,7 +44,9 @@ class TrainingSettings:
     grad_clip: largest norm of the gradient; 0 for none.
     ema_decay, ema_sigma_rel: see `EMA`.
     log_every, save_every, sample_every: updates between them; 0 for never (the end always saves).
-    keep: checkpoints that are kept. sample_images: images of a sample grid.
+    keep: checkpoints that are kept.
+    sample_images, sample_nfe: images of a grid, and evaluations for each by dpmpp_2m; 0: by the
+        sampler of the config.
     tensorboard: write TensorBoard files beside log.jsonl.
     """
 
@@ -66,6 +68,7 @@ class TrainingSettings:
     sample_every: int = 5000
     keep: int = 2
     sample_images: int = 64
+    sample_nfe: int = 0
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
