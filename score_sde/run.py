@@ -232,8 +232,9 @@ def train(
     def draw() -> None:
         run = Run(workdir, averaged.sde, averaged, spec, _plain(config), trainer.step)
         count = settings.sample_images if spec.is_image else 20 * sampling.batch_size
-        cheap = {"method": "dpmpp_2m", "nfe": settings.sample_nfe} if settings.sample_nfe else {}
-        picture = picture_of(run.sample(count, **cheap).x, spec)
+        cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
+        samples = run.sample(count, **(cheap if settings.sample_nfe else {}))
+        picture = picture_of(samples.x, spec)
         if picture is not None:
             save_png(picture, workdir / "progress" / f"step_{trainer.step:08d}.png")
             logger.image(trainer.step, "samples", picture)
