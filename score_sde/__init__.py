@@ -7,6 +7,7 @@ from score_sde.exact import Gaussian as Gaussian
 from score_sde.exact import GaussianMixture as GaussianMixture
 from score_sde.models import ScoreModel as ScoreModel
 from score_sde.run import load as load
+from score_sde.sampling import calibrate as calibrate
 from score_sde.sampling import list_samplers as list_samplers
 from score_sde.sampling import sample as sample
 from score_sde.sdes import EDMSDE as EDMSDE
@@ -17,4 +18,5 @@ from score_sde.sdes import CosineSDE as CosineSDE
 from score_sde.sdes import FlowSDE as FlowSDE
 from score_sde.sdes import SubVPSDE as SubVPSDE
 from score_sde.sdes import TableSDE as TableSDE
+from score_sde.verify import verify as verify
 from score_sde.version import __version__ as __version__

@@ -28,6 +28,7 @@ from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import MLP, UNet
 from score_sde.sampling import make_sampler
+from score_sde.sampling.grids import GRIDS
 from score_sde.sdes import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, FlowSDE, SubVPSDE, TableSDE
 from score_sde.training import TrainingSettings
 
@@ -66,6 +67,10 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         make_sampler(self.method, **dict(self.options or {}))
+        if self.grid is not None and not self.grid.endswith(".json") and self.grid not in GRIDS:
+            raise ValueError(
+                f"unknown grid {self.grid!r}; choose from {list(GRIDS)} or a recipe's .json file."
+            )
         if self.batch_size < 1:
             raise ValueError(f"sampling.batch_size must be >= 1 (got {self.batch_size}).")
 

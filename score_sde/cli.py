@@ -14,12 +14,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from score_sde import run
-from score_sde.build import ConfigError, change_sampling
+from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
+from score_sde.sampling.grids import GRIDS
+from score_sde.sdes import VPSDE
 from score_sde.training import CheckpointError, TrainingError
+from score_sde.verify import save_report, verify
 
-MODES = ("train", "sample")
+MODES = {
+    "train": "train a model as a config says",
+    "sample": "draw from a trained run",
+    "calibrate": "fit a time grid of adams to a run (--nfe), a recipe for --grid",
+    "verify": "measure a sampler (--sampler) on data whose score is known",
+}
 USER_ERRORS = (
     run.RunError, ConfigError, DataError, CheckpointError, TrainingError, ODEError, ValueError,
 )  # fmt: skip
@@ -78,13 +86,14 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string("sampler", None, f"Sampler: {', '.join(SAMPLERS)}.", **text)
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", **text)
     flags.DEFINE_integer("nfe", None, "Most network evaluations per sample, instead.", **text)
-    flags.DEFINE_string("grid", None, "Time grid: uniform, logsnr, karras.", **text)
+    flags.DEFINE_string("grid", None, f"Time grid: {', '.join(GRIDS)}, or a recipe.json.", **text)
     flags.DEFINE_multi_string("option", [], "Sampler option name=value; repeatable.", **text)
     flags.DEFINE_integer("num_samples", 64, "How many samples.", **text)
     flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
     flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
     flags.DEFINE_string("weights", "ema", "ema (averaged) or model (as trained).", **text)
     flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
+    flags.DEFINE_bool("thorough", False, "Calibrate order and density by error too.", **text)
     flags.DEFINE_bool("list_samplers", False, "List the samplers and their options.", **text)
     flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.", **text)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **text)
@@ -94,7 +103,7 @@ def _define_flags() -> flags.FlagValues:
 def help_text(values: flags.FlagValues) -> str:
     """What `--help` prints."""
     lines = ["Train score-based diffusion models and sample from them.", "", "Modes:"]
-    lines += ["  train   train a model as a config says", "  sample  draw from a trained run"]
+    lines += [f"  {name:10s} {about}" for name, about in MODES.items()]
     lines += ["", "Samplers (--sampler; options with --option name=value):"]
     lines += [f"  {row['name']:15s} {row['about']}" for row in list_samplers()]
     lines += ["", f"Configs (--config): {', '.join(_available_configs())}"]
@@ -224,14 +233,31 @@ def _dispatch(argv: Sequence[str]) -> None:
         for row in list_samplers():
             print(f"{row['name']:15s} {row['about']}")
             kind = "stochastic" if row["stochastic"] else "deterministic"
-            facts = f"{kind}, {row['evaluations']} evaluations a step, options {row['options']}"
+            order = f" of order {row['order']}" if row["order"] else ""
+            facts = f"{kind}{order}, {row['evaluations']} evaluations a step, on any process"
+            facts += f"; options {row['options']}"
             print(f"{'':15s} {facts}")
         return
     if values.mode not in MODES:
         close = difflib.get_close_matches(values.mode, MODES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"Unknown mode {values.mode!r}.{hint} Available: {', '.join(MODES)}.")
+    if values.mode == "verify":
+        sde = build_sde(values.config.to_dict()) if values.config else VPSDE()
+        steps = (values.steps,) if values.steps else (8, 16, 32, 64, 128)
+        given = {"grid": values.grid, **(_options(values.option) or {})}
+        report = verify(sde, values.sampler or "heun", steps=steps, **_given(given))
+        print(report)
+        folder = Path(values.out or values.workdir or "runs/verify")
+        for path in save_report(report, folder):
+            print(f"wrote {path}")
+        return
     workdir = _workdir_of(values, argv)
+    if values.mode == "calibrate":
+        run.calibrate_run(
+            workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device
+        )
+        return
     changes = {
         "method": values.sampler,
         "steps": values.steps,

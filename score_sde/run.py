@@ -25,7 +25,14 @@ from score_sde import build
 from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array, image_array, picture_of, save_png
 from score_sde.models import ScoreModel
-from score_sde.sampling import SampleResult, sample
+from score_sde.sampling import (
+    Recipe,
+    SampleResult,
+    calibrate,
+    load_recipe,
+    needs_data_std,
+    sample,
+)
 from score_sde.sdes import SDE
 from score_sde.training import Logger, Trainer
 from score_sde.training.checkpoints import (
@@ -58,6 +65,7 @@ class Run:
     """A trained model and what it was trained on.
 
     score: the score function score(x, t), with averaged weights unless loaded otherwise.
+    data_std: standard deviation of the training data in the model's range.
     """
 
     path: Path
@@ -66,6 +74,7 @@ class Run:
     data_spec: DataSpec
     config: dict[str, Any]
     step: int
+    data_std: float
 
     def sample(
         self, n: int, first_seed: int = 0, progress: bool = False, **changes: Any
@@ -73,11 +82,19 @@ class Run:
         """n samples with the run's sampler; sample i has seed first_seed + i.
 
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
-        A new method comes with its own steps, grid and options.
+        A new method comes with its own steps, grid and options. grid may be the path of a recipe;
+        the methods that need the data's scale are given it.
         """
         settings = build.change_sampling(self.config.get("sampling"), changes)
         chosen = build.build_sampling({"sampling": settings})
         device = next(self.score.parameters()).device
+        options = dict(chosen.options or {})
+        grid: str | Recipe | None = chosen.grid
+        if needs_data_std(chosen.method):
+            options.setdefault("data_std", self.data_std)
+        if chosen.grid is not None and chosen.grid.endswith(".json"):
+            grid = load_recipe(chosen.grid)
+            options.pop("data_std", None)
         return sample(
             self.sde,
             self.score,
@@ -85,14 +102,14 @@ class Run:
             method=chosen.method,
             steps=chosen.steps,
             nfe=chosen.nfe,
-            grid=chosen.grid,
+            grid=grid,
             denoise=chosen.denoise,
             batch_size=chosen.batch_size,
             seeds=range(first_seed, first_seed + n),
             device=device,
             progress=progress,
             return_info=True,
-            **dict(chosen.options or {}),
+            **options,
         )
 
 
@@ -114,7 +131,7 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
     model = build.build_model(saved["config"], spec)
     model.net.load_state_dict(load_weights(path, steps[-1], weights))
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    return Run(path, model.sde, model, spec, saved["config"], steps[-1])
+    return Run(path, model.sde, model, spec, saved["config"], steps[-1], saved["data_std"])
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
@@ -205,9 +222,10 @@ def train(
     torch.manual_seed(seed)
     model = build.build_model(config, spec).to(chosen)
     _make_workdir(workdir, overwrite)  # all that can be wrong with the config has been found
-    saved = {"config": _plain(config), "data_spec": spec.to_dict(), "version": __version__}
-    (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
     data_std = float(data.reference(1000).std())
+    saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
+    saved |= {"version": __version__}
+    (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
     trainer = Trainer(model, objective, settings, seed, data_std)
     if resume:
         checkpoint = load_checkpoint(workdir)
@@ -230,7 +248,9 @@ def train(
             last_saved = trainer.step
 
     def draw() -> None:
-        run = Run(workdir, averaged.sde, averaged, spec, _plain(config), trainer.step)
+        run = Run(
+            workdir, averaged.sde, averaged, spec, _plain(config), trainer.step, data_std
+        )  # fmt: skip
         count = settings.sample_images if spec.is_image else 20 * sampling.batch_size
         cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
         samples = run.sample(count, **(cheap if settings.sample_nfe else {}))
@@ -281,6 +301,28 @@ def sample_to_files(
     (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{num_samples} samples are in {folder}")
     return folder
+
+
+def calibrate_run(
+    workdir: str | Path,
+    nfe: int = 20,
+    thorough: bool = False,
+    weights: str = "ema",
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run."""
+    run = load(workdir, weights, device)
+    where = next(run.score.parameters()).device
+    shape = (64, *run.data_spec.shape)
+    recipe: Recipe = calibrate(
+        run.sde, run.score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
+    )
+    path = Path(out) if out else Path(workdir) / f"recipe_{nfe}.json"
+    recipe.save(path)
+    print(f"{len(recipe.times) - 1} steps of order {recipe.order}, data_std {recipe.data_std:.3g}")
+    print(f"saved {path}; use it with --sampler adams --grid {path}")
+    return path
 
 
 def _empty_sample_folder(folder: Path) -> None:

@@ -53,25 +53,13 @@ def orders(sde, method, steps=(64, 128, 256), **options):
     return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)], errors
 
 
-@pytest.mark.parametrize(
-    ("method", "order", "options"),
-    [
-        ("euler", 1, {}),
-        ("euler", 1, {"variable": "time", "grid": "uniform"}),
-        ("heun", 2, {}),
-        ("heun", 2, {"variable": "time", "grid": "uniform"}),
-        ("dpmpp_2m", 2, {"grid": "logsnr"}),
-    ],
-)
-@pytest.mark.parametrize("process", ["vp", "subvp", "ve", "cosine", "flow", "user"])
-def test_order_of_convergence(process, method, order, options):
-    measured, errors = orders(PROCESSES[process], method, (128, 256, 512), **options)
-    assert min(measured) > order - 0.2, (measured, errors)
-    assert max(measured) < order + 0.6, (measured, errors)
+def options_of(method: str) -> dict:
+    """What a method must be told."""
+    return {"data_std": 0.5} if method == "adams" else {}
 
 
-@pytest.mark.parametrize("method", ["ancestral", "euler_maruyama", "dpmpp_2m_sde"])
-@pytest.mark.parametrize("shape", [(2,), (2, 2), (1, 2, 2)])
+@pytest.mark.parametrize("method", ["ancestral", "euler_maruyama", "reverse_diffusion"])
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
 def test_stochastic_samplers_reach_mean_and_covariance(song_sde, method, shape):
     """On Gaussian data the law of the result is Gaussian; its moments converge as steps rise."""
     data, n = correlated_gaussian(shape), 20_000
@@ -80,8 +68,7 @@ def test_stochastic_samplers_reach_mean_and_covariance(song_sde, method, shape):
         torch.manual_seed(0)
         x = sample(
             song_sde, data.score(song_sde), (n, *shape), method=method, steps=steps,
-            grid="logsnr" if method == "dpmpp_2m_sde" else None,
-        ).double()  # fmt: skip
+            ).double()  # fmt: skip
         flat = x.flatten(1)
         mean_error = (flat.mean(0) - data.mean().flatten()).abs().max()
         covariance_error = (torch.cov(flat.T) - data.covariance()).abs().max()
@@ -130,13 +117,16 @@ def test_a_sample_depends_on_its_seed_alone(method, mixture):
 
     if method == "ode":
         pytest.skip("its step size belongs to the batch, as its docstring says")
-    steps = 12
-    everything = sample(sde, score, (64, 3, 4), method=method, steps=steps, seeds=range(64))
+    steps, options = 5, options_of(method)
+    everything = sample(
+        sde, score, (64, 3, 4), method=method, steps=steps, seeds=range(64), **options
+    )
     for seeds in ([5], [3, 60, 5, 8, 1, 0, 2]):
-        part = sample(sde, score, (len(seeds), 3, 4), method=method, steps=steps, seeds=seeds)
+        shape = (len(seeds), 3, 4)
+        part = sample(sde, score, shape, method=method, steps=steps, seeds=seeds, **options)
         assert torch.equal(part, everything[seeds])
     batched = sample(
-        sde, score, (64, 3, 4), method=method, steps=steps, seeds=range(64), batch_size=7
+        sde, score, (64, 3, 4), method=method, steps=steps, seeds=range(64), batch_size=7, **options
     )
     assert torch.equal(batched, everything)
 
@@ -163,14 +153,16 @@ def test_seeded_noise_is_normal_and_independent_of_its_batch():
 def test_evaluations_are_counted_exactly(method, denoise):
     sde = VPSDE()
     score = CountingScore(correlated_gaussian((2,)).score(sde))
-    result = sample(sde, score, (5, 2), method=method, steps=4, denoise=denoise, return_info=True)
+    options = options_of(method)
+    settings = {"method": method, "denoise": denoise, **options}
+    result = sample(sde, score, (5, 2), steps=4, return_info=True, **settings)
     assert result.nfe == score.calls
-    evaluations = SAMPLERS[method].evaluations
+    evaluations = SAMPLERS[method](**options).evaluations
     if evaluations:
         assert score.calls == 4 * evaluations + denoise
-        for nfe in (3, 8, 9):
+        for nfe in (evaluations + denoise, 9, 14):
             budget = CountingScore(score.score)
-            sample(sde, budget, (2, 2), method=method, nfe=nfe, denoise=denoise)
+            sample(sde, budget, (2, 2), nfe=nfe, **settings)
             assert nfe - evaluations < budget.calls <= nfe
     assert method in str(result) and f"NFE {result.nfe}" in str(result)
 
@@ -179,7 +171,7 @@ def test_evaluations_are_counted_exactly(method, denoise):
 @settings(max_examples=60, deadline=None)
 def test_grids_fall_strictly_from_end_to_end(process, grid, steps):
     sde = PROCESSES[process]
-    times = make_grid(sde, grid, steps)
+    times = make_grid(sde, grid, steps, data_std=0.5)
     assert len(times) == steps + 1 and times.dtype == F64
     assert (float(times[0]), float(times[-1])) == (sde.t_max, sde.t_min)
     assert bool((times.diff() < 0).all())
@@ -213,11 +205,8 @@ def test_dtype_and_start_are_kept():
         x_T = sde.prior_sample((3, 2), dtype=dtype)
         kept = x_T.clone()
         for method in SAMPLERS:
-            x = (
-                sample(sde, score, x_T=x_T, method=method, steps=3, rtol=1e-3)
-                if (method == "ode")
-                else sample(sde, score, x_T=x_T, method=method, steps=3)
-            )
+            loose = {"rtol": 1e-3} if method in ("ode", "rk45") else options_of(method)
+            x = sample(sde, score, x_T=x_T, method=method, steps=3, **loose)
             assert x.dtype == dtype and bool(torch.isfinite(x).all())
         assert torch.equal(x_T, kept)
 

@@ -2,61 +2,90 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from score_sde.sampling.frames import check_positive
 from score_sde.sdes import SDE
 
 
-def uniform(sde: SDE, steps: int) -> Tensor:
+def uniform(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
     """Equal steps in t: Song's grid."""
     return torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64)
 
 
-def _sigma_range(sde: SDE) -> Tensor:
-    """sigma/alpha at t_max and t_min."""
+def discrete(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
+    """DDPM's indices: a subset of 1000 equally spaced times (more if there are more steps)."""
+    n = max(1000, steps + 1)
+    index = torch.linspace(n - 1, 0, steps + 1, dtype=torch.float64).round()
+    return sde.t_min + index / (n - 1) * (sde.t_max - sde.t_min)
+
+
+def noise_range(sde: SDE) -> tuple[float, float]:
+    """sigma/alpha at t_max and at t_min."""
     ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-    return torch.exp(-0.5 * sde.log_snr(ends))
+    high, low = torch.exp(-0.5 * sde.log_snr(ends)).tolist()
+    return high, low
 
 
-def logsnr(sde: SDE, steps: int) -> Tensor:
+def logsnr(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
     """Equal steps in the log signal-to-noise ratio (2206.00927)."""
-    high, low = _sigma_range(sde).log()
-    sigmas = torch.linspace(float(high), float(low), steps + 1, dtype=torch.float64).exp()
-    return _at_sigmas(sde, sigmas)
+    high, low = (math.log(end) for end in noise_range(sde))
+    return at_noise_levels(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64).exp())
 
 
-def karras(sde: SDE, steps: int, rho: float = 7.0) -> Tensor:
+def karras(sde: SDE, steps: int, data_std: float | None = None, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, eq. 5)."""
-    high, low = _sigma_range(sde) ** (1 / rho)
-    sigmas = torch.linspace(float(high), float(low), steps + 1, dtype=torch.float64) ** rho
-    return _at_sigmas(sde, sigmas)
+    high, low = (end ** (1 / rho) for end in noise_range(sde))
+    return at_noise_levels(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64) ** rho)
 
 
-def _at_sigmas(sde: SDE, sigmas: Tensor) -> Tensor:
-    times = sde.time_of_log_snr(-2 * sigmas.log())
+def saturating(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
+    """Equal steps in log(s/(1 + s/c)), s = sigma/alpha, c = 5 data_std.
+
+    Uniform in log s near the data; above it, where the flow hardly turns, steps grow.
+    """
+    c = 5 * check_positive("data_std", data_std)
+    high, low = (math.log(end / (1 + end / c)) for end in noise_range(sde))
+    u = torch.linspace(high, low, steps + 1, dtype=torch.float64)
+    return at_noise_levels(sde, u.exp() / (1 - u.exp() / c))
+
+
+def at_noise_levels(sde: SDE, levels: Tensor) -> Tensor:
+    """Times at which sigma/alpha takes these falling values, from t_max to t_min exactly."""
+    times = sde.time_of_log_snr(-2 * levels.log())
     # The ends are known exactly; the inversion gives them to rounding only.
     times[0], times[-1] = sde.t_max, sde.t_min
     return times
 
 
-GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
+GRIDS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform,
+    "discrete": discrete,
     "logsnr": logsnr,
     "karras": karras,
+    "saturating": saturating,
 }
 
 
-def make_grid(sde: SDE, grid: str | Sequence[float] | Tensor, steps: int | None) -> Tensor:
+def make_grid(
+    sde: SDE,
+    grid: str | Sequence[float] | Tensor,
+    steps: int | None,
+    data_std: float | None = None,
+) -> Tensor:
     """A grid by name for so many steps, or explicit times checked; float64 (steps + 1,)."""
     if isinstance(grid, str):
         if grid not in GRIDS:
-            raise ValueError(f"unknown grid {grid!r}; choose from {list(GRIDS)} or give times.")
+            raise ValueError(
+                f"unknown grid {grid!r}; choose from {list(GRIDS)}, or give times or a recipe."
+            )
         if steps is None:
             raise ValueError(f"grid {grid!r} needs a number of steps.")
-        times = GRIDS[grid](sde, steps)
+        times = GRIDS[grid](sde, steps, data_std)
     else:
         times = torch.as_tensor(grid, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2:

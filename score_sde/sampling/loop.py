@@ -7,36 +7,74 @@ import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from score_sde.sampling.adaptive import RK45, AdaptiveSDE
+from score_sde.sampling.correctors import PredictorCorrector
 from score_sde.sampling.grids import make_grid
-from score_sde.sampling.multistep import DPMSolverPP2M, SDEDPMSolverPP2M
-from score_sde.sampling.noise import SeededNoise, fresh_seeds
-from score_sde.sampling.ode import AdaptiveODE
+from score_sde.sampling.multistep import (
+    DEIS,
+    LMS,
+    Adams,
+    DPMSolverM,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    ExponentialSDE,
+    SDEDPMSolverPP2M,
+    SDEDPMSolverPP3M,
+    UniPC,
+)
+from score_sde.sampling.noise import (
+    BrownianNoise,
+    NoiseFactory,
+    NoiseSource,
+    SeededNoise,
+    fresh_seeds,
+)
+from score_sde.sampling.ode import AdaptiveODE, ODEError
 from score_sde.sampling.predictors import (
+    DDIM,
     Ancestral,
-    Euler,
+    EDMStochastic,
     EulerMaruyama,
-    Heun,
     Predictor,
+    ReverseDiffusion,
     Trajectory,
 )
+from score_sde.sampling.runge_kutta import RK4, Euler, Heun, Singlestep2, Singlestep3
 from score_sde.sdes import SDE
 from score_sde.states import ScoreFn
 
 SAMPLERS: dict[str, type[Predictor]] = {
     "ancestral": Ancestral,
     "euler_maruyama": EulerMaruyama,
+    "reverse_diffusion": ReverseDiffusion,
+    "pc": PredictorCorrector,
+    "dpmpp_2m_sde": SDEDPMSolverPP2M,
+    "dpmpp_3m_sde": SDEDPMSolverPP3M,
+    "exponential": ExponentialSDE,
+    "edm_stochastic": EDMStochastic,
+    "adaptive_sde": AdaptiveSDE,
     "ode": AdaptiveODE,
+    "rk45": RK45,
     "euler": Euler,
     "heun": Heun,
+    "rk4": RK4,
+    "ddim": DDIM,
+    "lms": LMS,
+    "dpm_solver": DPMSolverM,
     "dpmpp_2m": DPMSolverPP2M,
-    "dpmpp_2m_sde": SDEDPMSolverPP2M,
+    "dpmpp_3m": DPMSolverPP3M,
+    "dpmpp_2s": Singlestep2,
+    "dpmpp_3s": Singlestep3,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "adams": Adams,
 }
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -78,6 +116,12 @@ def _defaults(method: type[Predictor]) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cast(Any, method))}
 
 
+def needs_data_std(method: str | Predictor) -> bool:
+    """Whether a method has the option data_std, the standard deviation of x_0."""
+    cls = SAMPLERS.get(method) if isinstance(method, str) else type(method)
+    return cls is not None and "data_std" in _defaults(cls)
+
+
 def _unknown(what: str, name: str, choices: list[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
@@ -85,19 +129,20 @@ def _unknown(what: str, name: str, choices: list[str]) -> str:
 
 
 def list_samplers() -> list[dict[str, Any]]:
-    """One row a sampler: name, stochastic, evaluations per step, default steps, options, about."""
+    """One row a sampler: name, stochastic, order, evaluations per step, default steps, options."""
     rows = []
     for name, cls in SAMPLERS.items():
-        about = (cls.__doc__ or "").strip().splitlines()[0]
+        method = cls()
         rows.append(
             {
                 "name": name,
-                "stochastic": cls.stochastic,
-                "evaluations": cls.evaluations or "adaptive",
-                "default_steps": cls.default_steps,
-                "default_grid": cls.default_grid or "of the process",
+                "stochastic": method.stochastic,
+                "order": None if method.stochastic else method.claimed_order,
+                "evaluations": method.evaluations or "adaptive",
+                "default_steps": method.default_steps,
+                "default_grid": method.default_grid or "of the process",
                 "options": _defaults(cls),
-                "about": about,
+                "about": (cls.__doc__ or "").strip().splitlines()[0],
             }
         )
     return rows
@@ -123,6 +168,40 @@ def _count_steps(method: Predictor, steps: int | None, nfe: int | None, denoise:
     return steps
 
 
+class _Watched:
+    """The score, counted, and checked once for what a score must return."""
+
+    def __init__(self, score: ScoreFn):
+        self.score, self.calls = score, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        value = self.score(x, t)
+        if self.calls == 1 and (value.shape != x.shape or value.dtype != x.dtype):
+            raise ValueError(
+                f"the score must be like x, {tuple(x.shape)} {x.dtype}; it returned "
+                f"{tuple(value.shape)} {value.dtype}."
+            )
+        return value
+
+
+class _StepNoise:
+    """The noise of the step that the loop is at."""
+
+    def __init__(self, source: NoiseSource, here: list[float], scale: float, skip_start: bool):
+        self.source, self.here, self.scale, self.skip = source, here, scale, skip_start
+
+    def __call__(self, which: Tensor | None = None) -> Tensor:
+        if self.skip:  # x_T is the first draw, also when it is given: later ones are the same
+            self.source.draw(None, None)
+            self.skip = False
+        if which is None:
+            z = self.source.draw(self.here[0], self.here[1])
+        else:
+            z = self.source.draw(self.here[0], self.here[1], which)
+        return z if self.scale == 1 else z * self.scale
+
+
 @overload
 def sample(
     sde: SDE, score: ScoreFn, shape: Any = ..., *, return_info: Literal[True], **options: Any
@@ -140,12 +219,14 @@ def sample(
     shape: tuple[int, ...] | None = None,
     *,
     x_T: Tensor | None = None,
-    method: str | Predictor = "ancestral",
+    method: str | Predictor | None = None,
     steps: int | None = None,
     nfe: int | None = None,
-    grid: str | Sequence[float] | Tensor | None = None,
+    grid: Any = None,
     seeds: Sequence[int] | None = None,
     denoise: bool = True,
+    noise: str | NoiseFactory = "seeded",
+    noise_scale: float = 1.0,
     batch_size: int | None = None,
     hook: Hook | None = None,
     progress: bool = False,
@@ -156,21 +237,37 @@ def sample(
 ) -> Tensor | SampleResult:
     """Draw x_0 by running the process backwards from noise; (B, ...) in the model's range.
 
-    score: any callable score(x, t); t comes as a float64 tensor ().
+    score: any callable score(x, t); t comes as a float64 tensor (), or (B,) from `rk45` and
+        `adaptive_sde`.
     shape or x_T: (B, ...) of the samples, or the noise to start from.
-    method: a name of `list_samplers()` with its ``options``, or a `Predictor`.
+    method: a name of `list_samplers()` with its ``options``, or a `Predictor`. None is "adams"
+        where it can run, that is for up to 50 evaluations or a recipe with data_std known, and
+        "ancestral" otherwise.
     steps or nfe: intervals of the grid, or the most evaluations of the score per sample, the
         final denoise counted in.
-    grid: "uniform" in t, "logsnr", "karras", or strictly falling times.
+    grid: "uniform" in t, "discrete", "logsnr", "karras", "saturating", strictly falling times, or
+        a `Recipe` of `calibrate` (for adams).
     seeds: one integer a sample; sample i depends on (score, settings, seed i) alone. Drawn from
         torch's global generator when None.
     denoise: end with Tweedie's E[x_0 | x_{t_min}], one more evaluation.
+    noise: "seeded"; "brownian", where runs of different steps share one path a sample; or a
+        factory of `NoiseSource`s, called with (seeds, shape of one sample, dtype, device).
+    noise_scale: factor on the noise of the steps; 0 shows what happens without.
     batch_size: run in batches of at most this many; the samples are the same.
     hook: hook(x, t) after each step; what it returns, unless None, replaces x.
     return_info: return a `SampleResult` with NFE, seconds and settings.
 
-    Raises ValueError for settings that make no sense, `ODEError` when an adaptive solver fails.
+    Raises ValueError for settings that make no sense, `ODEError` when a solver cannot go on or the
+    result is not finite.
     """
+    recipe = grid if hasattr(grid, "data_std") else None
+    if recipe is not None:
+        recipe.check(sde)
+        options = {"data_std": recipe.data_std, "order": recipe.order, **options}
+        grid = recipe.times
+    if method is None:
+        few = recipe is not None or (steps or nfe or 1000) <= 50
+        method = "adams" if few and "data_std" in options else "ancestral"
     name = method if isinstance(method, str) else type(method).__name__
     method = make_sampler(method, **options)
     if (shape is None) == (x_T is None):
@@ -183,44 +280,77 @@ def sample(
         raise ValueError(f"{shape[0]} samples need {shape[0]} seeds; got {len(seeds)}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be >= 1 (got {batch_size}).")
+    if not noise_scale >= 0:
+        raise ValueError(f"noise_scale must be at least 0 (got {noise_scale}).")
+    source = _noise_factory(noise, sde)
     grid = method.default_grid or sde.natural_grid if grid is None else grid
-    steps = _count_steps(method, steps, nfe, denoise) if isinstance(grid, str) or steps else None
-    times = make_grid(sde, grid, steps)
+    named = isinstance(grid, str)
+    count = _count_steps(method, steps, nfe, denoise) if named or steps else None
+    times = make_grid(sde, grid, count, getattr(method, "data_std", None))
+    if not named and nfe is not None:
+        needed = (len(times) - 1) * method.evaluations + denoise
+        if needed > nfe:
+            raise ValueError(f"the grid needs {needed} evaluations, more than nfe={nfe}.")
     dtype = dtype or (torch.float32 if x_T is None else x_T.dtype)
     device = torch.device(device or ("cpu" if x_T is None else x_T.device))
 
     started = time.perf_counter()
-    calls = 0
-
-    def counted(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return score(x, t)
-
+    watched = _Watched(score)
+    points, at = times.unbind(), times.tolist()
+    prepared = method.prepare(sde, times)
     batch = batch_size or shape[0]
     starts = range(0, shape[0], batch)
-    bar = tqdm(total=len(starts) * (len(times) - 1), disable=not progress, unit="step")
+    bar = tqdm(total=len(starts) * len(prepared), disable=not progress, unit="step")
     chunks = []
     for first in starts:
-        noise = SeededNoise(seeds[first : first + batch], shape[1:], dtype, device)
-        # x_T is the first draw, also when it is given: later draws do not depend on that.
-        x = sde.prior_std() * noise.draw()
-        x = x if x_T is None else x_T[first : first + batch].to(dtype).to(device)
-        run = Trajectory(sde, counted, noise.draw)
-        for t, s in pairwise(times):
-            x = method.step(run, x, t, s)
+        drawn = source(seeds[first : first + batch], shape[1:], dtype, device)
+        if x_T is None:
+            x = sde.prior_std() * drawn.draw(None, None)
+        else:
+            x = x_T[first : first + batch].to(dtype).to(device)
+        here = [at[0], at[1]]
+        fresh = _StepNoise(drawn, here, noise_scale, skip_start=x_T is not None)
+        run = Trajectory(sde, watched, fresh)
+        for i, row in enumerate(prepared):
+            here[:] = at[i : i + 2]
+            x = method.step(run, x, points[i], points[i + 1], *row)
             if hook is not None:
-                changed = hook(x, s)
+                changed = hook(x, points[i + 1])
                 x = x if changed is None else changed
-            bar.update()
-        chunks.append(sde.denoise(x, times[-1], counted) if denoise else x)
+            if progress:
+                bar.update()
+        chunks.append(sde.denoise(x, points[-1], watched) if denoise else x)
     bar.close()
 
-    x = torch.cat(chunks)
+    x = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+    nfe_used = watched.calls // len(starts)
+    _check_finite(x, name, nfe_used)
     settings: dict[str, Any] = {"method": name, "steps": len(times) - 1}
     if dataclasses.is_dataclass(method):
         settings |= dataclasses.asdict(method)
-    settings |= {"grid": grid if isinstance(grid, str) else "explicit"}
-    settings |= {"t": f"{float(times[0]):g}..{float(times[-1]):g}", "denoise": denoise}
-    result = SampleResult(x, calls // len(starts), time.perf_counter() - started, settings)
+    settings |= {"grid": grid if named else "recipe" if recipe else "explicit"}
+    settings |= {"t": f"{at[0]:g}..{at[-1]:g}", "denoise": denoise}
+    if noise_scale != 1:
+        settings["noise_scale"] = noise_scale
+    result = SampleResult(x, nfe_used, time.perf_counter() - started, settings)
     return result if return_info else result.x
+
+
+def _noise_factory(noise: str | NoiseFactory, sde: SDE) -> NoiseFactory:
+    if not isinstance(noise, str):
+        return noise
+    if noise == "seeded":
+        return SeededNoise
+    if noise == "brownian":
+        return partial(BrownianNoise, sde=sde)
+    raise ValueError(f"unknown noise {noise!r}; choose seeded, brownian or give a factory.")
+
+
+def _check_finite(x: Tensor, name: str, nfe: int) -> None:
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bool(bad.any()):
+        raise ODEError(
+            f"{int(bad.sum())} of {len(x)} samples are not finite after {nfe} evaluations by "
+            f"{name}: either the score is not finite (check the model), or the method is unstable "
+            "at so few steps: take more, or method=ddim, heun or adams."
+        )

@@ -1,14 +1,37 @@
-"""The one source of randomness of sampling: what sample i draws depends on seed i alone."""
+"""The one source of randomness of sampling: what sample i draws depends on seed i alone.
+
+A source has `draw(t, s)`, a standard normal state (B, *shape) for the step from t to s. The first
+draw, with no times, is the start x_T. `SeededNoise` is a stream. `BrownianNoise` gives the
+increments of one Brownian path a sample, so that runs of different steps share their noise.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 4096  # numbers drawn per generator call; small states would pay the call, not the numbers
+from score_sde.sdes import SDE
+
+# Numbers drawn per generator call, at first and later: small states would otherwise pay for the
+# calls, not the numbers.
+_FIRST, _LATER = 512, 2048
+
+
+class NoiseSource(Protocol):
+    """What the loop draws from."""
+
+    def draw(
+        self, t: float | None = None, s: float | None = None, which: Tensor | None = None
+    ) -> Tensor:
+        """A standard normal state for the step from t to s; the start x_T without times.
+
+        which: places (n,) of the samples that draw, if not all do; then the result is (n, ...).
+        """
 
 
 class SeededNoise:
@@ -25,22 +48,121 @@ class SeededNoise:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self._seeds = [int(seed) for seed in seeds]
+        self._generators: list[torch.Generator] = []  # made when they are needed
+        self._alone: list[torch.Generator] = []  # for draws that not all samples make
         self._shape, self._dtype, self._device = tuple(shape), dtype, device
-        self._chunk = max(1, _CHUNK // max(math.prod(shape), 1))
-        self._fill(1)  # the start x_T; deterministic methods need no more
-
-    def _fill(self, count: int) -> None:
-        size = (count, *self._shape)
-        self._buffer = torch.stack([torch.randn(size, generator=g) for g in self._generators])
+        numel = max(math.prod(shape), 1)
+        self._chunks = [max(1, _FIRST // numel), max(1, _LATER // numel)]
+        self._buffer = torch.empty(0)
         self._next = 0
 
-    def draw(self) -> Tensor:
-        """The next standard normal state (B, *shape)."""
-        if self._next == self._buffer.shape[1]:
-            self._fill(self._chunk)
+    def _fill(self) -> None:
+        if not self._generators:
+            self._generators = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        count = self._chunks.pop(0) if len(self._chunks) > 1 else self._chunks[0]
+        size = (count, *self._shape)
+        drawn = torch.stack([torch.randn(size, generator=g) for g in self._generators], 1)
+        self._buffer = drawn.to(self._dtype).to(self._device)
+        self._next = 0
+
+    def draw(
+        self, t: float | None = None, s: float | None = None, which: Tensor | None = None
+    ) -> Tensor:
+        """The next standard normal state (B, *shape), or (n, *shape) for n of the samples."""
+        if which is not None:
+            if not self._alone:
+                other = (seed ^ 0x5DEECE66D for seed in self._seeds)
+                self._alone = [torch.Generator().manual_seed(seed) for seed in other]
+            drawn = [torch.randn(self._shape, generator=self._alone[i]) for i in which.tolist()]
+            return torch.stack(drawn).to(self._dtype).to(self._device)
+        if self._next == len(self._buffer):
+            self._fill()
         self._next += 1
-        return self._buffer[:, self._next - 1].to(dtype=self._dtype, device=self._device)
+        return self._buffer[self._next - 1]
+
+
+class BrownianNoise:
+    """Increments of one Brownian path a sample over log-SNR, normalised to unit variance.
+
+    A step from t to u and one from u to s are together the step from t to s: the noise of a
+    coarse run is the sum of that of a fine one. The path is W at 2^20 points of its clock, each
+    drawn between its neighbours on a binary tree from (seed, point) (Levy's construction), so any
+    increment can be had in any order. Further draws within one step come from another stream.
+    """
+
+    DEPTH = 20
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        sde: SDE | None = None,
+    ):
+        if sde is None:
+            raise ValueError("Brownian noise needs the process whose log-SNR is its clock.")
+        self._seeds, self._shape = [int(seed) for seed in seeds], tuple(shape)
+        self._dtype, self._device, self._sde = dtype, device, sde
+        self._extra = SeededNoise(seeds, shape, dtype, device)
+        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+        self._low, self._high = sde.log_snr(ends).tolist()
+        self._last: tuple[int, int] | None = None
+        self._cache: dict[int, np.ndarray] = {}
+
+    def _clock(self, t: float) -> int:
+        """The place of time t among the points of the path, 0 at t_max."""
+        value = float(self._sde.log_snr(torch.tensor(t, dtype=torch.float64)))
+        share = (value - self._low) / (self._high - self._low)
+        return min(max(round(share * 2**self.DEPTH), 0), 2**self.DEPTH)
+
+    def _normal(self, point: int) -> np.ndarray:
+        """Standard normal numbers (B, *shape) that belong to a point of the tree."""
+        draws = [
+            np.random.Generator(np.random.Philox(key=[seed % 2**63, point])).standard_normal(
+                self._shape, dtype=np.float64
+            )
+            for seed in self._seeds
+        ]
+        return np.stack(draws)
+
+    def _path(self, point: int) -> np.ndarray:
+        """W at a point (B, *shape), the variance of the whole path being 1."""
+        if point in self._cache:
+            return self._cache[point]
+        whole = 2**self.DEPTH
+        left, right = 0, whole
+        w_left = np.zeros((len(self._seeds), *self._shape))
+        w_right = self._normal(whole)
+        while point not in (left, right):
+            middle = (left + right) // 2
+            half = (w_left + w_right) / 2
+            spread = math.sqrt((right - left) / (4 * whole))
+            w_middle = half + spread * self._normal(middle)
+            if point < middle:
+                right, w_right = middle, w_middle
+            else:
+                left, w_left = middle, w_middle
+        value = w_left if point == left else w_right
+        self._cache = {**dict(list(self._cache.items())[-1:]), point: value}
+        return value
+
+    def draw(
+        self, t: float | None = None, s: float | None = None, which: Tensor | None = None
+    ) -> Tensor:
+        """The increment of the path from t to s; x_T without times."""
+        if t is None or s is None or which is not None:
+            return self._extra.draw(which=which)
+        a, b = self._clock(t), self._clock(s)
+        if self._last == (a, b) or a == b:
+            return self._extra.draw()
+        self._last = (a, b)
+        increment = (self._path(b) - self._path(a)) * math.sqrt(2**self.DEPTH / (b - a))
+        return torch.from_numpy(increment).to(self._dtype).to(self._device)
+
+
+NoiseFactory = Callable[..., NoiseSource]
 
 
 def fresh_seeds(n: int) -> list[int]:

@@ -80,6 +80,7 @@ class AdaptiveODE(Predictor):
     max_evaluations: int = 10_000
     evaluations: ClassVar[int] = 0  # as many as the tolerance needs
     stochastic: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
     default_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ class AdaptiveODE(Predictor):
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive (got {self.rtol}, {self.atol}).")
 
-    def step(self, run, x, t, s):
+    def step(self, run, x, t, s, *row):
         flow = run.sde.reverse(run.score, 0.0)
 
         def field(time: Tensor, state: Tensor) -> Tensor:

@@ -1,39 +1,43 @@
 r"""One-step methods that carry x_t to x_s for s < t. Each is a frozen dataclass of settings.
 
-A predictor has `step(run, x, t, s) -> x_s`, where ``run`` is the `Trajectory` it works on, and
-facts about itself: `evaluations` (of the score, per step), `stochastic`, `default_steps` and
-`default_grid`. A subclass with a `step` is a predictor; nothing is registered.
+What a step needs from the process depends on the grid alone, so it is computed once, for all steps
+together and in float64, by `prepare`; `step` is then a few operations on the state. In most
+methods a step is linear in the state, its score and fresh noise z,
+
+    x_s = a x + b score(x, t) + c z,
+
+and `prepare` gives (a, b, c). A predictor of yours needs a `step`; nothing is registered.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, expand
+from score_sde.states import ScoreFn
+
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """One run of the loop over one batch, as a method sees it.
 
-    noise: `noise()` is a fresh standard normal state (B, ...), reproducible by seed.
+    noise: `noise()` is a fresh standard normal state (B, ...), reproducible by seed; `noise(which)`
+        is one for the samples in these places, who draw from streams of their own.
     memory: a dictionary of the run, for methods that remember earlier steps.
     """
 
     sde: SDE
     score: ScoreFn
-    noise: Callable[[], Tensor]
+    noise: Callable[..., Tensor]
     memory: dict[str, Any] = field(default_factory=dict)
-
-    def eps(self, x: Tensor, t: Tensor) -> Tensor:
-        """The noise that the score sees in x: -sigma score, like x."""
-        return -expand(self.sde.sigma(t), x) * self.score(x, t)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x], like x."""
@@ -41,21 +45,56 @@ class Trajectory:
 
 
 class Predictor(abc.ABC):
-    """A method that carries a state from time t to an earlier time s."""
+    """A method that carries a state from time t to an earlier time s.
+
+    evaluations: of the score, per step; 0 if they adapt. order: of convergence, None if it is not
+    an ODE method. linear: whether a linear score makes its result linear in start and noise.
+    default_steps, default_grid: when none are given; a grid of None is the process's own.
+    processes: None for all, or the names of the classes it is defined for.
+    """
 
     evaluations: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
+    order: ClassVar[int | None] = None
+    linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
-    default_grid: ClassVar[str | None] = None  # None: the natural grid of the process
+    default_grid: ClassVar[str | None] = None
+
+    @property
+    def claimed_order(self) -> int | None:
+        """The order of convergence that `verify` measures, as configured."""
+        return self.order
+
+    def prepare(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """What each step needs, in order: a row of numbers for each interval of ``times``."""
+        return [()] * (len(times) - 1)
 
     @abc.abstractmethod
-    def step(self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, *row: Any) -> Tensor:
         """x_s from x_t (B, ...); s < t are float64 tensors of shape ()."""
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def rows(*columns: Tensor) -> list[Row]:
+    """Columns of coefficients (N,) as a row of Python numbers for each step."""
+    return list(zip(*(c.tolist() for c in columns), strict=True))
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """ValueError that names the choices unless value is one of them."""
     if value not in choices:
         raise ValueError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
+
+
+def check_eta(eta: float) -> None:
+    """ValueError for a negative strength of noise."""
+    if not eta >= 0:
+        raise ValueError(f"eta must be at least 0 (got {eta}).")
+
+
+def affine(run: Trajectory, x: Tensor, t: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a x + b score(x, t) + c z, drawing noise only if it counts."""
+    out = torch.add(x * a, run.score(x, t), alpha=b)
+    return out if c == 0 else out.add_(run.noise(), alpha=c)
 
 
 @dataclass(frozen=True)
@@ -63,19 +102,29 @@ class Ancestral(Predictor):
     """DDPM's Algorithm 2 between any two times of any process: q(x_s | x_t, x_0 = denoised).
 
     variance: "posterior" is beta~, that of q(x_s | x_t, x_0); "transition" is beta, that of
-        p(x_t | x_s) (2006.11239, section 3.2; Song's VP and Ho's CIFAR-10 models use it).
+        p(x_t | x_s) (2006.11239, section 3.2; Song's VP and Ho's CIFAR-10 models use it); a number
+        v in [0, 1] lies between, beta^v beta~^(1 - v) (2102.09672, eq. 15).
     """
 
-    variance: str = "posterior"
+    variance: str | float = "posterior"
 
     def __post_init__(self) -> None:
-        _check_choice("variance", self.variance, ("posterior", "transition"))
+        if isinstance(self.variance, str):
+            check_choice("variance", self.variance, ("posterior", "transition"))
+        elif not 0 <= self.variance <= 1:
+            raise ValueError(f"variance as a number must lie in [0, 1] (got {self.variance}).")
 
-    def step(self, run, x, t, s):
-        mean, std = run.sde.posterior(run.denoise(x, t), x, s, t)
-        if self.variance == "transition":
-            std = expand(run.sde.transition(s, t)[1], x)
-        return mean + std * run.noise()
+    def prepare(self, sde, times):
+        t, s = times[:-1], times[1:]
+        a, b = sde.transition(s, t)
+        noise_ratio = (sde.sigma(s) / sde.sigma(t)) ** 2
+        from_x0 = sde.alpha(s) * (b / sde.sigma(t)) ** 2 / sde.alpha(t)
+        between = {"posterior": 0.0, "transition": 1.0}.get(str(self.variance), self.variance)
+        std = b * noise_ratio ** (0.5 * (1 - float(between)))
+        return rows(a * noise_ratio + from_x0, from_x0 * sde.sigma(t) ** 2, std)
+
+    def step(self, run, x, t, s, a, b, c):
+        return affine(run, x, t, a, b, c)
 
 
 @dataclass(frozen=True)
@@ -88,67 +137,106 @@ class EulerMaruyama(Predictor):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.eta < 0:
-            raise ValueError(f"eta must be at least 0 (got {self.eta}).")
+        check_eta(self.eta)
 
-    def step(self, run, x, t, s):
-        reverse = run.sde.reverse(run.score, self.eta)
-        x = x - expand(t - s, x) * reverse.drift(x, t)
-        if self.eta == 0:
-            return x
-        return x + expand(reverse.diffusion(t) * (t - s).sqrt(), x) * run.noise()
+    def prepare(self, sde, times):
+        t, dt = times[:-1], -times.diff()
+        f, g = sde.derivatives(t)[0] / sde.alpha(t), sde.diffusion(t)
+        return rows(1 - f * dt, 0.5 * (1 + self.eta**2) * g**2 * dt, self.eta * g * dt.sqrt())
 
-
-def _flow_coefficients(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, h) with x_s = a x_t + h eps, exact where eps does not change on the way."""
-    a = sde.alpha(s) / sde.alpha(t)
-    return a, sde.sigma(s) - a * sde.sigma(t)
+    def step(self, run, x, t, s, a, b, c):
+        return affine(run, x, t, a, b, c)
 
 
 @dataclass(frozen=True)
-class Euler(Predictor):
-    """Euler's method for the probability flow.
+class ReverseDiffusion(Predictor):
+    """The reverse SDE discretised as the forward one is (2011.13456, appendix E).
 
-    variable: "sigma" steps in sigma/alpha, where d(x/alpha)/d(sigma/alpha) = eps: the linear part
-        of the flow is exact and this is DDIM (2010.02502). "time" is the textbook form in t.
+    x_s = (2 - a) x + (1 + eta^2)/2 b^2 score + eta b z with p(x_t | x_s) = N(a x_s, b^2 I).
     """
 
-    variable: str = "sigma"
-    stochastic: ClassVar[bool] = False
-    default_steps: ClassVar[int] = 100
-    default_grid: ClassVar[str | None] = "logsnr"
+    eta: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_choice("variable", self.variable, ("sigma", "time"))
+        check_eta(self.eta)
 
-    def step(self, run, x, t, s):
-        if self.variable == "time":
-            return x - expand(t - s, x) * run.sde.reverse(run.score, 0.0).drift(x, t)
-        a, h = _flow_coefficients(run.sde, t, s)
-        return expand(a, x) * x + expand(h, x) * run.eps(x, t)
+    def prepare(self, sde, times):
+        a, b = sde.transition(times[1:], times[:-1])
+        return rows(2 - a, 0.5 * (1 + self.eta**2) * b**2, self.eta * b)
+
+    def step(self, run, x, t, s, a, b, c):
+        return affine(run, x, t, a, b, c)
 
 
 @dataclass(frozen=True)
-class Heun(Predictor):
-    """Heun's second-order method for the probability flow, EDM's choice (2206.00364, alg. 1).
+class DDIM(Predictor):
+    """DDIM (2010.02502, eq. 12): eta = 0 is a step of the probability flow, eta = 1 `ancestral`.
 
-    variable: as in `Euler`.
+    x_s = alpha_s x_0 + sqrt(sigma_s^2 - c^2) eps + c z with c = eta times the posterior's std.
     """
 
-    variable: str = "sigma"
-    evaluations: ClassVar[int] = 2
+    eta: float = 0.0
+    order: ClassVar[int | None] = 1
     stochastic: ClassVar[bool] = False
-    default_steps: ClassVar[int] = 18
+    default_steps: ClassVar[int] = 50
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        if self.eta > 1:
+            raise ValueError(f"DDIM's eta must be at most 1 (got {self.eta}).")
+
+    def prepare(self, sde, times):
+        t, s = times[:-1], times[1:]
+        alpha_ratio, b = sde.transition(s, t)
+        c = self.eta * b * sde.sigma(s) / sde.sigma(t)
+        kept = torch.sqrt((sde.sigma(s) ** 2 - c**2).clamp_min(0))
+        scale = sde.alpha(s) / sde.alpha(t)
+        return rows(scale, scale * sde.sigma(t) ** 2 - kept * sde.sigma(t), c)
+
+    def step(self, run, x, t, s, a, b, c):
+        return affine(run, x, t, a, b, c)
+
+
+@dataclass(frozen=True)
+class EDMStochastic(Predictor):
+    """EDM's stochastic Heun: raise the noise a little, then a Heun step (2206.00364, alg. 2).
+
+    churn: S_churn, the noise added over the whole run; noise_level in [s_min, s_max] only.
+    s_noise: factor on the added noise.
+    """
+
+    churn: float = 40.0
+    s_min: float = 0.0
+    s_max: float = float("inf")
+    s_noise: float = 1.0
+    evaluations: ClassVar[int] = 2
+    default_steps: ClassVar[int] = 64
     default_grid: ClassVar[str | None] = "karras"
 
     def __post_init__(self) -> None:
-        _check_choice("variable", self.variable, ("sigma", "time"))
+        if not self.churn >= 0:
+            raise ValueError(f"churn must be at least 0 (got {self.churn}).")
 
-    def step(self, run, x, t, s):
-        if self.variable == "time":
-            flow, dt = run.sde.reverse(run.score, 0.0), expand(t - s, x)
-            slope = flow.drift(x, t)
-            return x - dt * (slope + flow.drift(x - dt * slope, s)) / 2
-        a, h = (expand(c, x) for c in _flow_coefficients(run.sde, t, s))
-        eps = run.eps(x, t)
-        return a * x + h * (eps + run.eps(a * x + h * eps, s)) / 2
+    def prepare(self, sde, times):
+        t, s = times[:-1], times[1:]
+        level = sde.sigma(t) / sde.alpha(t)
+        gamma = min(self.churn / len(t), 2**0.5 - 1)
+        inside = (level >= self.s_min) & (level <= self.s_max)
+        raised = level * (1 + gamma * inside)
+        top = float(sde.log_snr(times[:1]))
+        log_snr = (-2 * raised.log()).clamp(min=top)
+        higher = torch.where(log_snr < sde.log_snr(t), sde.time_of_log_snr(log_snr), t)
+        a, b = sde.transition(t, higher)
+        b = torch.where(higher > t, b, torch.zeros_like(b)) * self.s_noise
+        scale = sde.alpha(s) / sde.alpha(higher)
+        h = sde.sigma(s) - scale * sde.sigma(higher)
+        numbers = rows(a, b, scale, -h * sde.sigma(higher), -h * sde.sigma(s))
+        return [(u, *row) for u, row in zip(higher.unbind(), numbers, strict=True)]
+
+    def step(self, run, x, t, s, higher, a, b, scale, first, second):
+        x = x * a if b == 0 else torch.add(x * a, run.noise(), alpha=b)
+        score = run.score(x, higher)
+        x = x * scale
+        guess = torch.add(x, score, alpha=first)
+        x = torch.add(x, score, alpha=0.5 * first)
+        return x.add_(run.score(guess, s), alpha=0.5 * second)

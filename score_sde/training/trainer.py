@@ -184,7 +184,7 @@ class Trainer:
         batches = data.batches(settings.batch_size, self.seed, self.step, device)
         started, before = time.perf_counter(), self.seconds
         smooth, marked = None, (self.step, time.perf_counter())
-        form = "{percentage:3.0f}%|{bar:20}| {postfix}"
+        form = "{percentage:3.0f}%|{bar:20}| {desc}"
         bar = tqdm(total=1000, bar_format=form, mininterval=1.0)
         while self.progress < 1:
             x0, _ = next(batches)
@@ -201,7 +201,7 @@ class Trainer:
                 scalars |= {"eta_seconds": eta, "seconds": self.seconds, **self.bins.pop()}
                 logger.scalars(self.step, scalars)
                 shown = f"step {self.step}, loss {smooth:.4f}, {speed:.0f} items/s, ETA {eta:.0f} s"
-                bar.set_postfix_str(shown, refresh=False)
+                bar.set_description_str(shown, refresh=False)
             if settings.save_every and self.step % settings.save_every == 0:
                 save()
             if settings.sample_every and self.step % settings.sample_every == 0:

@@ -1,0 +1,285 @@
+"""The whole family of samplers: orders, adaptivity, correctors, shared noise, recipes."""
+
+import math
+
+import pytest
+import torch
+from conftest import PROCESSES, correlated_gaussian
+from test_sampling import endpoint, options_of, orders
+
+from score_sde import VESDE, VPSDE, sample
+from score_sde.sampling import (
+    SAMPLERS,
+    ODEError,
+    Trajectory,
+    calibrate,
+    frames,
+    load_recipe,
+)
+from score_sde.sampling.grids import make_grid
+from score_sde.sampling.multistep import Multistep
+from score_sde.sampling.noise import BrownianNoise, SeededNoise
+
+F64 = torch.float64
+FIXED = [n for n, c in SAMPLERS.items() if not c().stochastic and c().evaluations]
+# Where an order shows: late enough to be asymptotic, early enough to be above rounding.
+WINDOWS = {1: (128, 256), 2: (128, 256), 3: (64, 128, 256), 4: (64, 128, 256)}
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("process", ["vp", "subvp", "ve", "edm", "flow", "user"])
+def test_observed_order_is_the_claimed_one(process, method):
+    """At least the claimed order less 0.25 on every process: an order too low is a wrong formula.
+
+    Some methods do better on this Gaussian than their order: its leading error term is small.
+    """
+    options = options_of(method)
+    claimed = SAMPLERS[method](**options).claimed_order
+    measured, errors = orders(
+        PROCESSES[process], method, WINDOWS[claimed], grid="logsnr", **options
+    )
+    assert max(measured) > claimed - 0.25, (claimed, measured, errors)
+    assert errors[-1] < 10.0 ** -(1.2 * claimed - 0.2)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "rk4"])
+@pytest.mark.parametrize("process", ["vp", "ve", "flow"])
+def test_order_in_plain_time(process, method):
+    claimed = SAMPLERS[method].order
+    options = {"variable": "time", "grid": "uniform"}
+    measured, errors = orders(PROCESSES[process], method, (128, 256, 512), **options)
+    assert abs(measured[-1] - claimed) < 0.2 or errors[-1] < 1e-9, (measured, errors)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("prediction", ["x0", "eps"])
+def test_order_of_multistep_settings(prediction, order):
+    """The published DPM-Solver++(3M) would fail here: it is second order."""
+    for corrector in (False, True):
+        method = Multistep(prediction, "lambda", order, corrector)
+        window = (64, 128, 256) if order + corrector >= 3 else (128, 256)
+        measured, errors = orders(VPSDE(), method, window, grid="logsnr")
+        assert max(measured) > order + corrector - 0.25, (corrector, measured, errors)
+
+
+def test_exact_weights_integrate_polynomials():
+    """w_j reproduce int P speed dlambda for any P that the nodes can interpolate."""
+    sde = VPSDE()
+    start, end = torch.tensor([-1.0], dtype=F64), torch.tensor([0.7], dtype=F64)
+    nodes = torch.tensor([[-1.0, -2.1, -3.0]], dtype=F64)
+    w = frames.weights(sde, start, end, nodes, "x0", "lambda")[0]
+    fine = torch.linspace(-1.0, 0.7, 200_001, dtype=F64)
+    for power in range(3):
+        want = torch.trapezoid(fine**power * fine.exp(), fine)
+        assert float((w * nodes[0] ** power).sum()) == pytest.approx(float(want), rel=1e-8)
+
+
+@pytest.mark.parametrize("prediction", frames.PREDICTIONS)
+def test_frames_turn_the_flow_into_an_integral(sde, prediction):
+    """d(x/scale)/dlambda = speed P along the exact flow of a Gaussian."""
+    data, h = correlated_gaussian((2,)), 1e-5
+    t = torch.tensor(0.37 * sde.t_max + 1.3e-4, dtype=F64)
+    x, lam = torch.randn(3, 2, dtype=F64), frames.half_log_snr(sde, t)
+    ends = [sde.time_of_log_snr(2 * (lam + sign * h)) for sign in (1, -1)]
+    z = [data.flow(sde, x, t, u) / frames.scale(sde, u, prediction, 0.4) for u in ends]
+    p, q = frames.predict(sde, t, prediction, 0.4)
+    want = frames.speed(lam, prediction, 0.4) * (p * x + q * data.score(sde)(x, t))
+    torch.testing.assert_close((z[0] - z[1]) / (2 * h), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", list(SAMPLERS))
+@pytest.mark.parametrize("process", ["vp", "subvp", "ve", "edm", "flow", "cosine"])
+def test_every_sampler_on_every_process_is_finite_and_right(process, method):
+    """Finite for any number of steps; near the data's spread at thirty."""
+    sde, data = PROCESSES[process], correlated_gaussian((4,))
+    adaptive = SAMPLERS[method].evaluations == 0
+    for steps in (1,) if adaptive else (1, 2, 3, 30):
+        x = sample(
+            sde, data.score(sde), (300, 4), method=method, steps=steps, seeds=range(300),
+            **options_of(method),
+        )  # fmt: skip
+        assert bool(torch.isfinite(x).all())
+    if method not in ("euler_maruyama", "reverse_diffusion", "edm_stochastic", "pc"):
+        spread = torch.cov(x.T.double()).diagonal().sqrt()
+        want = data.covariance().diagonal().sqrt()
+        assert float((spread / want - 1).abs().max()) < 0.35, spread / want
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow", "user"])
+def test_rk45_meets_the_exact_endpoint_with_steps_of_its_own(process):
+    sde, data = PROCESSES[process], correlated_gaussian((3,))
+    x_T = sde.prior_sample((8, 3), torch.Generator().manual_seed(0), dtype=F64)
+    settings = {"method": "rk45", "denoise": False, "rtol": 1e-8, "atol": 1e-8, "data_std": 0.5}
+    x = sample(sde, data.score(sde), x_T=x_T, **settings)
+    assert float((x - endpoint(sde, data, x_T)).abs().max()) < 1e-6
+    alone = sample(sde, data.score(sde), x_T=x_T[3:4], **settings)
+    torch.testing.assert_close(alone[0], x[3], rtol=1e-10, atol=1e-10)
+
+
+def test_adaptive_sde_is_independent_of_its_batch_and_has_the_law():
+    sde, data = VPSDE(), correlated_gaussian((2,))
+    score, settings = data.score(sde), {"method": "adaptive_sde", "rtol": 0.02, "atol": 0.005}
+    x = sample(sde, score, (2000, 2), seeds=range(2000), **settings)
+    some = sample(sde, score, (3, 2), seeds=[7, 1000, 2], **settings)
+    torch.testing.assert_close(some, x[[7, 1000, 2]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cov(x.T).double(), data.covariance(), atol=0.04, rtol=0)
+    with pytest.raises(ODEError, match="adaptive SDE stopped at .* Loosen rtol"):
+        sample(sde, score, (3, 2), method="adaptive_sde", max_evaluations=10)
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "annealed_langevin"])
+def test_langevin_keeps_p_t_and_moves_towards_it(corrector):
+    """At fixed t a corrector leaves N(0, s^2) near itself and narrows what is too wide."""
+    sde, data = VESDE(), correlated_gaussian((40,))
+    score, t = data.score(sde), torch.tensor(0.6, dtype=F64)
+    pc = SAMPLERS["pc"](corrector=corrector, snr=0.1)
+    noise = SeededNoise(range(500), (40,), F64)
+    run, sigma = Trajectory(sde, score, noise.draw), float(sde.sigma(t))
+    std = (sigma**2 + data.std() ** 2) ** 0.5  # of p_t
+    for width in (1.0, 2.0):
+        x = width * std * noise.draw()
+        for _ in range(60):
+            x = pc._correct(run, x, t, 1.0, sigma)
+        ratio = float(x.std()) / std
+        # A step size from the sample's own norms is off by O(1/dim): 2/40 here in the variance.
+        assert abs(ratio - 1) < 0.05 if width == 1 else 0.95 < ratio < 1.75, ratio
+
+
+def test_langevin_with_a_zero_score_stands_still():
+    pc, noise = SAMPLERS["pc"](), SeededNoise([0, 1], (3,))
+    run = Trajectory(VPSDE(), lambda x, t: torch.zeros_like(x), noise.draw)
+    x = torch.ones(2, 3)
+    assert torch.equal(pc._correct(run, x, torch.tensor(0.5), 1.0, 0.5), x)
+
+
+def test_ddim_with_eta_one_is_ancestral_and_with_zero_is_euler_in_sigma():
+    sde, score = VPSDE(), correlated_gaussian((2,)).score(VPSDE())
+    settings = {"seeds": range(5), "steps": 20, "dtype": F64, "grid": "uniform"}
+    one = sample(sde, score, (5, 2), method="ddim", eta=1.0, **settings)
+    torch.testing.assert_close(one, sample(sde, score, (5, 2), method="ancestral", **settings))
+    zero = sample(sde, score, (5, 2), method="ddim", **settings)
+    torch.testing.assert_close(zero, sample(sde, score, (5, 2), method="euler", **settings))
+
+
+def test_variance_between_is_geometric():
+    sde, times = VPSDE(), make_grid(VPSDE(), "uniform", 10)
+    stds = [
+        torch.tensor([row[2] for row in SAMPLERS["ancestral"](variance=v).prepare(sde, times)])
+        for v in ("posterior", 0.5, "transition")
+    ]
+    torch.testing.assert_close(stds[1], (stds[0] * stds[2]).sqrt())
+
+
+def test_no_noise_is_an_ablation():
+    """Without noise while generating, samples collapse towards the mean."""
+    sde, score = VPSDE(), correlated_gaussian((2,)).score(VPSDE())
+    x = sample(sde, score, (500, 2), steps=100, noise_scale=0.0, seeds=range(500))
+    noisy = sample(sde, score, (500, 2), steps=100, seeds=range(500))
+    assert float(x.var()) < 0.5 * float(noisy.var())
+
+
+def test_brownian_noise_is_shared_between_numbers_of_steps():
+    """Runs of n and 4n steps with one path come closer as n rises; with fresh noise they do not."""
+    sde, score = VPSDE(), correlated_gaussian((3,)).score(VPSDE())
+
+    def run(steps: int, noise: str) -> torch.Tensor:
+        return sample(
+            sde, score, (20, 3), method="dpmpp_2m_sde", steps=steps, grid="logsnr", noise=noise,
+            seeds=range(20), dtype=F64,
+        )  # fmt: skip
+
+    def gap(a: int, b: int, noise: str) -> float:
+        return float((run(a, noise) - run(b, noise)).square().mean().sqrt())
+
+    gaps = [gap(8, 32, "brownian"), gap(32, 128, "brownian")]
+    assert gaps[1] < 0.5 * gaps[0] and gaps[1] < 0.2 * gap(32, 128, "seeded"), gaps
+
+
+def test_brownian_increments_add_up_and_are_normal():
+    sde = VPSDE()
+    one = BrownianNoise(range(200), (4,), F64, sde=sde)
+    two = BrownianNoise(range(200), (4,), F64, sde=sde)
+    log_snr = [float(sde.log_snr(torch.tensor(t, dtype=F64))) for t in (0.9, 0.5, 0.1)]
+    a, b, whole = log_snr[1] - log_snr[0], log_snr[2] - log_snr[1], log_snr[2] - log_snr[0]
+    first, second = one.draw(0.9, 0.5), one.draw(0.5, 0.1)
+    total = two.draw(0.9, 0.1)
+    joined = (first * a**0.5 + second * b**0.5) / whole**0.5
+    torch.testing.assert_close(joined, total, rtol=1e-3, atol=1e-3)
+    for z in (first, second, total):
+        assert abs(float(z.mean())) < 0.12 and abs(float(z.std()) - 1) < 0.08
+    assert abs(float((first * second).mean())) < 0.12
+    alone = BrownianNoise([17], (4,), F64, sde=sde).draw(0.9, 0.1)
+    torch.testing.assert_close(alone[0], total[17])
+
+
+def test_calibration_beats_the_blind_grid_and_its_recipe_travels(mixture, tmp_path):
+    sde, score = VPSDE(), mixture.score(VPSDE())
+    x_T = torch.randn(256, 2, generator=torch.Generator().manual_seed(3), dtype=F64)
+    fine = sample(sde, score, x_T=x_T, method="rk4", steps=300, denoise=False)
+
+    def error(**settings) -> float:
+        x = sample(sde, score, x_T=x_T, method="adams", denoise=False, **settings)
+        return float((x - fine).square().mean().sqrt())
+
+    blind = error(nfe=10, data_std=mixture.std())
+    recipe = calibrate(sde, score, (64, 2), nfe=10, denoise=False)
+    assert recipe.data_std == pytest.approx(mixture.std(), rel=0.15)  # measured by the pilot
+    assert error(grid=recipe) < blind < 0.2
+    thorough = calibrate(sde, score, (64, 2), nfe=10, denoise=False, thorough=True)
+    assert error(grid=thorough) < blind and 0 < thorough.error < 0.1
+    recipe.save(tmp_path / "recipe.json")
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+    with pytest.raises(ValueError, match="the recipe was made for VPSDE"):
+        sample(VESDE(), score, (2, 2), method="adams", grid=recipe)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a recipe"):
+        load_recipe(tmp_path / "other.json")
+
+
+def test_a_score_that_misbehaves_is_explained():
+    sde = VPSDE()
+    with pytest.raises(ValueError, match=r"the score must be like x, \(2, 3\)"):
+        sample(sde, lambda x, t: x[:, :1], (2, 3), steps=2)
+    with pytest.raises(ValueError, match="float64"):
+        sample(sde, lambda x, t: x.double(), (2, 3), steps=2)
+    with pytest.raises(ODEError, match="2 of 2 samples are not finite after 3 evaluations by anc"):
+        sample(sde, lambda x, t: x * float("nan"), (2, 3), steps=2)
+    with pytest.raises(ODEError, match="RK45 stopped .*not finite"):
+        sample(sde, lambda x, t: x * float("nan"), (2, 3), method="rk45")
+    with pytest.raises(ODEError, match="RK45 stopped at t=.* after"):
+        sample(sde, lambda x, t: -x, (2, 3), method="rk45", max_evaluations=12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "adams"}, "data_std must be a positive number"),
+        ({"method": "pc", "snr": 0}, "corrector snr must be > 0"),
+        ({"method": "pc", "corrector": "lagevin"}, "choose from"),
+        ({"method": "pc", "corrector_steps": 0}, "corrector_steps must be >= 1"),
+        ({"method": "ddim", "eta": 1.5}, "at most 1"),
+        ({"method": "edm_stochastic", "churn": -1}, "churn must be at least 0"),
+        ({"method": "rk45", "atol": 0}, "positive"),
+        ({"method": "unipc", "order": 9}, "order must lie in"),
+        ({"method": "lms", "eta": 1.0}, "needs prediction=x0"),
+        ({"noise": "pink"}, "unknown noise"),
+        ({"noise_scale": -1}, "noise_scale"),
+        ({"method": "ancestral", "variance": 2.0}, r"must lie in \[0, 1\]"),
+        ({"method": "heun", "grid": [0.9, 0.5, 0.1], "nfe": 3}, "needs 5 evaluations"),
+    ],
+)
+def test_bad_settings_are_explained(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sample(VPSDE(), lambda x, t: -x, (3, 2), **arguments)
+
+
+def test_steps_count_in_the_law_of_pc():
+    """Predictor-corrector reaches the law of VE data; more corrector steps do not spoil it."""
+    sde, data = VESDE(), correlated_gaussian((64,))
+    for steps, correct in ((200, 1), (100, 2)):
+        x = sample(
+            sde, data.score(sde), (200, 64), method="pc", steps=steps, corrector_steps=correct,
+            snr=0.1, seeds=range(200),
+        )  # fmt: skip
+        ratio = math.sqrt(float(x.var(0).sum()) / float(data.covariance().trace()))
+        assert abs(ratio - 1) < 0.06
