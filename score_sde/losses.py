@@ -130,11 +130,11 @@ class ScoreMatching:
             index = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
             return index * (sde.t_max / self.steps)
         if self.times == "lognormal":
-            # The inverse normal distribution function; u in float32 may be exactly 0 or 1.
-            normal = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
+            # The inverse normal distribution function, on the CPU: not every device has it in
+            # float64. u in float32 may be exactly 0 or 1.
+            normal = torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6))
             log_sigma = self.log_sigma_mean + self.log_sigma_std * normal
-            t = sde.time_of_log_snr(-2 * log_sigma.cpu().double())
-            return t.clamp(min=t_min).to(u)
+            return sde.time_of_log_snr(-2 * log_sigma).clamp(min=t_min).to(u)
         times, mass, _ = self._importance_table(model, t_min)
         return torch.from_numpy(np.interp(u.cpu().double(), mass, times)).to(u)
 

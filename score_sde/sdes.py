@@ -82,7 +82,7 @@ class SDE(abc.ABC):
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         """The t in (0, t_max] with this log-SNR, like it; bisection in log t by default."""
-        target = log_snr.double()
+        target = log_snr if log_snr.device.type == "mps" else log_snr.double()
         low = torch.full_like(target, math.log(self.t_max) - 40.0)
         high = torch.full_like(target, math.log(self.t_max))
         for _ in range(64):

@@ -37,7 +37,7 @@ def grid_array(pixels: Tensor, columns: int | None = None, gap: int = 2) -> np.n
 
 def density_array(points: Tensor, side: int = 256, extent: float = 3.0) -> np.ndarray:
     """Points (N, 2) as a dark-on-light histogram of [-extent, extent]^2; the y axis points up."""
-    x, y = points.double().cpu().numpy()[:, :2].T
+    x, y = points.cpu().double().numpy()[:, :2].T
     limits = [[-extent, extent]] * 2
     counts, _, _ = np.histogram2d(y, x, bins=side // 2, range=limits)
     shade = np.sqrt(counts / max(counts.max(), 1))

@@ -3,11 +3,11 @@
 from score_sde.sampling.calibration import Recipe as Recipe
 from score_sde.sampling.calibration import calibrate as calibrate
 from score_sde.sampling.calibration import load_recipe as load_recipe
-from score_sde.sampling.loop import SAMPLERS as SAMPLERS
+from score_sde.sampling.catalogue import SAMPLERS as SAMPLERS
+from score_sde.sampling.catalogue import list_samplers as list_samplers
+from score_sde.sampling.catalogue import make_sampler as make_sampler
+from score_sde.sampling.catalogue import needs_data_std as needs_data_std
 from score_sde.sampling.loop import SampleResult as SampleResult
-from score_sde.sampling.loop import list_samplers as list_samplers
-from score_sde.sampling.loop import make_sampler as make_sampler
-from score_sde.sampling.loop import needs_data_std as needs_data_std
 from score_sde.sampling.loop import sample as sample
 from score_sde.sampling.ode import ODEError as ODEError
 from score_sde.sampling.ode import solve_ode as solve_ode

@@ -138,7 +138,7 @@ def _weighted(values: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 
 
 def _stopped(run: Trajectory, lam: Tensor, h: Tensor, count: int, finite: bool) -> ODEError:
-    t = float(run.sde.time_of_log_snr(2 * lam.min().double().cpu()))
+    t = float(run.sde.time_of_log_snr(2 * lam.min().cpu().double()))
     cause = (
         f"steps have shrunk to {float(h.min()):.1e} in lambda though the field is finite (stiff): "
         "raise sde.t_min, loosen rtol and atol, raise max_evaluations, or use method=heun."

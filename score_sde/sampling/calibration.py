@@ -68,7 +68,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def _pilot_std(sde: SDE, score: ScoreFn, x_T: Tensor) -> float:
     """Standard deviation of samples from a run that does not need to know it."""
     x = sample(sde, score, x_T=x_T, method="dpmpp_2m", steps=32, grid="logsnr")
-    return float((x - x.mean(0)).double().square().mean().sqrt())
+    return float((x - x.mean(0)).cpu().double().square().mean().sqrt())
 
 
 def _bends(u: Tensor, values: Tensor, k: int) -> Tensor:
@@ -165,7 +165,7 @@ def calibrate(
                 sde, score, x_T=x_T, method="adams", grid=candidate, data_std=sd, order=p,
                 denoise=False,
             )  # fmt: skip
-            each = (x - fine).flatten(1).double().square().mean(1).sqrt()
+            each = (x - fine).flatten(1).cpu().double().square().mean(1).sqrt()
             each = each / float(sde.alpha(times[-1:].clamp(max=sde.t_min))) / sd
             rms, median = float(each.square().mean().sqrt()), float(each.median())
             if math.sqrt(rms * median) < best:

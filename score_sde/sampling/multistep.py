@@ -21,8 +21,8 @@ data and saturating above it, where nothing happens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Multistep(Predictor):
         return self.order or (4 if steps >= 30 else 3)
 
     def prepare(self, sde, times):
-        needs_std = "F" in (self.prediction,) or self.variable == "theta"
+        needs_std = self.prediction == "F" or self.variable == "theta"
         sd = frames.check_positive("data_std", self.data_std) if needs_std else 1.0
         lam = frames.half_log_snr(sde, times)
         t, s = times[:-1], times[1:]
@@ -218,8 +218,3 @@ class Adams(Multistep):
     corrector: bool = True
     default_steps: ClassVar[int] = 20
     default_grid: ClassVar[str | None] = "saturating"
-
-
-def defaults(method: type[Predictor]) -> dict[str, Any]:
-    """The options of a method and their defaults."""
-    return {f.name: f.default for f in fields(method)}  # type: ignore[arg-type]

@@ -28,10 +28,10 @@ class NoiseBins:
     def add(self, noise_level: Tensor, error: Tensor, trivial: Tensor) -> None:
         """One batch; each (B,)."""
         edges = torch.tensor(EDGES, dtype=torch.float64)
-        which = torch.bucketize(noise_level.detach().double().cpu(), edges).numpy()
+        which = torch.bucketize(noise_level.detach().cpu().double(), edges).numpy()
         rows = (torch.ones_like(error), error, trivial)
         for row, values in zip(self._sums, rows, strict=True):
-            row += np.bincount(which, values.detach().double().cpu().numpy(), len(BIN_NAMES))
+            row += np.bincount(which, values.detach().cpu().double().numpy(), len(BIN_NAMES))
 
     def pop(self) -> dict[str, float]:
         """Means since the last call, {"eps_error/0.1_to_0.3": ..., "trivial/...": ...}."""
