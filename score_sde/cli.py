@@ -87,7 +87,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", **text)
     flags.DEFINE_integer("nfe", None, "Most network evaluations per sample, instead.", **text)
     flags.DEFINE_string("grid", None, f"Time grid: {', '.join(GRIDS)}, or a recipe.json.", **text)
-    flags.DEFINE_multi_string("option", [], "Sampler option name=value; repeatable.", **text)
+    flags.DEFINE_multi_string("option", [], "Sampler option name=value", **text)
     flags.DEFINE_integer("num_samples", 64, "How many samples.", **text)
     flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
     flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
@@ -105,7 +105,7 @@ def help_text(values: flags.FlagValues) -> str:
     lines = ["Train score-based diffusion models and sample from them.", "", "Modes:"]
     lines += [f"  {name:10s} {about}" for name, about in MODES.items()]
     lines += ["", "Samplers (--sampler; options with --option name=value):"]
-    lines += [f"  {row['name']:15s} {row['about']}" for row in list_samplers()]
+    lines += [f"  {row['name']:17s} {row['about']}" for row in list_samplers()]
     lines += ["", f"Configs (--config): {', '.join(_available_configs())}"]
     lines += ["  a field is changed by --config.section.field=value", "", "Flags:"]
     for name, flag in values._flags().items():
@@ -231,12 +231,12 @@ def _dispatch(argv: Sequence[str]) -> None:
         return
     if values.list_samplers:
         for row in list_samplers():
-            print(f"{row['name']:15s} {row['about']}")
+            print(f"{row['name']:17s} {row['about']}")
             kind = "stochastic" if row["stochastic"] else "deterministic"
             order = f" of order {row['order']}" if row["order"] else ""
             facts = f"{kind}{order}, {row['evaluations']} evaluations a step, on any process"
             facts += f"; options {row['options']}"
-            print(f"{'':15s} {facts}")
+            print(f"{'':17s} {facts}")
         return
     if values.mode not in MODES:
         close = difflib.get_close_matches(values.mode, MODES, n=1)

@@ -207,7 +207,7 @@ class DEIS(Multistep):
 
 @dataclass(frozen=True)
 class Adams(Multistep):
-    """Ours: F in theta with the corrector; the most accurate per evaluation (see the module).
+    """Ours: F in theta with the corrector, for few evaluations (see the module).
 
     order: 0 is 3, or 4 from 30 steps on. data_std: standard deviation of x_0; a run knows it.
     """
