@@ -7,8 +7,8 @@ arrived leaves the batch, and one that rejects a step repeats it alone.
 `RK45` integrates dz/dlambda = speed F in the F frame of `frames` with the pair of Dormand and
 Prince (1980). `AdaptiveSDE` is stochastic improved Euler with an embedded Euler-Maruyama step
 (2105.14080, algorithm 1), but never rejects: whether a step is rejected depends on its noise, so
-drawing anew after a rejection is a selection, and the law comes out wrong at any tolerance. An error
-too large shortens the next step instead, which only knows the past.
+drawing anew after a rejection is a selection, and the law comes out wrong at any tolerance. An
+error too large shortens the next step instead, which only knows the past.
 """
 
 from __future__ import annotations
