@@ -234,8 +234,8 @@ def _dispatch(argv: Sequence[str]) -> None:
             print(f"{row['name']:17s} {row['about']}")
             kind = "stochastic" if row["stochastic"] else "deterministic"
             order = f" of order {row['order']}" if row["order"] else ""
-            facts = f"{kind}{order}, {row['evaluations']} evaluations a step, on any process"
-            facts += f"; options {row['options']}"
+            facts = f"{kind}{order}, {row['evaluations']} evaluations a step"
+            facts += f", processes: {row['processes']}; options {row['options']}"
             print(f"{'':17s} {facts}")
         return
     if values.mode not in MODES:

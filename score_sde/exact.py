@@ -6,7 +6,9 @@ an elementwise operation in the eigenbasis, at every t, without inverting a matr
 Gaussian the probability flow is known too: each eigen-coordinate keeps its standard score,
 
     x_s = alpha_s mu + U sqrt((alpha_s^2 lambda + sigma_s^2) / (alpha_t^2 lambda + sigma_t^2)) U^T
-          (x_t - alpha_t mu).
+          (x_t - alpha_t mu),
+
+and for any mixture on the line each point keeps its quantile, P(x_s' < x_s) = P(x_t' < x_t).
 """
 
 from __future__ import annotations
@@ -126,6 +128,34 @@ class GaussianMixture:
             t = t.to(_work_dtype(x))
             alpha, sigma = sde.alpha(t), sde.sigma(t)
         return torch.logsumexp(self._components_at(x, alpha, sigma)[2], -1).to(x.dtype)
+
+    def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The solution at time s of the probability-flow ODE that is at x at time t; like x.
+
+        On the line every point keeps its quantile, found by bisection; x is (B, 1). ValueError for
+        a mixture in more dimensions, whose flow is not known (that of a `Gaussian` is).
+        """
+        if self.dim != 1:
+            raise ValueError(f"the flow of a mixture is known on the line only; D is {self.dim}.")
+        s, t = (torch.as_tensor(u).to(_work_dtype(x)) for u in (s, t))
+
+        def tails(y: Tensor, u: Tensor) -> Tensor:
+            """log P(x_u < y) and log P(x_u > y), (2, B)."""
+            offset, variance, _, _ = self._components_at(y, sde.alpha(u), sde.sigma(u))
+            z = (offset / variance.sqrt())[..., 0]
+            log_w = self.weights.log().to(z)
+            return torch.stack([(log_w + torch.special.log_ndtr(v)).logsumexp(1) for v in (z, -z)])
+
+        wanted = tails(x, t)
+        below = wanted[0] < wanted[1]  # the smaller tail is the accurate one
+        spread = 40 * (self._variances.amax() + sde.sigma(s) ** 2).sqrt() + self.means.abs().amax()
+        low, high = torch.zeros_like(x, dtype=s.dtype) - spread, torch.zeros_like(x) + spread
+        for _ in range(80):
+            y = (low + high) / 2
+            found = tails(y, s)
+            right = torch.where(below, found[0] < wanted[0], found[1] > wanted[1]).reshape(y.shape)
+            low, high = torch.where(right, y, low), torch.where(right, high, y)
+        return ((low + high) / 2).to(x.dtype)
 
     def score(self, sde: SDE) -> ExactScore:
         """The exact score under ``sde``: a callable (x, t) like a trained model."""

@@ -1,4 +1,4 @@
-r"""How exact is a sampler? Measured on Gaussian data, where every answer is known.
+r"""How exact is a sampler? Measured on data where every answer is known.
 
 For x_0 ~ N(mu, U diag(lambda) U^T) the score is affine, and with r = sigma/alpha all is in closed
 form. The probability flow ends at
@@ -14,7 +14,8 @@ of the result without Monte Carlo noise, and its Wasserstein-2 distance to the d
     W_2^2 = |m - mu|^2 + sum_d (std_d - sqrt(lambda_d + r^2))^2.
 
 The two terms are reported apart, since the first is often that of the prior, which has mean 0
-where p_T has alpha_T mu: no method can mend it.
+where p_T has alpha_T mu: no method can mend it. An affine flow flatters some methods, so unless
+data are given endpoint errors are those of a mixture on the line, whose flow is known by quantiles.
 
 States are compared as x / alpha: laws with that of the data at t_min (r = r(t_min)) when `denoise`
 is off, with the data itself (r = 0) when it is on, where Tweedie's step costs an error of the order
@@ -34,7 +35,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from score_sde.exact import Gaussian
+from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.sampling import SAMPLERS, ODEError, make_sampler, sample
 from score_sde.sampling.predictors import Predictor
 from score_sde.sdes import SDE
@@ -85,10 +86,10 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool | None:
-        """Is the observed order at least the claimed one, less 0.25? None: nothing to compare."""
+        """Is the observed order at least the claimed one, less 0.15? None: nothing to compare."""
         if self.claimed_order is None or self.observed_order is None:
             return None
-        return self.observed_order >= self.claimed_order - 0.25
+        return self.observed_order >= self.claimed_order - 0.15
 
     def __str__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
@@ -135,12 +136,9 @@ def _spread_stds(dim: int, ratio: float) -> Tensor:
     return 0.5 * stds / stds.square().mean().sqrt()
 
 
-def correlated_gaussian(seed: int = 0, dim: int = 4, ratio: float = 20.0) -> Gaussian:
-    """Data with a mean and a full covariance, of std 0.5, its axes' stds spread over a ratio."""
-    generator = torch.Generator().manual_seed(seed)
-    axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=F64))[0]
-    mean = 0.3 * torch.randn(dim, generator=generator, dtype=F64)
-    return Gaussian(mean, (axes * _spread_stds(dim, ratio) ** 2) @ axes.T)
+def two_humps() -> GaussianMixture:
+    """Data on the line with a curved probability flow: an affine one flatters some methods."""
+    return GaussianMixture([0.6, 0.4], [[-0.35], [0.55]], [0.05, 0.1])
 
 
 def stretched_gaussian(dim: int = 32, ratio: float = 200.0) -> Gaussian:
@@ -201,7 +199,7 @@ class _Setup:
     grid: Any
     denoise: bool
 
-    def predictor(self, data: Gaussian | None = None) -> Predictor:
+    def predictor(self, data: GaussianMixture | None = None) -> Predictor:
         """The method with its options, and the data's std where it wants one and has none."""
         method = make_sampler(self.method, **self.options)
         if data is None or getattr(method, "data_std", 0.0) is not None:
@@ -221,7 +219,7 @@ class _Setup:
 
     def run(
         self,
-        data: Gaussian,
+        data: GaussianMixture,
         source: Callable,
         steps: int | None,
         size: int,
@@ -258,14 +256,14 @@ class _Setup:
             x = torch.full((size, *data.shape), math.nan, dtype=F64)
         return x if self.denoise else x / self.sde.alpha(self.ends()[1]), calls
 
-    def endpoint(self, data: Gaussian, x_T: Tensor) -> Tensor:
+    def endpoint(self, data: GaussianMixture, x_T: Tensor) -> Tensor:
         """Where the probability flow carries x_T, as x / alpha or denoised (B, *shape)."""
         start, end = self.ends()
         x = data.flow(self.sde, x_T, start, end)
         return data.score(self.sde).denoise(x, end) if self.denoise else x / self.sde.alpha(end)
 
 
-def _endpoint_error(setup: _Setup, data: Gaussian, steps: int | None, seed: int) -> tuple:
+def _endpoint_error(setup: _Setup, data: GaussianMixture, steps: int | None, seed: int) -> tuple:
     """(rms, median of the samples' rms, evaluations), in units of the data's std."""
     generator = torch.Generator().manual_seed(seed)
     x_T = setup.sde.prior_sample((64, *data.shape), generator, dtype=F64)
@@ -332,7 +330,7 @@ def verify(
     sde: SDE,
     method: str | Predictor = "heun",
     *,
-    steps: Sequence[int] = (8, 16, 32, 64, 128),
+    steps: Sequence[int] = (16, 32, 64, 128, 256, 512),
     data: Gaussian | None = None,
     grid: Any = None,
     denoise: bool = False,
@@ -346,8 +344,8 @@ def verify(
         noise, and is affine in it, is found out by running it; draws must be independent. One that
         wants a data_std and has none is given the data's.
     steps: the numbers of steps; one row for adaptive methods and for a grid of explicit times.
-    data: the Gaussian of both measurements, the second along its axes; by default
-        `correlated_gaussian()` (4-D) for endpoints and `stretched_gaussian()` (32-D) for laws.
+    data: the Gaussian of both measurements, the second along its axes; by default `two_humps()`
+        (1-D) for endpoints and `stretched_gaussian()` (32-D) for laws.
     grid, denoise: as in `sample`. An order of convergence is that of ``denoise=False``.
     monte_carlo: samples that stand in for a law that cannot be propagated; 0 leaves it out.
 
@@ -362,7 +360,7 @@ def verify(
     named = grid is None or isinstance(grid, str)
     fixed = facts.default_steps if named else len(getattr(grid, "times", grid)) - 1
     counts = [None] if adaptive or not named else sorted(steps)
-    endpoints, law = data or correlated_gaussian(seed), _along_axes(data or stretched_gaussian())
+    endpoints, law = data or two_humps(), _along_axes(data or stretched_gaussian())
     want = law.mean(), (law.covariance().diagonal() + setup.ratio() ** 2).sqrt()
 
     affine = bool(getattr(facts, "linear", True)) and not adaptive

@@ -80,6 +80,21 @@ def test_flow_solves_the_probability_flow_ode(sde):
     torch.testing.assert_close(flow.drift(x, t), slope, rtol=1e-6, atol=1e-7)
 
 
+def test_flow_of_a_mixture_on_the_line_solves_the_ode(sde):
+    data = GaussianMixture([0.7, 0.3], [[-1.0], [0.5]], [0.1, 0.02])
+    x = sde.prior_std() * torch.tensor([[-6.0], [-0.5], [0.1], [2.0], [6.0]], dtype=F64)
+    t = torch.tensor(sde.t_max, dtype=F64)
+    for u in times_of(sde, 7)[1:-1]:
+        h = 1e-4 * float(u)
+        before, here, after = (data.flow(sde, x, t, v) for v in (u - h, u, u + h))
+        slope = sde.reverse(data.score(sde), 0.0).drift(here, u)
+        torch.testing.assert_close(slope, (after - before) / (2 * h), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(data.flow(sde, here, u, t), x)
+    plane = GaussianMixture([0.7, 0.3], torch.eye(2), 0.1)
+    with pytest.raises(ValueError, match="on the line only; D is 2"):
+        plane.flow(sde, torch.zeros(1, 2), t, u)
+
+
 def test_covariances_in_all_forms():
     means = torch.zeros(2, 3)
     variances = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=F64)

@@ -42,17 +42,6 @@ def test_adaptive_ode_meets_the_exact_endpoint(song_sde, shape):
     assert float((x - endpoint(song_sde, data, x_T)).abs().max()) < 1e-6
 
 
-def orders(sde, method, steps=(64, 128, 256), **options):
-    data = correlated_gaussian((3,))
-    x_T = sde.prior_sample((16, 3), torch.Generator().manual_seed(1), dtype=F64)
-    want = endpoint(sde, data, x_T)
-    errors = []
-    for n in steps:
-        x = sample(sde, data.score(sde), x_T=x_T, method=method, steps=n, denoise=False, **options)
-        errors.append(float((x - want).square().mean().sqrt()))
-    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)], errors
-
-
 def options_of(method: str) -> dict:
     """What a method must be told."""
     return {"data_std": 0.5} if method == "adams" else {}

@@ -10,6 +10,7 @@ from score_sde.sampling.adaptive import RK45, AdaptiveSDE
 from score_sde.sampling.correctors import PredictorCorrector
 from score_sde.sampling.multistep import (
     DEIS,
+    IPNDM,
     LMS,
     Adams,
     DPMSolverM,
@@ -55,6 +56,7 @@ SAMPLERS: dict[str, type[Predictor]] = {
     "dpmpp_3s": Singlestep3,
     "unipc": UniPC,
     "deis": DEIS,
+    "ipndm": IPNDM,
     "adams": Adams,
 }
 
@@ -95,7 +97,7 @@ def _unknown(what: str, name: str, choices: list[str]) -> str:
 
 
 def list_samplers() -> list[dict[str, Any]]:
-    """One row a sampler: name, stochastic, order, evaluations per step, default steps, options."""
+    """One row a sampler: name, stochastic, order, processes, evaluations per step, options, ..."""
     rows = []
     for name, cls in SAMPLERS.items():
         method = cls()
@@ -104,6 +106,7 @@ def list_samplers() -> list[dict[str, Any]]:
                 "name": name,
                 "stochastic": method.stochastic,
                 "order": None if method.stochastic else method.claimed_order,
+                "processes": ", ".join(method.processes) if method.processes else "all",
                 "evaluations": method.evaluations or "adaptive",
                 "default_steps": method.default_steps,
                 "default_grid": method.default_grid or "of the process",

@@ -166,6 +166,11 @@ def sample(
         method = "adams" if few and "data_std" in options else "ancestral"
     name = method if isinstance(method, str) else type(method).__name__
     method = make_sampler(method, **options)
+    if method.processes is not None and type(sde).__name__ not in method.processes:
+        raise ValueError(
+            f"{name} is defined for {', '.join(method.processes)} only, not for "
+            f"{type(sde).__name__}; choose one of these or another method."
+        )
     if (shape is None) == (x_T is None):
         raise ValueError("give exactly one of shape and x_T.")
     shape = tuple(shape or ()) if x_T is None else tuple(x_T.shape)

@@ -7,10 +7,14 @@ evaluation a step, and one order more). The named methods below are settings of 
 
     DPM-Solver++(pM)   x0 in lambda (2211.01095)     UniPC-p    the same, corrected (2302.04867)
     DPM-Solver-p       eps in lambda (2206.00927)    LMS        eps in sigma
-    DEIS (tAB-p)       eps in t (2204.13902)         Adams      F in theta, corrected
+    DEIS (tAB-p)       eps in t (2204.13902)         iPNDM      LMS with constant weights
+    Adams              F in theta, corrected
 
 Weights are exact integrals of the interpolating polynomial, so order 3 is third order (the
-published DPM-Solver++(3M) lacks a factor 2 in its last term and is second).
+published DPM-Solver++(3M) lacks a factor 2 in its last term and is second). The first steps have
+few values to go by. From order 3 on (without noise) they are therefore not added up: each goes
+again from the start, by the polynomial through all values so far, which costs no evaluation and
+keeps the order.
 
 **Adams.** The flow of Gaussian data with standard deviation sd is z = const in the F frame, and
 dz/dtheta = -F for any data, with theta from pi/2 (noise) to 0 (data). F is bounded, and close to
@@ -29,6 +33,14 @@ from torch import Tensor
 
 from score_sde.sampling import frames
 from score_sde.sampling.predictors import Predictor, check_choice, check_eta, rows
+
+# Adams-Bashforth of orders 1 to 4 for equal steps, latest value first.
+EQUAL_STEPS = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,14 @@ class Multistep(Predictor):
 
     @property
     def claimed_order(self) -> int:
-        return (self.order or 3) + self.corrector
+        return (self.order or 4) + self.corrector
 
     def _order(self, steps: int) -> int:
         return self.order or (4 if steps >= 30 else 3)
+
+    def _starting_steps(self, order: int) -> int:
+        """How many steps begin at the start, not at the one before."""
+        return order if order > 2 and self.eta == 0 else 0
 
     def prepare(self, sde, times):
         needs_std = self.prediction == "F" or self.variable == "theta"
@@ -78,6 +94,7 @@ class Multistep(Predictor):
         ratio = scale[1:] / scale[:-1] * kept
         numbers = rows(ratio, p, q, noise)
         order = self._order(n)
+        starting = self._starting_steps(order)
 
         def all_weights(ahead: int, points: int) -> list[list[float]]:
             """Weights of step i on the values at nodes i + ahead, i + ahead - 1, ..."""
@@ -90,8 +107,8 @@ class Multistep(Predictor):
                     continue
                 nodes = torch.stack([lam[index + ahead - j] for j in range(count)], 1)
                 w = frames.weights(
-                    sde, lam[index], lam[index + 1], nodes, self.prediction, self.variable, sd,
-                    self.eta,
+                    sde, lam[torch.where(index < starting, 0, index)], lam[index + 1], nodes,
+                    self.prediction, self.variable, sd, self.eta,
                 )  # fmt: skip
                 for i, row in zip(index.tolist(), w * scale[index + 1, None], strict=True):
                     table[i] = row.tolist()
@@ -99,23 +116,23 @@ class Multistep(Predictor):
 
         ahead = all_weights(0, order)
         back = all_weights(1, order + 1) if self.corrector else [None] * n
-        return [(*row, ahead[i], back[i]) for i, row in enumerate(numbers)]
+        return [(*row, ahead[i], back[i], i < starting - 1) for i, row in enumerate(numbers)]
 
-    def step(self, run, x, t, s, ratio, p, q, noise, ahead, back):
+    def step(self, run, x, t, s, ratio, p, q, noise, ahead, back, starting):
         memory = run.memory
         score = run.score(x, t)
         value = score.mul(q) if p == 0 else torch.add(x * p, score, alpha=q)
         values: list[Tensor] = [value, *memory.get("values", ())]
-        if memory.get("back") is not None and x is memory["x"]:
-            x = _combine(memory["start"], values, memory["back"])
-            if memory["drawn"] is not None:
-                x = x + memory["drawn"]
-        start = x * ratio
-        x = _combine(start, values, ahead)
-        drawn = run.noise() * noise if noise > 0 else None
-        if drawn is not None:
-            x = x.add_(drawn)
-        memory.update(values=values[: self._order(30)], start=start, back=back, drawn=drawn, x=x)
+        followed = x is memory.get("x")
+        if followed and memory["back"] is not None:
+            x = _combine(memory["base"], values, memory["back"])
+        base = (memory["base"] if followed and memory["starting"] else x) * ratio
+        if noise > 0:
+            base = base.add_(run.noise(), alpha=noise)
+        x = _combine(base, values, ahead)
+        memory.update(
+            values=values[: self._order(30)], base=base, back=back, starting=starting, x=x
+        )
         return x
 
 
@@ -181,10 +198,49 @@ class DPMSolverM(Multistep):
 
 @dataclass(frozen=True)
 class UniPC(Multistep):
-    """UniPC: x0 in lambda with the corrector (2302.04867); its B(h) cancel in exact weights."""
+    """UniPC: x0 in lambda with the corrector (2302.04867).
+
+    variant: "exact" weights, or "bh1" (B(h) = h) or "bh2" (B(h) = e^h - 1) as published: from
+        three nodes on B(h) cancels, with two the slope counts B(h)/2.
+    """
 
     order: int = 3  # type: ignore[misc]
     corrector: bool = True
+    variant: str = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("variant", self.variant, ("exact", "bh1", "bh2"))
+        if self.variant != "exact" and (self.prediction, self.variable) != ("x0", "lambda"):
+            raise ValueError(f"variant={self.variant} is for prediction=x0 in variable=lambda.")
+
+    def _starting_steps(self, order: int) -> int:
+        return super()._starting_steps(order) if self.variant == "exact" else 0
+
+    def prepare(self, sde, times):
+        table = super().prepare(sde, times)
+        if self.variant == "exact":
+            return table
+        lam = frames.half_log_snr(sde, times)
+        h = lam.diff()
+        half = 0.5 * sde.alpha(times[1:]) * (h if self.variant == "bh1" else -torch.expm1(-h))
+        slopes = {1: half, 0: half * h / torch.cat([h[:1], h[:-1]])}  # corrector, predictor
+
+        def two_nodes(weights: list[float], slope: float, latest: int) -> list[float]:
+            if len(weights) != 2:
+                return weights
+            first = slope if latest else sum(weights) + slope
+            return [first, sum(weights) - first]
+
+        return [
+            (
+                *numbers,
+                two_nodes(ahead, slopes[0][i], 0),
+                two_nodes(back, slopes[1][i], 1) if self.corrector else None,
+                starting,
+            )
+            for i, (*numbers, ahead, back, starting) in enumerate(table)
+        ]
 
 
 @dataclass(frozen=True)
@@ -194,6 +250,36 @@ class LMS(Multistep):
     prediction: str = "eps"
     variable: str = "sigma"
     order: int = 4  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class IPNDM(Multistep):
+    """iPNDM: eps in sigma, Adams-Bashforth with the weights of equal steps (2204.13902, app. B).
+
+    On a smooth grid whose steps are not equal it is second order, whatever its `order`.
+    """
+
+    prediction: str = "eps"
+    variable: str = "sigma"
+    order: int = 4  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.order <= 4 or self.corrector:
+            raise ValueError(f"order must lie in 1..4, without corrector (got {self.order}).")
+
+    @property
+    def claimed_order(self) -> int:
+        return min(self.order, 2)
+
+    def prepare(self, sde, times):
+        table = super().prepare(sde, times)
+        level = sde.sigma(times) / sde.alpha(times)
+        steps = (sde.alpha(times[1:]) * level.diff()).tolist()
+        return [
+            (*row[:4], [h * c for c in EQUAL_STEPS[len(row[4])]], None, False)
+            for row, h in zip(table, steps, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Predictor(abc.ABC):
     evaluations: of the score, per step; 0 if they adapt. order: of convergence, None if it is not
     an ODE method. linear: whether a linear score makes its result linear in start and noise.
     default_steps, default_grid: when none are given; a grid of None is the process's own.
-    processes: None for all, or the names of the classes it is defined for.
+    processes: None for all, or the names of the classes it is defined for, like ("VPSDE",).
     """
 
     evaluations: ClassVar[int] = 1
@@ -59,6 +59,7 @@ class Predictor(abc.ABC):
     linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
     default_grid: ClassVar[str | None] = None
+    processes: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def claimed_order(self) -> int | None:
