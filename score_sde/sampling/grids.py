@@ -44,14 +44,16 @@ def karras(sde: SDE, steps: int, data_std: float | None = None, rho: float = 7.0
 
 
 def saturating(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
-    """Equal steps in log(s/(1 + s/c)), s = sigma/alpha, c = 5 data_std.
+    """Equal steps in log((s + k)/(1 + s/c)), s = sigma/alpha, c = 5 and k = 0.01 times data_std.
 
-    Uniform in log s near the data; above it, where the flow hardly turns, steps grow.
+    Uniform in log s around the data's scale; far above it and far below it, where the flow hardly
+    turns, steps grow.
     """
-    c = 5 * check_positive("data_std", data_std)
-    high, low = (math.log(end / (1 + end / c)) for end in noise_range(sde))
-    u = torch.linspace(high, low, steps + 1, dtype=torch.float64)
-    return at_noise_levels(sde, u.exp() / (1 - u.exp() / c))
+    sd = check_positive("data_std", data_std)
+    c, k = 5 * sd, 0.01 * sd
+    high, low = (math.log((end + k) / (1 + end / c)) for end in noise_range(sde))
+    level = torch.linspace(high, low, steps + 1, dtype=torch.float64).exp()
+    return at_noise_levels(sde, (level - k) / (1 - level / c))
 
 
 def at_noise_levels(sde: SDE, levels: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ keeps the order.
 **Adams.** The flow of Gaussian data with standard deviation sd is z = const in the F frame, and
 dz/dtheta = -F for any data, with theta from pi/2 (noise) to 0 (data). F is bounded, and close to
 constant in theta both where noise and where data dominate, so a polynomial through few values
-carries far. Its grid is uniform in log(s/(1 + s/c)) with c = 5 sd: uniform in log s near the
-data and saturating above it, where nothing happens.
+carries far. Its grid is uniform in log((s + k)/(1 + s/c)) with c = 5 sd and k = sd/100:
+uniform in log s around the data's scale, and saturating on both sides, where little happens.
 """
 
 from __future__ import annotations
