@@ -5,6 +5,7 @@ Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 
 from score_sde.exact import Gaussian as Gaussian
 from score_sde.exact import GaussianMixture as GaussianMixture
+from score_sde.likelihood import log_likelihood as log_likelihood
 from score_sde.models import ScoreModel as ScoreModel
 from score_sde.run import load as load
 from score_sde.sampling import calibrate as calibrate

@@ -12,6 +12,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"sdes"},
     {"exact"},
     {"models", "losses", "sampling", "nets", "data"},
+    {"likelihood"},  # above sampling, whose ODE wrapper, grids and noise it shares
     {"training", "verify"},
     {"build"},
     {"run"},

@@ -1,0 +1,17 @@
+"""What a model says of data: exact likelihoods, bounds, and latents."""
+
+from score_sde.likelihood.bounds import Bound, continuous_bound, dequantize, variational_bound
+from score_sde.likelihood.latents import decode, encode, interpolate
+from score_sde.likelihood.ode import Likelihood, log_likelihood
+
+__all__ = [
+    "Bound",
+    "Likelihood",
+    "continuous_bound",
+    "decode",
+    "dequantize",
+    "encode",
+    "interpolate",
+    "log_likelihood",
+    "variational_bound",
+]

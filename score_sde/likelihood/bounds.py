@@ -1,0 +1,317 @@
+r"""Variational bounds: what -log p(x_0) is at most, term by term.
+
+For a chain of times t_1 < ... < t_n the negative ELBO of DDPM (2006.11239, eq. 5) is
+
+    L = L_T + sum_{i=2}^n L_{i-1} + L_0
+    L_T     = KL( q(x_T | x_0) || N(0, prior_std^2 I) )
+    L_{i-1} = KL( q(x_s | x_t, x_0) || N(mean(D(x_t, t)), var I) ),    t = t_i, s = t_{i-1}
+    L_0     = -log p(x_0 | x_{t_1})
+
+whose reverse step has the posterior's mean with Tweedie's D for x_0, and a variance that is fixed
+or learned (2102.09672, eq. 15). As the chain gets finer it becomes the bound of the SDE
+(2101.09258, thm. 3; 2107.00630, eq. 14): with lambda = log SNR
+
+    L = L_T + (1/2) int E |eps_hat - eps|^2 dlambda + L_0
+
+where importance sampling of t by g^2/sigma^2 is plain sampling of lambda. L_0 is DDPM's discretised
+Gaussian for data with levels, and a Gaussian density otherwise, of mean D(x_{t_1}).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from score_sde.likelihood.flow import work_dtype
+from score_sde.likelihood.ode import check_state
+from score_sde.sampling.noise import NoiseFactory, SeededNoise, fresh_seeds
+from score_sde.sdes import SDE
+from score_sde.states import ScoreFn, expand
+
+
+@dataclass(frozen=True)
+class Bound:
+    """-log p(x) is at most nats, (B,) float64, in expectation over the noise.
+
+    prior, steps, decoder: L_T (B,), L_{i-1} (n - 1, B) from the first step to the last (or the
+    integral's one row), L_0 (B,), in nats. stderr: of nats over the noise of the integral, (B,);
+    nan for a chain. nfe: evaluations of the score per sample. settings: what it depends on.
+    """
+
+    prior: Tensor
+    steps: Tensor
+    decoder: Tensor
+    stderr: Tensor
+    nfe: int
+    settings: dict[str, Any]
+    levels: int | None = None
+    dim: int = 1
+
+    @property
+    def nats(self) -> Tensor:
+        """The sum of all terms, (B,)."""
+        return self.prior + self.steps.sum(0) + self.decoder
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """nats / (D log 2), (B,): L_0 is a probability already. ValueError without levels."""
+        if self.levels is None:
+            raise ValueError("bits/dim needs discrete levels; this data has none. Use .nats.")
+        return self.nats / (self.dim * math.log(2))
+
+    def __str__(self) -> str:
+        unit = "nats" if self.levels is None else "bits/dim"
+        scale = 1.0 if self.levels is None else self.dim * math.log(2)
+        parts = (self.nats, self.prior, self.steps.sum(0), self.decoder)
+        total, prior, steps, decoder = (float(part.mean()) / scale for part in parts)
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return (
+            f"at most {total:.4f} {unit} = {prior:.4f} (L_T) + {steps:.4f} (steps) + "
+            f"{decoder:.4f} (L_0); NFE {self.nfe}; {settings}"
+        )
+
+
+def gaussian_kl(mean: Tensor, std: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:
+    """KL( N(mean, std^2) || N(mean2, std2^2) ) summed over coordinates, (B,)."""
+    ratio = (std / std2) ** 2
+    each = ratio + ((mean - mean2) / std2) ** 2 - 1 - ratio.log()
+    return 0.5 * each.expand_as(mean).flatten(1).sum(1)
+
+
+def log_level_probability(
+    x: Tensor, mean: Tensor, std: Tensor, levels: int, low: float, scale: float
+) -> Tensor:
+    """log of N(mean, std^2)'s mass in the level of x, summed, (B,) (2006.11239, eq. 13).
+
+    Levels are scale/(levels - 1) apart from low to low + scale; the first and the last reach out to
+    infinity.
+    """
+    half = 0.5 * scale / (levels - 1)
+    upper, lower = (x + half - mean) / std, (x - half - mean) / std
+    # log(Phi(b) - Phi(a)), mirrored to the tail where the difference keeps its digits.
+    flip = lower > 0
+    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_b, log_a = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
+    inside = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-300)))
+    first = torch.special.log_ndtr(upper)
+    last = torch.special.log_ndtr(-lower)
+    mass = torch.where(x <= low + half, first, torch.where(x >= low + scale - half, last, inside))
+    return mass.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The score of one batch, read as D(x_t, t) and the share of log beta in the variance."""
+
+    sde: SDE
+    score: ScoreFn
+    learned: bool
+
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | float]:
+        if not self.learned:
+            return self.sde.denoise(x, t, self.score(x, t)), 0.0
+        score, share = self.score.score_and_share(x, t)  # type: ignore[attr-defined]
+        return self.sde.denoise(x, t, score), share
+
+
+def chain_times(sde: SDE, steps: int) -> Tensor:
+    """t_1 < ... < t_n: i t_max / n, the times of DDPM's chain; float64."""
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1 (got {steps}).")
+    return torch.arange(1, steps + 1, dtype=torch.float64) * (sde.t_max / steps)
+
+
+@torch.no_grad()
+def variational_bound(
+    sde: SDE,
+    score: ScoreFn,
+    x: Tensor,
+    *,
+    steps: int = 1000,
+    times: Sequence[float] | None = None,
+    variance: str | float = "posterior",
+    levels: int | None = None,
+    low: float = -1.0,
+    scale: float = 2.0,
+    seeds: Sequence[int] | None = None,
+    noise: NoiseFactory = SeededNoise,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Bound:
+    """The negative ELBO of the chain at `times`, per term; x (B, ...) in the model's range.
+
+    steps: of DDPM's chain t_i = i t_max/n; or `times`, rising. variance: as of `ancestral`
+    ("posterior", "transition", a number between, or "learned" for a model with that head); at the
+    first step, where the posterior's is 0, that of the second (2102.09672). levels: of discrete
+    data, x being the levels themselves (not dequantised) from low to low + scale.
+    """
+    check_state(score, x)
+    _check_levels(x, levels, low, scale)
+    t = chain_times(sde, steps) if times is None else torch.as_tensor(times, dtype=torch.float64)
+    if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
+        raise ValueError("times must be positive and rise strictly.")
+    learned = variance == "learned"
+    if learned and not hasattr(score, "score_and_share"):
+        raise ValueError("variance=learned needs a model trained with learned variances.")
+    between = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}.get(str(variance), variance)
+    if isinstance(between, str) or not 0 <= between <= 1:
+        raise ValueError(
+            f"variance {variance!r}: choose posterior, transition, learned or a number in [0, 1]."
+        )
+    seeds = fresh_seeds(len(x)) if seeds is None else list(seeds)
+    read = _Reader(sde, score, learned)
+    batch, parts = batch_size or len(x), []
+    bar = tqdm(total=len(t) * -(-len(x) // batch), disable=not progress, unit="step")
+    for first in range(0, len(x), batch):
+        x0 = x[first : first + batch].to(work_dtype(x))
+        source = noise(seeds[first : first + batch], x.shape[1:], x.dtype, x.device)
+        terms = []
+        for i in range(len(t)):
+            mean, std = sde.marginal(x0, t[i])
+            x_t = mean + std * source.draw(None, None).to(x0)
+            denoised, share = read(x_t.to(x.dtype), t[i])
+            denoised = denoised.to(x0)
+            share = share.to(x0) if isinstance(share, Tensor) else float(between)
+            if i == 0:
+                low_std, high_std = _first_stds(sde, t)
+                spread = low_std ** (1 - share) * high_std**share
+                terms.append(-_decoder(x0, denoised, spread, levels, low, scale))
+            else:
+                mean, std = sde.posterior(x0, x_t, t[i - 1], t[i])
+                guess, _ = sde.posterior(denoised, x_t, t[i - 1], t[i])
+                beta = expand(sde.transition(t[i - 1], t[i])[1], x0)
+                terms.append(gaussian_kl(mean, std, guess, std ** (1 - share) * beta**share))
+            bar.update()
+        mean, std = sde.marginal(x0, t[-1])
+        prior = gaussian_kl(mean, std, torch.zeros_like(mean), torch.tensor(sde.prior_std()).to(x0))
+        parts.append((prior, torch.stack(terms[1:] or [torch.zeros_like(prior)]), terms[0]))
+    bar.close()
+    prior, middle, decoder = (torch.cat(column, -1) for column in zip(*parts, strict=True))
+    settings = {"bound": "chain", "steps": len(t), "variance": variance}
+    return Bound(
+        prior, middle, decoder, torch.full_like(prior, math.nan), len(t), settings, levels,
+        x[0].numel(),
+    )  # fmt: skip
+
+
+def _first_stds(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations of the first step: of the posterior of the second, and sqrt(beta_1)."""
+    high = sde.sigma(t[:1])
+    if len(t) == 1:
+        return high[0], high[0]
+    a, b = sde.transition(t[:1], t[1:2])
+    return (b * sde.sigma(t[:1]) / sde.sigma(t[1:2]))[0], high[0]
+
+
+def _decoder(
+    x: Tensor, mean: Tensor, std: Tensor, levels: int | None, low: float, scale: float
+) -> Tensor:
+    """log p(x_0 | x_1), (B,)."""
+    std = std.to(x.device).to(x.dtype)
+    if levels is not None:
+        return log_level_probability(x, mean, std, levels, low, scale)
+    each = -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+    return each.flatten(1).sum(1)
+
+
+def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> None:
+    """ValueError unless x lies on the levels it is said to have."""
+    if levels is None:
+        return
+    if levels < 2 or not scale > 0:
+        raise ValueError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
+    index = (x.double() - low) / scale * (levels - 1)
+    if (
+        float((index - index.round()).abs().max()) > 0.02
+        or float(index.min()) < -0.02
+        or float(index.max()) > levels - 0.98
+    ):
+        raise ValueError(
+            f"x is not on {levels} levels from {low} to {low + scale}: give the data as they are, "
+            "not dequantised, or levels=None."
+        )
+
+
+@torch.no_grad()
+def continuous_bound(
+    sde: SDE,
+    score: ScoreFn,
+    x: Tensor,
+    *,
+    points: int = 64,
+    t_min: float | None = None,
+    levels: int | None = None,
+    low: float = -1.0,
+    scale: float = 2.0,
+    seeds: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Bound:
+    """The negative ELBO of the SDE between t_min and t_max; x (B, ...) in the model's range.
+
+    points: evaluations per sample, one noise level each, spread evenly over log SNR (a random
+    offset in each of as many intervals). levels, low, scale: as in `variational_bound`.
+    """
+    check_state(score, x)
+    _check_levels(x, levels, low, scale)
+    if points < 2:
+        raise ValueError(f"points must be >= 2 (got {points}).")
+    seeds = fresh_seeds(len(x)) if seeds is None else list(seeds)
+    ends = torch.tensor([sde.t_min if t_min is None else t_min, sde.t_max], dtype=torch.float64)
+    high, low_snr = sde.log_snr(ends).tolist()
+    width = (high - low_snr) / points
+    batch, parts = batch_size or len(x), []
+    bar = tqdm(total=points * -(-len(x) // batch), disable=not progress, unit="level")
+    for first in range(0, len(x), batch):
+        x0 = x[first : first + batch].to(work_dtype(x))
+        mine = seeds[first : first + batch]
+        source = SeededNoise(mine, x.shape[1:], x.dtype, x.device)
+        places = SeededNoise([s + 2**40 for s in mine], (points,), torch.float64).draw()
+        places = torch.special.ndtr(places)  # uniform, one row a sample
+        values = []
+        for k in range(points):
+            log_snr = high - (k + places[:, k]) * width
+            t = sde.time_of_log_snr(log_snr).clamp(*ends.tolist()).to(x.device)
+            mean, std = sde.marginal(x0, t)
+            eps = source.draw(None, None).to(x0)
+            value = score((mean + std * eps).to(x.dtype), t)
+            values.append((eps + std * value.to(x0)).square().flatten(1).sum(1))
+            bar.update()
+        each = torch.stack(values)
+        mean, std = sde.marginal(x0, ends[1])
+        prior = gaussian_kl(mean, std, torch.zeros_like(mean), torch.tensor(sde.prior_std()).to(x0))
+        mean, std = sde.marginal(x0, ends[0])
+        x_min = mean + std * source.draw(None, None).to(x0)
+        denoised = sde.denoise(x_min, ends[0], score(x_min.to(x.dtype), ends[0]).to(x0))
+        decoder = -_decoder(x0, denoised, std / expand(sde.alpha(ends[0]), x0), levels, low, scale)
+        # Strata of one point: the error is estimated from neighbours.
+        noise = 0.5 * each.diff(dim=0).square().mean(0).sqrt() * width * math.sqrt(points / 2)
+        parts.append((prior, 0.5 * width * each.sum(0)[None], decoder, noise))
+    bar.close()
+    prior, middle, decoder, stderr = (torch.cat(column, -1) for column in zip(*parts, strict=True))
+    settings = {"bound": "continuous", "points": points, "t_min": float(ends[0])}
+    return Bound(
+        prior, middle, decoder, stderr, points + 1, settings, levels, x[0].numel()
+    )  # fmt: skip
+
+
+def dequantize(
+    x: Tensor, levels: int, low: float, scale: float, seeds: Sequence[int], repeat: int = 0
+) -> Tensor:
+    """Levels x (B, ...) from low to low + scale, each spread evenly over its cell (1511.01844).
+
+    The density of the result bounds the probability of the level: log P >= E log p + log(cell).
+    Cells are scale/levels wide and fill [low, low + scale]. repeat: which of several draws.
+    """
+    source = SeededNoise(
+        [seed + repeat * 2**41 for seed in seeds], x.shape[1:], torch.float32, "cpu"
+    )
+    u = torch.special.ndtr(source.draw().double()).clamp(0, 1 - 1e-7).to(x.device).to(work_dtype(x))
+    index = ((x.to(u) - low) / scale * (levels - 1)).round()
+    return (low + scale * (index + u) / levels).to(x.dtype)

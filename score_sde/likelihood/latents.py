@@ -1,0 +1,113 @@
+r"""Data as latents: the probability flow maps x to x_T and back (2011.13456, section 4.3).
+
+The map depends on the process and the score alone, so two latents can be compared, mixed, scaled:
+`interpolate` goes from one to the other on the sphere that noise lives on, and a temperature
+factor on x_T below 1 keeps to the likely.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from score_sde.exact import Gaussian
+from score_sde.likelihood.flow import Flow, integrate, levels
+from score_sde.likelihood.ode import check_state, clock_of, frame_of
+from score_sde.sdes import SDE
+from score_sde.states import ScoreFn
+
+
+def encode(
+    sde: SDE,
+    score: ScoreFn,
+    x: Tensor,
+    *,
+    nfe: int = 64,
+    data_std: float | None = None,
+    gaussian: Gaussian | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """x_T (B, ...) at t_max of data x (B, ...), by nfe evaluations of the probability flow.
+
+    data_std or gaussian: as in `log_likelihood`; the same ones must be given to `decode`.
+    Raises ValueError for settings or states that make no sense.
+    """
+    return _carry(sde, score, x, nfe, data_std, gaussian, batch_size, progress, forward=True)
+
+
+def decode(
+    sde: SDE,
+    score: ScoreFn,
+    x_T: Tensor,
+    *,
+    nfe: int = 64,
+    data_std: float | None = None,
+    gaussian: Gaussian | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The inverse of `encode`: x (B, ...) of latents x_T (B, ...); one of the two is needed."""
+    if data_std is None and gaussian is None:
+        raise ValueError("give data_std, the standard deviation of x_0, or a Gaussian near it.")
+    return _carry(sde, score, x_T, nfe, data_std, gaussian, batch_size, progress, forward=False)
+
+
+@torch.no_grad()
+def _carry(
+    sde: SDE,
+    score: ScoreFn,
+    x: Tensor,
+    nfe: int,
+    data_std: float | None,
+    gaussian: Gaussian | None,
+    batch_size: int | None,
+    progress: bool,
+    forward: bool,
+) -> Tensor:
+    check_state(score, x)
+    if nfe < 2:
+        raise ValueError(f"nfe must be >= 2 (got {nfe}).")
+    frame, sd = frame_of(x, gaussian, data_std)
+    clock = clock_of(frame, sd)
+    low, high = levels(sde)
+    parts, batch = [], batch_size or len(x)
+    for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
+        piece = x[first : first + batch]
+        flow = Flow(
+            sde, score, frame, clock, tuple(x.shape[1:]), x.dtype, traced=False
+        )  # fmt: skip
+        begin, end = (low, high) if forward else (high, low)
+        # Data stand for x/alpha at t_min: alpha is 1 there but for rounding, and x is then exact.
+        z = frame.to_z(piece.flatten(1).to(frame.mean), low) if forward else None
+        z = flow.coordinates(piece, high) if z is None else z
+        found = integrate(flow.slopes, z, clock.u(begin), clock.u(end), nfe - 1)
+        if forward:
+            parts.append(flow.state(found.z, high))
+        else:
+            parts.append(frame.to_y(found.z, low).reshape(-1, *x.shape[1:]).to(x.dtype))
+    return torch.cat(parts)
+
+
+def interpolate(start: Tensor, end: Tensor, n: int) -> Tensor:
+    """n latents (n, *shape) from start to end (*shape), ends included, by spherical interpolation.
+
+    The direction turns evenly in the plane of both and the norm goes from one to the other, so that
+    what is in between is as likely a draw of noise as the ends; a straight line would be too short.
+    """
+    if n < 2:
+        raise ValueError(f"n must be >= 2 (got {n}).")
+    if start.shape != end.shape:
+        raise ValueError(f"latents differ in shape: {tuple(start.shape)}, {tuple(end.shape)}.")
+    a, b = start.flatten().double(), end.flatten().double()
+    norms = torch.stack([a.norm(), b.norm()])
+    a, b = a / norms[0], b / norms[1]
+    angle = torch.arccos((a @ b).clamp(-1, 1))
+    w = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device)[:, None]
+    if float(angle.sin()) < 1e-6:  # parallel: nothing to turn (and no plane if opposite)
+        points = (1 - w) * a + w * b
+    else:
+        points = (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / angle.sin()
+    points = points * ((1 - w) * norms[0] + w * norms[1])
+    return points.reshape(n, *start.shape).to(start.dtype)
