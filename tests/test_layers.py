@@ -12,7 +12,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"sdes"},
     {"exact"},
     {"models", "losses", "sampling", "nets", "data"},
-    {"training", "verify"},
+    {"training", "verify", "convert"},
     {"build"},
     {"run"},
     {"cli"},

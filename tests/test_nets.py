@@ -19,7 +19,7 @@ def test_unet_takes_any_channels_and_sizes_and_trains_a_step(channels, size):
         assert net(x, label).shape == x.shape
         loss = (net(x, label) - x).square().mean()
         loss.backward()
-        assert net.conv_out.weight.grad.abs().sum() > 0
+        assert net.decoder[0].output.conv.weight.grad.abs().sum() > 0
 
 
 def test_a_new_network_predicts_nothing():
@@ -56,10 +56,42 @@ def test_patches_hold_the_same_pixels():
 
 def test_state_dict_names_are_stable_words():
     names = list(UNet(1, (8, 8), **{**SMALL, "attention": (4,)}).state_dict())
-    assert "encoder.level0_block0.conv0.weight" in names
-    assert "encoder.level1_block0_attention.qkv.weight" in names
-    assert "decoder.level1_up.skip.weight" in names
+    assert "encoder.0.blocks.0.conv0.weight" in names
+    assert "encoder.1.blocks.0.attention.qkv.weight" in names
+    assert "decoder.0.resample.skip.weight" in names
+    assert "decoder.0.output.conv.weight" in names
     assert not any("module" in name or "orig_mod" in name for name in names)
+
+
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_class_labels_are_integers_or_rows_or_none(where):
+    torch.manual_seed(0)
+    net = UNet(1, (8, 8), **SMALL, classes=3, class_embedding=where)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, label = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.full((3,), 5.0)
+    with torch.no_grad():
+        by_integer = net(x, label, class_labels=torch.tensor([0, 1, 1]))
+        by_row = net(x, label, class_labels=torch.eye(3)[[0, 1, 1]])
+        none, zero = net(x, label), net(x, label, class_labels=torch.zeros(3, 3))
+    torch.testing.assert_close(by_integer, by_row)
+    torch.testing.assert_close(none, zero)
+    torch.testing.assert_close(by_row[1], by_row[2])
+    assert float((by_row[0] - by_row[1]).abs().max()) > 1e-3
+    assert float((by_row[0] - none[0]).abs().max()) > 1e-3
+
+
+def test_one_modulation_serves_all_blocks_in_order_of_execution():
+    """Each block's share starts as a layer of its own would: its variance follows its size."""
+    net = UNet(1, (16, 16), width=32, multipliers=(1, 2), blocks=1, attention=())
+    rows = net.modulation.weight.detach().split(net.shares)
+    names = [name for name, _ in net.modulated()]
+    assert names[:3] == ["encoder.0.blocks.0", "encoder.1.resample", "encoder.1.blocks.0"]
+    assert names[3:6] == ["middle.0", "middle.1", "decoder.1.blocks.0"]
+    assert [len(r) for r in rows] == [b.modulation_channels for _, b in net.modulated()]
+    for part in rows:
+        bound = (6 / (part.shape[0] + part.shape[1])) ** 0.5
+        assert 0.98 * bound < float(part.abs().max()) <= bound
 
 
 def test_embeddings():
@@ -71,7 +103,7 @@ def test_embeddings():
         torch.cat([(label[:, None] * frequencies).sin(), (label[:, None] * frequencies).cos()], 1),
     )
     fourier = FourierEmbedding(8)
-    assert fourier(label).shape == (3, 8) and not list(fourier.parameters())
+    assert fourier(label).shape == (3, 8) and not fourier.frequencies.requires_grad
     assert "frequencies" in fourier.state_dict()
 
 
@@ -85,6 +117,24 @@ def test_embeddings():
         (lambda: UNet(1, (8, 8), heads=3, width=16, multipliers=(1,), attention=()), "3 attention"),
         (lambda: UNet(1, (8, 8), **SMALL, modulation="film"), "modulation 'film'"),
         (lambda: UNet(1, (8, 8), **SMALL, embedding="sine"), "embedding 'sine'"),
+        (lambda: UNet(1, (8, 8), **SMALL, middle=("attention",)), "middle"),
+        (lambda: UNet(1, (8, 8), **SMALL, progressive_input="sum"), "progressive_input 'sum'"),
+        (
+            lambda: UNet(1, (8, 8), **{**SMALL, "attention": (4,)}, head_channels=24),
+            "32 channels do not divide into 24 channels per",
+        ),
+        (
+            lambda: UNet(1, (8, 8), **SMALL)(
+                torch.zeros(1, 1, 8, 8), torch.zeros(1), class_labels=torch.zeros(1).long()
+            ),
+            "without classes",
+        ),
+        (
+            lambda: UNet(1, (8, 8), **SMALL, classes=3)(
+                torch.zeros(2, 1, 8, 8), torch.zeros(2), class_labels=torch.zeros(2, 4)
+            ),
+            r"rows \(B, 3\)",
+        ),
         (lambda: UNet.preset("ddpm++", 3, (32, 32)), "unknown U-Net preset"),
         (lambda: UNet(3, (8, 8), **SMALL)(torch.zeros(1, 1, 8, 8), torch.zeros(1)), "was built"),
         (lambda: MLP(2)(torch.zeros(1, 3), torch.zeros(1)), "was built for states"),
