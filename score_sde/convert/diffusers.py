@@ -7,13 +7,23 @@ scheduler_config.json                                   in the folder, or in sch
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from score_sde.convert.edm import halves_swapped
-from score_sde.convert.parts import ConversionError, State, Transfer, as_pair
+from score_sde.convert.parts import (
+    ConversionError,
+    Foreign,
+    State,
+    Transfer,
+    as_pair,
+    differences,
+    image_spec,
+)
 from score_sde.nets import UNet
 from score_sde.nets.layers import ResidualBlock
 
@@ -22,6 +32,109 @@ UP = ("UpBlock2D", "AttnUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
 # From 0.15 on the first of each pair; files written before have the second.
 ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 LEAVES = {"norm0": "norm1", "conv0": "conv1", "norm1": "norm2", "conv1": "conv2"}
+
+
+OPTIONS = ("size",)
+TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+
+def read(
+    said: Mapping[str, Any],
+    scheduler: Mapping[str, Any] | None,
+    theirs: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+) -> Foreign:
+    """A model in our words: its config.json, its scheduler_config.json if any, its weights."""
+    said = {**said, **({"sample_size": given["size"]} if "size" in given else {})}
+    options = net_options(said)
+    found = described(theirs)
+    attended = ["Attn" in name for name in said.get("down_block_types") or ()]
+    differences(
+        {"in_channels": 3, "out_channels": 3, "layers_per_block": 2, "attended": attended, **said},
+        {key: value for key, value in found.items() if key != "attended" or attended},
+    )
+    channels, size = options.pop("channels"), options.pop("size")
+    with torch.device("meta"):
+        net = UNet(channels, size, **options)
+    weights = to_ours(net, theirs, bool(said.get("flip_sin_to_cos", True)))
+    centred = bool(said.get("center_input_sample", False))
+    notes: list[str] = []
+    sde, model = _process(scheduler, net.enlarge is not None, notes)
+    return Foreign(
+        layout=f"diffusers {'NCSN++' if net.enlarge is not None else 'DDPM'} U-Net",
+        net=options,
+        sde=sde,
+        model=model | {"data_std": 0.25 if centred else 0.5, "center_input": centred},
+        spec=image_spec(channels, size, centred, options["classes"]),
+        data_std=0.25 if centred else 0.5,
+        averaged=weights,
+        trained=weights,
+        notes=notes,
+    )
+
+
+def _process(
+    scheduler: Mapping[str, Any] | None, skip: bool, notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the process and of `ScoreModel`."""
+    said = scheduler or {}
+    if skip:
+        if not scheduler:
+            notes.append("no scheduler_config.json: sigma from 0.01 to 1348, diffusers' defaults")
+        low, high = said.get("sigma_min", 0.01), said.get("sigma_max", 1348.0)
+        sde = {"name": "ve", "sigma_min": float(low), "sigma_max": float(high)}
+        return sde, {"target": "scaled_score", "time_input": "log_sigma", "time_scale": 1.0}
+    if not scheduler:
+        notes.append("no scheduler_config.json: the linear betas of 2006.11239, 1000 steps")
+    steps = int(said.get("num_train_timesteps", 1000))
+    target = said.get("prediction_type", "epsilon")
+    if target not in TARGETS:
+        raise ConversionError(f"prediction_type {target!r} is unknown; {list(TARGETS)} are.")
+    sde = {"name": "table", "table": _table(said, steps), "steps": steps, "t_min": 1 / steps}
+    model = {"target": TARGETS[target], "time_scale": float(steps), "time_shift": -1.0}
+    return sde, model
+
+
+def _table(said: Mapping[str, Any], steps: int) -> str | list[float]:
+    """The betas of a scheduler: the name of a table, or the numbers."""
+    schedule = said.get("beta_schedule", "linear")
+    if said.get("trained_betas") is not None:
+        return [float(beta) for beta in said["trained_betas"]]
+    low, high = float(said.get("beta_start", 1e-4)), float(said.get("beta_end", 0.02))
+    if schedule == "squaredcos_cap_v2":
+        return "cosine"
+    if schedule == "linear" and (low, high, steps) == (1e-4, 0.02, 1000):
+        return "linear"
+    if schedule in ("linear", "scaled_linear"):
+        power = 1 if schedule == "linear" else 2
+        ends = (low ** (1 / power), high ** (1 / power))
+        return (torch.linspace(*ends, steps, dtype=torch.float64) ** power).tolist()
+    raise ConversionError(
+        f"beta_schedule {schedule!r} is unknown; linear, scaled_linear, squaredcos_cap_v2 are."
+    )
+
+
+def described(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings that can be read off names and shapes; attended: levels with attention."""
+    inner: dict[int, int] = {}
+    blocks = 0
+    for key, value in theirs.items():
+        match = re.fullmatch(r"down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight", key)
+        if match:
+            inner[int(match[1])] = len(value)
+            blocks = max(blocks, int(match[2]) + 1)
+    if not inner or "conv_in.weight" not in theirs or "conv_out.weight" not in theirs:
+        raise ConversionError("its tensors are not those of UNet2DModel.")
+    return {
+        "in_channels": theirs["conv_in.weight"].shape[1],
+        "out_channels": len(theirs["conv_out.weight"]),
+        "block_out_channels": [inner[i] for i in sorted(inner)],
+        "layers_per_block": blocks,
+        "attended": [
+            any(key.startswith(f"down_blocks.{i}.attentions.") for key in theirs)
+            for i in sorted(inner)
+        ],
+    }
 
 
 def net_options(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,3 +305,122 @@ def names(net: UNet) -> list[tuple[str, str, str]]:
             found += [(f"decoder.{i}.output.norm", norm, "layer"),
                       (f"decoder.{i}.output.conv", last, "layer")]  # fmt: skip
     return found
+
+
+def settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """UNet2DModel's settings for a `UNet` of these options (all of them, channels and size too).
+
+    ConversionError says which part of the network diffusers does not have.
+    """
+    skip = options["progressive_input"] == "skip"
+    wanted: dict[str, tuple[Any, ...]] = {
+        "patch": (1,), "decoder_blocks": (None, options["blocks"] + 1), "augment": (0,),
+        "modulation": ("shift",), "middle": (["block", "attention", "block"],),
+        "progressive_combine": ("sum",), "classes": (0,),
+    }  # fmt: skip
+    if skip:
+        wanted |= {
+            "resample": ("block",), "progressive_output": ("skip",), "embedding": ("fourier",),
+            "taps": ([1, 3, 3, 1],), "group_channels": (4,), "groups": (32,), "channels": (3,),
+            "skip_conv": (True,), "decoder_attention": ("last",), "skip_scale": (0.5**0.5,),
+        }  # fmt: skip
+    else:
+        wanted |= {
+            "resample": ("conv", "conv_symmetric"), "progressive_input": ("none",),
+            "progressive_output": ("none",), "taps": ([1, 1],), "group_channels": (1,),
+            "skip_scale": (1, 1.0), "embedding": ("positional", "positional_adm"),
+        }  # fmt: skip
+        if options["attention"]:
+            wanted["decoder_attention"] = ("every",)
+    for key, allowed in wanted.items():
+        value = options[key]
+        value = list(value) if isinstance(value, tuple) else value
+        if value not in allowed:
+            raise ConversionError(
+                f"diffusers' UNet2DModel has no network with net.{key}={value!r} (only "
+                f"{' or '.join(map(repr, allowed))}). Use --format safetensors."
+            )
+    height = options["size"][0]
+    attended = [height // 2**i in options["attention"] for i in range(len(options["multipliers"]))]
+    names = [("Attn" if there else "") + ("Skip" if skip else "") for there in attended]
+    square = options["size"][0] == options["size"][1]
+    widths = [options["width"] * m for m in options["multipliers"]]
+    if skip and min(widths) < 128:
+        raise ConversionError("diffusers' Skip blocks need at least 128 channels everywhere.")
+    heads = options["heads"]
+    attended_widths = {w for w, there in zip(widths, attended, strict=True) if there} | {widths[-1]}
+    if heads > 1 and len(attended_widths) > 1:
+        raise ConversionError("diffusers counts channels per head, which differ between levels.")
+    size = None if heads == 1 else widths[-1] // heads
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": height if square else list(options["size"]),
+        "in_channels": options["channels"],
+        "out_channels": options["out_channels"] or options["channels"],
+        "center_input_sample": False,
+        "time_embedding_type": "fourier" if skip else "positional",
+        "freq_shift": 1 if options["embedding"] == "positional" else 0,
+        "flip_sin_to_cos": False,
+        "down_block_types": [f"{name}DownBlock2D" for name in names],
+        "up_block_types": [f"{name}UpBlock2D" for name in reversed(names)],
+        "block_out_channels": widths,
+        "layers_per_block": options["blocks"],
+        "mid_block_scale_factor": math.sqrt(2) if skip else 1,
+        "downsample_padding": 0 if options["resample"] == "conv" else 1,
+        "dropout": options["dropout"],
+        "act_fn": "silu",
+        "attention_head_dim": options["head_channels"] or size,
+        "norm_num_groups": None if skip else options["groups"],
+        "norm_eps": options["norm_eps"],
+    }
+
+
+def to_theirs(net: UNet) -> State:
+    """Weights of a `UNet` under the names of UNet2DModel."""
+    ours = net.state_dict()
+    theirs: State = {}
+    order = [name for name, block in net.modulated() if block.modulation_channels]
+    sizes = [size for size in net.shares if size]
+    shares = {
+        leaf: dict(zip(order, ours[f"modulation.{leaf}"].split(sizes), strict=True))
+        for leaf in ("weight", "bias")
+    }
+    for mine, peer, kind in names(net):
+        if kind == "frequencies":
+            theirs[peer] = ours[mine]
+            continue
+        for leaf in ("weight", "bias"):
+            if kind == "share":
+                theirs[f"{peer}.{leaf}"] = shares[leaf][mine]
+            elif kind == "attention":
+                theirs[f"{peer}.group_norm.{leaf}"] = ours[f"{mine}.norm.{leaf}"]
+                parts = [*ours[f"{mine}.qkv.{leaf}"].chunk(3), ours[f"{mine}.proj.{leaf}"]]
+                for name, part in zip(ATTENTION, parts, strict=True):
+                    theirs[f"{peer}.{name}.{leaf}"] = part.flatten(1 if leaf == "weight" else 0)
+            else:
+                theirs[f"{peer}.{leaf}"] = ours[f"{mine}.{leaf}"]
+    return {key: value.clone().contiguous() for key, value in theirs.items()}
+
+
+def scheduler(sde: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """scheduler_config.json for a process and a `ScoreModel` of these arguments, if there is one.
+
+    diffusers' schedulers stand for DDPM's linear and cosine tables, and for VE.
+    """
+    if sde["name"] == "ve" and model.get("target") == "scaled_score":
+        return {"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000,
+                "sigma_min": sde["sigma_min"], "sigma_max": sde["sigma_max"]}  # fmt: skip
+    targets = {mine: peer for peer, mine in TARGETS.items()}
+    steps = sde.get("steps", 1000)
+    told = (model.get("time_scale"), model.get("time_shift", 0.0))
+    tables = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    if sde["name"] != "table" or told != (steps, -1.0) or model.get("target") not in targets:
+        return None
+    table = sde.get("table", "linear")
+    if not isinstance(table, str):
+        beta: dict[str, Any] = {"trained_betas": list(table)}
+    else:
+        beta = {"beta_schedule": tables[table], "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+    return {"_class_name": "DDPMScheduler", "num_train_timesteps": steps, "clip_sample": True,
+            "variance_type": "fixed_large", "prediction_type": targets[model["target"]],
+            **beta}  # fmt: skip

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +29,13 @@ from torch import Tensor
 
 from score_sde.convert.parts import (
     ConversionError,
+    Foreign,
     State,
     Transfer,
     as_pair,
+    differences,
+    image_spec,
+    strip_prefix,
 )
 from score_sde.nets import UNet
 
@@ -131,6 +136,89 @@ def _collect(module: Bare, prefix: str, tensors: State) -> None:
             _collect(child, f"{prefix}{name}.", tensors)
 
 
+def read(path: Path, given: Mapping[str, Any]) -> Foreign:
+    """A pickle of EDM in our words; given is not used, everything is in the file."""
+    kind, said, tensors = load_pickle(path)
+    if kind not in WRAPPERS:
+        raise ConversionError(f"EDM wrapper {kind!r} is unknown; {', '.join(WRAPPERS)} are.")
+    adm = kind in ("EDMPrecond", "iDDPMPrecond")
+    inner = str(said.get("model_type", "DhariwalUNet" if adm else "SongUNet"))
+    images = int(said.get("img_channels", 3))
+    learned = 2 if kind == "iDDPMPrecond" else 1  # it predicts variances too
+    said = {"label_dim": 0} | said | {"in_channels": images, "out_channels": images * learned}
+    theirs = strip_prefix(tensors, "model.")
+    options = net_options(inner, said)
+    channels, size = options.pop("channels"), options.pop("size")
+    defaults = {"model_channels": options["width"], "channel_mult": options["multipliers"],
+                "num_blocks": options["blocks"], "augment_dim": 0}  # fmt: skip
+    differences(defaults | said, _described(theirs))
+    with torch.device("meta"):
+        net = UNet(channels, size, **options)
+    weights = to_ours(net, {key: v for key, v in theirs.items() if key != "u"})
+    sde, model = _wrapper(kind, said, theirs)
+    return Foreign(
+        layout=f"EDM {kind} of {inner}",
+        net=options,
+        sde=sde,
+        model=model,
+        spec=image_spec(channels, size, classes=options["classes"]),
+        data_std=float(said.get("sigma_data", 0.5)),
+        averaged=weights,
+        trained=weights,
+    )
+
+
+def _wrapper(
+    kind: str, said: Mapping[str, Any], theirs: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the process and of `ScoreModel`; see the module."""
+    sd = float(said.get("sigma_data", 0.5))
+    if kind == "VPPrecond":
+        low = float(said.get("beta_min", 0.1))
+        sde = {"name": "vp", "beta_min": low, "beta_max": low + float(said.get("beta_d", 19.9))}
+        return sde, {"target": "eps", "data_std": sd, "time_scale": said.get("M", 1000) - 1.0}
+    if kind == "VEPrecond":
+        ends = {key: float(said.get(key, value)) for key, value in
+                (("sigma_min", 0.02), ("sigma_max", 100.0))}  # fmt: skip
+        return {"name": "ve", **ends}, {
+            "target": "scaled_score", "data_std": sd, "time_input": "log_sigma",
+            "time_scale": 1.0, "time_shift": -math.log(2),
+        }  # fmt: skip
+    if kind == "EDMPrecond":
+        low, high = (float(said.get(k, v)) for k, v in (("sigma_min", 0), ("sigma_max", math.inf)))
+        sde = {"name": "edm", "t_min": max(low, 0.002), "t_max": min(high, 80.0)}
+        return sde, {"target": "F", "data_std": sd, "time_input": "log_sigma"}
+    levels = theirs["u"].double()[:-1].flip(0)  # ascending, without the 0 at the end
+    sde = {"name": "edm", "t_min": max(float(levels[0]), 0.002), "t_max": 80.0}
+    return sde, {
+        "target": "eps", "data_std": 1.0, "scale_input": True, "time_input": "nearest",
+        "time_table": levels.tolist(),
+    }  # fmt: skip
+
+
+def _described(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that can be read off names and shapes."""
+    found = re.compile(r"enc\.(\d+)x\d+_block(\d+)\.conv0\.weight").fullmatch
+    inner = {int(m[1]): len(v) for k, v in theirs.items() if (m := found(k))}
+    stem = [v for k, v in theirs.items() if re.fullmatch(r"enc\.(\d+)x\d+_conv\.weight", k)]
+    if not inner or not stem:
+        raise ConversionError("its tensors are not those of SongUNet or DhariwalUNet.")
+    width, sides = len(stem[0]), sorted(inner, reverse=True)
+    blocks = [int(m[2]) for k in theirs if (m := found(k)) and int(m[1]) == sides[0]]
+    labels = {
+        field: theirs[key].shape[1] if key in theirs else 0
+        for field, key in (("label_dim", "map_label.weight"), ("augment_dim", "map_augment.weight"))
+    }
+    return {
+        "img_resolution": sides[0],
+        "img_channels": stem[0].shape[1],
+        "model_channels": width,
+        "channel_mult": [inner[side] // width for side in sides],
+        "num_blocks": max(blocks) + 1,
+        **labels,
+    }
+
+
 def net_options(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `UNet` from those of ``kind``, SongUNet or DhariwalUNet."""
     if kind not in ("SongUNet", "DhariwalUNet"):
@@ -171,9 +259,14 @@ def net_options(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
         skip_scale=math.sqrt(0.5),
         embedding="fourier" if embedding == "fourier" else "positional_edm",
         taps=tuple(said.get("resample_filter", (1, 1))),
-        progressive_input={"standard": "none"}.get(*[said.get("encoder_type", "standard")] * 2),
-        progressive_output={"standard": "none"}.get(*[said.get("decoder_type", "standard")] * 2),
+        progressive_input=_pyramid(said, "encoder_type"),
+        progressive_output=_pyramid(said, "decoder_type"),
     )
+
+
+def _pyramid(said: Mapping[str, Any], key: str) -> str:
+    kind = str(said.get(key, "standard"))
+    return "none" if kind == "standard" else kind
 
 
 def to_ours(net: UNet, theirs: Mapping[str, Tensor]) -> State:

@@ -50,9 +50,21 @@ def image_spec(
     return DataSpec((channels, *size), 0, 255, 256, shift, scale, names, name)
 
 
-def as_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+def as_pair(size: Any) -> tuple[int, int]:
     """A side or (H, W) as (H, W)."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    pair = (size, size) if isinstance(size, int) else size
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or any(not isinstance(side, int) or side < 1 for side in pair)
+    ):
+        raise ConversionError(f"size {size!r} must be a side in pixels, or (height, width).")
+    return pair[0], pair[1]
+
+
+def strip_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The state with the prefix taken off every name that has it."""
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 class Transfer:
@@ -130,7 +142,7 @@ def differences(said: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     wrong = [
         f"{key} ({said[key]} in the description, {value} in the weights)"
         for key, value in found.items()
-        if key in said and said[key] is not None and _plain(said[key]) != _plain(value)
+        if key in said and _plain(said[key]) != _plain(value)
     ]
     if wrong:
         raise ConversionError(f"description and weights differ in {', '.join(wrong)}.")

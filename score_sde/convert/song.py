@@ -16,17 +16,23 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from score_sde.convert.parts import (
     ConversionError,
+    Foreign,
     State,
     Transfer,
+    as_pair,
+    image_spec,
+    strip_prefix,
 )
 from score_sde.nets import UNet
 from score_sde.nets.layers import ResidualBlock
 
 PROCESSES = ("vp", "subvp", "ve")
+OPTIONS = ("process", "continuous", "size")
 
 
 @dataclass
@@ -146,6 +152,92 @@ def _outputs(layers: list[Layer]) -> int:
     """How often a norm is followed by a convolution: the images that are read off."""
     pairs = zip(layers, layers[1:], strict=False)
     return sum(a.kind == "norm" and b.kind == "conv" for a, b in pairs)
+
+
+def read(found: Mapping[str, Any], given: Mapping[str, Any]) -> Foreign:
+    """A training checkpoint {"model", "ema", ...} in our words.
+
+    given: process ("vp", "subvp", "ve"), continuous (a bool) and size, where the file is silent.
+    """
+    theirs = strip_prefix(found["model"], "module.")
+    averaged = _averaged(theirs, found["ema"])
+    size = given.get("size")
+    options = net_options(theirs, None if size is None else as_pair(size))
+    with torch.device("meta"):
+        net = UNet(**options)
+    channels, side = options.pop("channels"), options.pop("size")
+    notes = [] if size is not None else [
+        f"images of {side[0]} x {side[1]}, if attention is at 16 pixels as in the published "
+        "settings; else --option size=N"
+    ]  # fmt: skip
+    sde, model, unit = _process(theirs, options, float(found["ema"].get("decay", 0)), given, notes)
+    return Foreign(
+        layout="score_sde_pytorch",
+        net=options,
+        sde=sde,
+        model=model,
+        spec=image_spec(channels, side, unit),
+        data_std=model["data_std"],
+        averaged=to_ours(net, averaged),
+        trained=to_ours(net, theirs),
+        step=int(found.get("step", 0)),
+        notes=notes,
+    )
+
+
+def _averaged(theirs: Mapping[str, Tensor], ema: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The averaged weights, which are a list in the order of the trainable ones."""
+    fourier = [k for k in theirs if k.endswith(".W") and theirs[k].ndim == 1]
+    names = [k for k in theirs if k != "sigmas" and k not in fourier]
+    values = ema["shadow_params"]
+    if len(names) != len(values) or any(
+        theirs[name].shape != value.shape for name, value in zip(names, values, strict=True)
+    ):
+        raise ConversionError(
+            f"its {len(values)} averaged weights do not match its {len(names)} trainable ones."
+        )
+    return dict(theirs) | dict(zip(names, values, strict=True))
+
+
+def _process(
+    theirs: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    decay: float,
+    given: Mapping[str, Any],
+    notes: list[str],
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Arguments of the process and of `ScoreModel`, and whether data are in [0, 1]."""
+    fourier = options["embedding"] == "fourier"
+    guess = "ve" if fourier or 0 < decay < 0.9995 else "vp"
+    process = given.get("process", guess)
+    if process not in PROCESSES:
+        raise ConversionError(f"process {process!r} is unknown; choose from {PROCESSES}.")
+    # VE networks with a positional embedding know discrete levels only; so does `ddpm` under VP.
+    discrete = not fourier if process == "ve" else options["group_channels"] == 1
+    continuous = given.get("continuous", not discrete or process == "subvp")
+    continuous = {"true": True, "false": False}.get(str(continuous).lower())
+    if continuous is None:
+        raise ConversionError(f"continuous {given['continuous']!r} must be True or False.")
+    if "process" not in given:
+        why = "Fourier features" if fourier else f"an averaging rate of {decay:g}"
+        notes.append(f"process {process}, for its {why}; else --option process=vp, subvp or ve")
+    if "continuous" not in given and not fourier and process != "subvp":
+        kind = "continuous time" if continuous else "discrete levels"
+        notes.append(f"trained on {kind}; else --option continuous={not continuous}")
+    if process == "ve":
+        sigmas = theirs["sigmas"].double() if "sigmas" in theirs else torch.tensor([50.0, 0.01])
+        low, high = (float(f"{float(s):.10g}") for s in (sigmas[-1], sigmas[0]))
+        sde = {"name": "ve", "sigma_min": low, "sigma_max": high}
+        model: dict[str, Any] = {"target": "scaled_score", "data_std": 0.25, "center_input": True}
+        if continuous:
+            return sde, model | {"time_input": "log_sigma", "time_scale": 1.0}, True
+        return sde, model | {"time_input": "nearest", "time_table": sigmas.tolist()}, True
+    model = {"target": "eps", "data_std": 0.5, "time_input": "time", "time_scale": 999.0}
+    if continuous:
+        return {"name": process, "beta_min": 0.1, "beta_max": 20.0}, model, False
+    steps = len(theirs.get("sigmas", torch.zeros(1000)))
+    model |= {"time_scale": float(steps), "time_shift": -1.0}
+    return {"name": "table", "table": "linear", "steps": steps, "t_min": 1 / steps}, model, False
 
 
 def to_ours(net: UNet, theirs: Mapping[str, Tensor]) -> State:
