@@ -12,8 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from score_sde import build
-from score_sde.convert import ConversionError, Foreign, read
-from score_sde.convert import diffusers as diffusers_layout
+from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
 from score_sde.run import Run, RunError, load, make_workdir
@@ -131,7 +130,7 @@ def export_run(
     if layout == "diffusers":
         files, notes = _for_diffusers(run)
         name = "diffusion_pytorch_model.safetensors"
-        state = diffusers_layout.to_theirs(run.score.net)  # type: ignore[arg-type]
+        state = diffusers_export.to_theirs(run.score.net)  # type: ignore[arg-type]
         for note in notes:
             print(note)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -165,10 +164,10 @@ def _for_diffusers(run: Run) -> tuple[dict[str, Any], list[str]]:
     defaults = {key: p.default for key, p in known.items() if p.default is not p.empty}
     net = {key: value for key, value in run.config["net"].items() if key in known}
     shape = {"channels": run.data_spec.shape[0], "size": run.data_spec.shape[1:]}
-    said = diffusers_layout.settings({**defaults, **net, **shape})
+    said = diffusers_export.settings({**defaults, **net, **shape})
     said["center_input_sample"] = run.score.center_input
     files, notes = {"config.json": said}, []
-    scheduler = diffusers_layout.scheduler(run.config["sde"], run.config.get("model") or {})
+    scheduler = diffusers_export.scheduler(run.config["sde"], run.config.get("model") or {})
     if scheduler:
         files["scheduler_config.json"] = scheduler
     else:

@@ -14,7 +14,8 @@ from golden_cases import CASES, GOLDEN, Case, gap, recipe
 
 from score_sde.convert import diffusers, edm, song
 from score_sde.nets import UNet
-from score_sde.nets.layers import AttentionBlock, FilteredConv, Resample, filtered
+from score_sde.nets.blocks import AttentionBlock
+from score_sde.nets.layers import FilteredConv, Resample, filtered
 
 RAW = [n for n in CASES if n.startswith(("song_ddpm", "song_ncsnpp", "edm_song", "edm_dhar"))]
 RAW += ["diffusers_ddpm_cifar10", "diffusers_unet_defaults", "diffusers_ncsnpp_w128"]

@@ -153,7 +153,7 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise ConversionError(
-            f"{path.parent} has no {path.name}: not diffusers' folder."
+            f"{path.parent} has no {path.name}, so it is not a folder of diffusers."
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConversionError(f"{path} is not JSON ({error}).") from error

@@ -23,7 +23,7 @@ from score_sde.convert.parts import (
     image_spec,
 )
 from score_sde.nets import UNet
-from score_sde.nets.layers import ResidualBlock
+from score_sde.nets.blocks import ResidualBlock
 
 OPTIONS = ("size", "heads", "head_channels", "attention_order", "schedule", "steps")
 ORDERS = ("legacy", "new")

@@ -29,7 +29,7 @@ from score_sde.convert.parts import (
     strip_prefix,
 )
 from score_sde.nets import UNet
-from score_sde.nets.layers import ResidualBlock
+from score_sde.nets.blocks import ResidualBlock
 
 PROCESSES = ("vp", "subvp", "ve")
 OPTIONS = ("process", "continuous", "size")

@@ -21,18 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.nets.layers import (
+from score_sde.nets.blocks import (
     BlockOptions,
-    FilteredConv,
-    FourierEmbedding,
-    Resample,
+    InputPyramid,
+    Output,
     ResampleConv,
     ResidualBlock,
+)
+from score_sde.nets.layers import (
+    FourierEmbedding,
+    Resample,
     SinusoidalEmbedding,
     conv,
     initialize,
     linear,
-    normalized,
 )
 from score_sde.nets.presets import PRESETS
 
@@ -46,46 +48,6 @@ CHOICES = {
     "progressive_combine": ("sum", "cat"),
     "progressive_output": ("none", "skip"),
 }
-
-
-class InputPyramid(nn.Module):
-    """The image at the next level, and what of it joins the features there (2011.13456, app. H).
-
-    image (B, P, 2H, 2W), h (B, C, H, W) -> the image at (H, W), and the features. "skip": a 1 x 1
-    convolution of the filtered image is added to h, or with combine "cat" comes before it as 2 C
-    channels. "residual": the image is itself convolved, and its sum with h is both results.
-    """
-
-    def __init__(
-        self, image: int, channels: int, kind: str, combine: str, options: BlockOptions
-    ):  # fmt: skip
-        super().__init__()
-        self.kind, self.combine, self.options = kind, combine, options
-        if kind == "residual":
-            self.conv: nn.Module = FilteredConv(image, channels, options.taps)
-        else:
-            self.resample = Resample("down", options.taps)
-            self.conv = conv(image, channels, kernel=1)
-
-    def forward(self, image: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kind == "residual":
-            h = self.options.scaled(self.conv(image) + h)
-            return h, h
-        image = self.resample(image)
-        part = self.conv(image)
-        return image, torch.cat([part, h], dim=1) if self.combine == "cat" else part + h
-
-
-class Output(nn.Module):
-    """norm, SiLU, conv: features (B, C, H, W) to an image (B, outputs, H, W)."""
-
-    def __init__(self, channels: int, outputs: int, options: BlockOptions):
-        super().__init__()
-        self.norm = options.norm(channels)
-        self.conv = conv(channels, outputs, scale=0.0)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(normalized(self.norm, h))
 
 
 class Level(nn.Module):
