@@ -104,6 +104,8 @@ def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
     print(f"process {short}, network predicts {target}")
     for note in foreign.notes:
         print(f"assumed: {note}")
+    if classes:
+        print("a score without class_labels gets the row of zeros; give score(x, t, class_labels=)")
     print(f"wrote {workdir}; sample it with --workdir {workdir} --mode sample")
 
 

@@ -127,15 +127,15 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
         )
     if weights not in ("ema", "model"):
         raise RunError(f"weights must be ema or model (got {weights!r}).")
-    steps, exported = steps_of(path), path / "model.safetensors"
-    if not steps and not exported.is_file():
-        raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     saved = _read_config(path)
     if "data_spec" not in saved:
         raise RunError(
             f"{path} is a folder of another toolkit. Make it a run with --mode import "
             f"--checkpoint {path} --workdir runs/imported."
         )
+    steps, exported = steps_of(path), path / "model.safetensors"
+    if not steps and not exported.is_file():
+        raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     spec = DataSpec.from_dict(saved["data_spec"])
     model = build.build_model(saved["config"], spec)
     state = load_weights(path, steps[-1], weights) if steps else load_file(exported)

@@ -467,6 +467,17 @@ def _hub(tmp_path, drop=None, add=None, dtype=None, **settings):
     return diffusers_folder(case, tmp_path / "hub", weights=weights)
 
 
+def _short(folder):
+    path = folder / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return folder
+
+
+def _without(folder):
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -495,6 +506,10 @@ def _hub(tmp_path, drop=None, add=None, dtype=None, **settings):
             lambda p: _hub(p, block_out_channels=[32, 96], layers_per_block=2),
             r"differ in block_out_channels \(\[32, 96\] .* \[32, 64\] .*, layers_per_block \(2",
         ),
+        (lambda p: _hub(p, block_out_channels=["32", None]), "do not fit its layout"),
+        (lambda p: _short(_hub(p)), "diffusion_pytorch_model.safetensors is cut short"),
+        (lambda p: _without(_hub(p)), "has 0 weight files; one is needed"),
+        (lambda p: _hub(p, add={"conv_out.bias": torch.zeros(5)}), r"\(5,\) where .* has \(3,\)"),
         (lambda p: _hub(p, act_fn="gelu"), "act_fn = 'gelu' is not supported"),
         (
             lambda p: _hub(p, down_block_types=["DownBlock2D", "ResnetDownsampleBlock2D"]),
@@ -607,3 +622,19 @@ def test_export_as_safetensors_is_loaded_like_a_run(tmp_path):
     assert torch.equal(run.score(x, t), exported.score(x, t))
     assert exported.data_spec == run.data_spec and math.isclose(exported.data_std, 0.25)
     assert main(["main.py", "--mode", "export", *work]) == 2  # the folder is in use
+
+
+def test_an_imported_run_cannot_be_resumed_but_says_so(tmp_path):
+    from score_sde.run import RunError, train
+
+    run = import_checkpoint(tiny_checkpoint(tmp_path / "c.pth"), tmp_path / "run", {"size": 16})
+    np.save(
+        tmp_path / "x.npy",
+        np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8),
+    )
+    data = {"name": str(tmp_path / "x.npy"), "scaling": "unit"}
+    settings = {**run.config, "data": data, "training": {"steps": 5}}
+    with pytest.raises(RunError, match="imported without its optimiser"):
+        train(settings, tmp_path / "run", resume=True, device="cpu")
+    with pytest.raises(RunError, match="is a folder of another toolkit"):
+        load(diffusers_folder(Case("diffusers_unet_defaults"), tmp_path / "hub"))

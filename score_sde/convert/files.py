@@ -63,6 +63,18 @@ def read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
 
     given: what files of some layouts do not say, see `OPTIONS` of each.
     """
+    try:
+        return _read(path, given)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        # Whatever settings of the wrong kind and tensors of the wrong shape provoke.
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ConversionError(
+            f"{path} holds settings or tensors that do not fit its layout "
+            f"({type(error).__name__}: {first})."
+        ) from error
+
+
+def _read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
     path = _fetch(str(path)) if not Path(path).exists() else Path(path)
     if path.is_dir():
         return _folder(path, _known(given, diffusers.OPTIONS, "diffusers"))
