@@ -638,3 +638,26 @@ def test_an_imported_run_cannot_be_resumed_but_says_so(tmp_path):
         train(settings, tmp_path / "run", resume=True, device="cpu")
     with pytest.raises(RunError, match="is a folder of another toolkit"):
         load(diffusers_folder(Case("diffusers_unet_defaults"), tmp_path / "hub"))
+
+
+def test_hub_ids_are_resolved_by_huggingface_hub(tmp_path, monkeypatch):
+    folder = diffusers_folder(Case("diffusers_unet_defaults"), tmp_path / "hub")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, tuple(allow_patterns)))
+        if name == "someone/private":
+            raise OSError("401 Client Error")
+        return str(folder)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    run = import_checkpoint("someone/ddpm-16", tmp_path / "run")
+    assert run.data_spec.shape == (3, 16, 16)
+    assert asked == [("someone/ddpm-16", ("*.json", "*.safetensors", "*.bin"))]
+    with pytest.raises(ConversionError, match="someone/private, and the hub says: 401 Client"):
+        import_checkpoint("someone/private", tmp_path / "other")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConversionError, match="pip install huggingface_hub"):
+        import_checkpoint("someone/ddpm-16", tmp_path / "other")

@@ -5,7 +5,7 @@ import torch
 
 from score_sde import VPSDE, ScoreModel
 from score_sde.nets import MLP, UNet
-from score_sde.nets.layers import FourierEmbedding, SinusoidalEmbedding
+from score_sde.nets.layers import FourierEmbedding, Resample, SinusoidalEmbedding
 
 SMALL = dict(width=16, multipliers=(1, 2), blocks=1, attention=())
 
@@ -20,6 +20,49 @@ def test_unet_takes_any_channels_and_sizes_and_trains_a_step(channels, size):
         loss = (net(x, label) - x).square().mean()
         loss.backward()
         assert net.decoder[0].output.conv.weight.grad.abs().sum() > 0
+
+
+NCSNPP = dict(taps=(1, 3, 3, 1), embedding="fourier", resample="block")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        NCSNPP | dict(progressive_input="residual"),
+        NCSNPP | dict(progressive_input="skip", progressive_output="skip"),
+        NCSNPP | dict(progressive_input="skip", progressive_combine="cat"),
+        dict(resample="conv_symmetric", decoder_attention="every", attention=(4,)),
+        dict(resample="plain", taps=(1, 2, 1)),
+        dict(modulation="scale_shift", skip_conv=False, embedding="positional_adm"),
+        dict(embedding="positional_edm", classes=3, augment=2),
+    ],
+    ids=lambda options: "_".join(str(value) for value in options.values())[:40],
+)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_every_option_trains_on_rectangles(options, patch):
+    """Any (H, W), with and without patches, and every weight gets a gradient."""
+    torch.manual_seed(0)
+    net = UNet(2, (8 * patch, 16 * patch), patch=patch, **{**SMALL, **options})
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x = torch.randn(2, 2, 8 * patch, 16 * patch)
+    labels = {"class_labels": torch.tensor([0, 2])} if "classes" in options else {}
+    labels |= {"augment_labels": torch.randn(2, 2)} if "augment" in options else {}
+    out = net(x, torch.tensor([0.3, 2.0]), **labels)
+    assert out.shape == x.shape
+    (out - x).square().mean().backward()
+    for name, p in net.named_parameters():
+        assert not p.requires_grad or float(p.grad.abs().sum()) > 0, name
+
+
+def test_resampling_keeps_constant_images_constant_and_the_mean_of_others():
+    """Inside; a filter sees zeros beyond the border."""
+    for taps in ((1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 4, 6, 4, 1)):
+        for direction, shape in (("up", (16, 24)), ("down", (4, 6))):
+            out = Resample(direction, taps)(torch.ones(1, 2, 8, 12))
+            assert out.shape == (1, 2, *shape)
+            inside = out[:, :, 2:-2, 2:-2] if direction == "up" else out[:, :, 1:-1, 1:-1]
+            torch.testing.assert_close(inside, torch.ones_like(inside))
 
 
 def test_a_new_network_predicts_nothing():
@@ -118,6 +161,7 @@ def test_embeddings():
         (lambda: UNet(1, (8, 8), **SMALL, modulation="film"), "modulation 'film'"),
         (lambda: UNet(1, (8, 8), **SMALL, embedding="sine"), "embedding 'sine'"),
         (lambda: UNet(1, (8, 8), **SMALL, middle=("attention",)), "middle"),
+        (lambda: UNet(1, (8, 8), **SMALL, taps=(1,)), "taps .* at least two numbers"),
         (lambda: UNet(1, (8, 8), **SMALL, progressive_input="sum"), "progressive_input 'sum'"),
         (
             lambda: UNet(1, (8, 8), **{**SMALL, "attention": (4,)}, head_channels=24),

@@ -139,6 +139,8 @@ class Resample(nn.Module):
 
     def __init__(self, direction: str, taps: tuple[int, ...] = (1, 1)):
         super().__init__()
+        if len(taps) < 2 or not sum(taps) > 0:
+            raise ValueError(f"taps {tuple(taps)}: at least two numbers of positive sum.")
         self.direction, self.taps = direction, tuple(taps)
         row = torch.tensor(self.taps, dtype=torch.float32)
         kernel = torch.outer(row, row) / row.sum() ** 2
