@@ -20,7 +20,9 @@ from score_sde.cli import main
 from score_sde.convert import ConversionError, openai
 
 SONG = ("song_ddpm_vp", "song_ddpm_ve_discrete", "song_ncsnpp_ddpmpp_nf16", "song_ncsnpp_ve_nf16",
-        "song_ncsnpp_ve_discrete", "song_ncsnpp_ffhq", "song_ncsnpp_vp_fir")  # fmt: skip
+        "song_ncsnpp_ve_discrete", "song_ncsnpp_ffhq", "song_ncsnpp_vp_fir",
+        "song_ncsnpp_ve_centered", "song_ddpm_vp_uncentered", "song_ncsnpp_ddpmpp_discrete",
+        "song_ncsnpp_ddpmpp_uncentered")  # fmt: skip
 WRAPPED = [name for name in CASES if name.startswith("edm_precond")]
 DIFFUSERS = ("diffusers_ddpm_cifar10", "diffusers_unet_defaults", "diffusers_ncsnpp_w128")
 
@@ -146,11 +148,16 @@ def test_score_sde_pytorch(name, tmp_path):
     case = Case(name)
     model, side = case.settings["model"], case.settings["data"]["image_size"]
     path = song_file(case, tmp_path / "checkpoint_8.pth")
-    run = import_checkpoint(path, tmp_path / "run", {"size": side})
-    assert run.step == 7 and run.data_spec.shape == (3, side, side)
     ve = case.settings["training"]["sde"] == "vesde"
+    centered, given = case.settings["data"]["centered"], {"size": side}
+    if centered == ve:  # unlike all published settings
+        given["centered"] = centered
+    if name == "song_ncsnpp_ddpmpp_discrete":
+        given["continuous"] = False
+    run = import_checkpoint(path, tmp_path / "run", given)
+    assert run.step == 7 and run.data_spec.shape == (3, side, side)
     raw = run.data_spec.to_raw(torch.tensor([0.0, 1.0]))
-    assert raw.tolist() == ([0, 255] if ve else [127.5, 255])
+    assert raw.tolist() == ([127.5, 255] if centered else [0, 255])
     if ve:
         assert (run.sde.sigma_min, run.sde.sigma_max) == (0.01, float(model["sigma_max"]))
     for call in case.calls:
@@ -229,8 +236,9 @@ def test_edm(name, tmp_path, edm_modules):
         assert float(error.max()) < 1e-4 or gap(score, want) < 1e-4
 
 
-@pytest.mark.parametrize("name", DIFFUSERS)
-@pytest.mark.parametrize("old_names", [False, True])
+@pytest.mark.parametrize(
+    ("name", "old_names"), [*((name, False) for name in DIFFUSERS), (DIFFUSERS[1], True)]
+)
 def test_diffusers(name, old_names, tmp_path):
     case = Case(name)
     folder = diffusers_folder(case, tmp_path / "hub", old_names=old_names)
@@ -551,7 +559,8 @@ def test_bad_options_and_directories(tmp_path, capsys):
         ({"sise": 16}, "'sise' does not go with score_sde_pytorch files; its options are process"),
         ({"size": "big"}, "size 'big' must be a side in pixels"),
         ({"process": "vpsde"}, "process 'vpsde' is unknown"),
-        ({"size": 16, "continuous": 3}, "must be True or False"),
+        ({"size": 16, "centered": 3}, "centered 3 must be True or False"),
+        ({"size": 16, "process": "vp"}, "Fourier features belong to process ve, not vp"),
     ):
         with pytest.raises(ConversionError, match=message):
             import_checkpoint(path, tmp_path / "run", given)

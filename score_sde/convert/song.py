@@ -32,7 +32,7 @@ from score_sde.nets import UNet
 from score_sde.nets.blocks import ResidualBlock
 
 PROCESSES = ("vp", "subvp", "ve")
-OPTIONS = ("process", "continuous", "size")
+OPTIONS = ("process", "continuous", "centered", "size")
 
 
 @dataclass
@@ -157,7 +157,8 @@ def _outputs(layers: list[Layer]) -> int:
 def read(found: Mapping[str, Any], given: Mapping[str, Any]) -> Foreign:
     """A training checkpoint {"model", "ema", ...} in our words.
 
-    given: process ("vp", "subvp", "ve"), continuous (a bool) and size, where the file is silent.
+    given, where the file is silent: process ("vp", "subvp", "ve"); whether a "vp" network was
+    trained on continuous time, and whether on data in [-1, 1] (centered); size.
     """
     theirs = strip_prefix(found["model"], "module.")
     averaged = _averaged(theirs, found["ema"])
@@ -212,32 +213,44 @@ def _process(
     process = given.get("process", guess)
     if process not in PROCESSES:
         raise ConversionError(f"process {process!r} is unknown; choose from {PROCESSES}.")
-    # VE networks with a positional embedding know discrete levels only; so does `ddpm` under VP.
-    discrete = not fourier if process == "ve" else options["group_channels"] == 1
-    continuous = given.get("continuous", not discrete or process == "subvp")
-    continuous = {"true": True, "false": False}.get(str(continuous).lower())
-    if continuous is None:
-        raise ConversionError(f"continuous {given['continuous']!r} must be True or False.")
+    if fourier and process != "ve":
+        raise ConversionError(f"its Fourier features belong to process ve, not {process}.")
     if "process" not in given:
         why = "Fourier features" if fourier else f"an averaging rate of {decay:g}"
         notes.append(f"process {process}, for its {why}; else --option process=vp, subvp or ve")
-    if "continuous" not in given and not fourier and process != "subvp":
-        kind = "continuous time" if continuous else "discrete levels"
-        notes.append(f"trained on {kind}; else --option continuous={not continuous}")
+    centered = _flag(given, "centered", process != "ve")
+    model: dict[str, Any] = {
+        "target": "scaled_score" if process == "ve" else "eps",
+        "data_std": 0.5 if centered else 0.25,
+        "center_input": not centered,
+    }
     if process == "ve":
         sigmas = theirs["sigmas"].double() if "sigmas" in theirs else torch.tensor([50.0, 0.01])
         low, high = (float(f"{float(s):.10g}") for s in (sigmas[-1], sigmas[0]))
         sde = {"name": "ve", "sigma_min": low, "sigma_max": high}
-        model: dict[str, Any] = {"target": "scaled_score", "data_std": 0.25, "center_input": True}
-        if continuous:
-            return sde, model | {"time_input": "log_sigma", "time_scale": 1.0}, True
-        return sde, model | {"time_input": "nearest", "time_table": sigmas.tolist()}, True
-    model = {"target": "eps", "data_std": 0.5, "time_input": "time", "time_scale": 999.0}
+        if fourier:
+            return sde, model | {"time_input": "log_sigma", "time_scale": 1.0}, not centered
+        # Without Fourier features it knows discrete levels only.
+        levels = {"time_input": "nearest", "time_table": sigmas.tolist()}
+        return sde, model | levels, not centered
+    published = options["group_channels"] != 1  # `ddpm` was published for discrete levels first
+    continuous = process == "subvp" or _flag(given, "continuous", published)
+    if "continuous" not in given and process == "vp":
+        kind = "continuous time" if continuous else "discrete levels"
+        notes.append(f"trained on {kind}; else --option continuous={not continuous}")
     if continuous:
-        return {"name": process, "beta_min": 0.1, "beta_max": 20.0}, model, False
-    steps = len(theirs.get("sigmas", torch.zeros(1000)))
-    model |= {"time_scale": float(steps), "time_shift": -1.0}
-    return {"name": "table", "table": "linear", "steps": steps, "t_min": 1 / steps}, model, False
+        sde = {"name": process, "beta_min": 0.1, "beta_max": 20.0}
+        return sde, model | {"time_scale": 999.0}, not centered
+    steps = len(theirs["sigmas"]) if "sigmas" in theirs else 1000
+    sde = {"name": "table", "table": "linear", "steps": steps, "t_min": 1 / steps}
+    return sde, model | {"time_scale": float(steps), "time_shift": -1.0}, not centered
+
+
+def _flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = {"true": True, "false": False}.get(str(given.get(name, default)).lower())
+    if value is None:
+        raise ConversionError(f"{name} {given[name]!r} must be True or False.")
+    return value
 
 
 def to_ours(net: UNet, theirs: Mapping[str, Tensor]) -> State:
