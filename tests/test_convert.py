@@ -19,6 +19,7 @@ from score_sde import import_checkpoint, load
 from score_sde.cli import main
 from score_sde.convert import ConversionError, openai
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SONG = ("song_ddpm_vp", "song_ddpm_ve_discrete", "song_ncsnpp_ddpmpp_nf16", "song_ncsnpp_ve_nf16",
         "song_ncsnpp_ve_discrete", "song_ncsnpp_ffhq", "song_ncsnpp_vp_fir",
         "song_ncsnpp_ve_centered", "song_ddpm_vp_uncentered", "song_ncsnpp_ddpmpp_discrete",

@@ -17,6 +17,7 @@ from score_sde.nets import UNet
 from score_sde.nets.blocks import AttentionBlock
 from score_sde.nets.layers import FilteredConv, Resample, filtered
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RAW = [n for n in CASES if n.startswith(("song_ddpm", "song_ncsnpp", "edm_song", "edm_dhar"))]
 RAW += ["diffusers_ddpm_cifar10", "diffusers_unet_defaults", "diffusers_ncsnpp_w128"]
 
