@@ -5,6 +5,8 @@ Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 
 from score_sde.exact import Gaussian as Gaussian
 from score_sde.exact import GaussianMixture as GaussianMixture
+from score_sde.exchange import export_run as export_run
+from score_sde.exchange import import_checkpoint as import_checkpoint
 from score_sde.likelihood import log_likelihood as log_likelihood
 from score_sde.models import ScoreModel as ScoreModel
 from score_sde.run import load as load

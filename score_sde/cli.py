@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from score_sde import run
+from score_sde import exchange, run
 from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
@@ -26,6 +26,8 @@ MODES = {
     "train": "train a model as a config says",
     "sample": "draw from a trained run",
     "calibrate": "fit a time grid of adams to a run (--nfe), a recipe for --grid",
+    "import": "make a run of another toolkit's --checkpoint (--option size=64 and the like)",
+    "export": "write a run's weights for other tools (--format, --out)",
     "verify": "measure a sampler (--sampler) on data whose score is known",
 }
 USER_ERRORS = (
@@ -87,12 +89,14 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", **text)
     flags.DEFINE_integer("nfe", None, "Most network evaluations per sample, instead.", **text)
     flags.DEFINE_string("grid", None, f"Time grid: {', '.join(GRIDS)}, or a recipe.json.", **text)
-    flags.DEFINE_multi_string("option", [], "Sampler option name=value", **text)
+    flags.DEFINE_multi_string("option", [], "Option of the sampler or import, name=value.", **text)
     flags.DEFINE_integer("num_samples", 64, "How many samples.", **text)
     flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
     flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
     flags.DEFINE_string("weights", "ema", "ema (averaged) or model (as trained).", **text)
     flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
+    flags.DEFINE_string("checkpoint", None, "File, folder or hub id to import.", **text)
+    flags.DEFINE_string("format", "safetensors", "Of an export: safetensors, diffusers.", **text)
     flags.DEFINE_bool("thorough", False, "Calibrate order and density by error too.", **text)
     flags.DEFINE_bool("list_samplers", False, "List the samplers and their options.", **text)
     flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.", **text)
@@ -253,6 +257,16 @@ def _dispatch(argv: Sequence[str]) -> None:
             print(f"wrote {path}")
         return
     workdir = _workdir_of(values, argv)
+    if values.mode == "import":
+        if not values.checkpoint:
+            raise UsageError("--mode import needs --checkpoint, a file, folder or hub id.")
+        exchange.import_checkpoint(
+            values.checkpoint, workdir, _options(values.option), values.overwrite, values.device
+        )
+        return
+    if values.mode == "export":
+        exchange.export_run(workdir, values.out, values.format, values.weights)
+        return
     if values.mode == "calibrate":
         run.calibrate_run(
             workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device

@@ -6,21 +6,23 @@ x_t = alpha x_0 + sigma eps two equations give both unknowns:
     eps = (alpha out - a x) / (alpha b - a sigma),
     x_0 = (b x - sigma out) / (alpha b - a sigma),      score = -eps / sigma.
 
-    target     a                             b
-    eps        0                             1                         2006.11239
-    x0         1                             0
-    v          -sigma                        alpha                     2202.00512
-    velocity   alpha'                        sigma'                    2210.02747
-    score      0                             -1/sigma                  2011.13456
-    F          sigma / (sd r)                -alpha sd / r             2206.00364
+    target        a                 b
+    eps           0                 1                 2006.11239
+    x0            1                 0
+    v             -sigma            alpha             2202.00512
+    velocity      alpha'            sigma'            2210.02747
+    score         0                 -1/sigma          2011.13456
+    scaled_score  0                 -1                2011.13456
+    F             sigma / (sd r)    -alpha sd / r     2206.00364
 
+scaled_score is sigma * score: networks that are divided by sigma to give the score (NCSN++).
 F is EDM's preconditioned output, written for any alpha: F = (x_0 - c_skip x/alpha) / c_out, with
 r^2 = sigma^2 + alpha^2 sd^2 and sd the standard deviation of the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +54,10 @@ def _score(sde: SDE, t: Tensor, data_std: float) -> Row:
     return torch.zeros_like(t), -1 / sde.sigma(t)
 
 
+def _scaled_score(sde: SDE, t: Tensor, data_std: float) -> Row:
+    return torch.zeros_like(t), -torch.ones_like(t)
+
+
 def _preconditioned(sde: SDE, t: Tensor, data_std: float) -> Row:
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     radius = torch.sqrt(sigma**2 + (alpha * data_std) ** 2)
@@ -64,22 +70,27 @@ TARGETS: dict[str, Callable[[SDE, Tensor, float], Row]] = {
     "v": _v,
     "velocity": _velocity,
     "score": _score,
+    "scaled_score": _scaled_score,
     "F": _preconditioned,
 }
-TIME_SCALES = {"time": 999.0, "log_sigma": 0.25}
+TIME_SCALES = {"time": 999.0, "log_sigma": 0.25, "nearest": 1.0}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ScoreModel(nn.Module):
     """The score function of a network: `model(x, t)` is grad log p_t(x).
 
-    net: `net(x, label, **condition)` -> like x, with the noise label of shape (B,).
+    net: `net(x, label, **condition)` -> like x, with the noise label of shape (B,). Of a result
+        with more channels the first are taken: the rest are variances (2102.09672).
     target: what the network predicts, a key of `TARGETS`.
     data_std: standard deviation of x_0, used by the target F and by `scale_input`.
     time_input: the label is ``time_scale`` times t ("time") or log(sigma/alpha) ("log_sigma");
-        time_scale defaults to DDPM's 999 for the first and EDM's 1/4 for the second.
+        time_scale defaults to DDPM's 999 for the first and EDM's 1/4 for the second. "nearest"
+        is for networks that know discrete levels only: i where ``time_table[i]`` is nearest to
+        sigma/alpha. ``time_shift`` is added to any of them.
     scale_input: the network sees x / sqrt(alpha^2 data_std^2 + sigma^2), EDM's c_in, of unit
         variance at every t; on for the target F unless said otherwise.
+    center_input: the network sees 2 x - 1, for data in [0, 1].
     precision: "fp32" or "bf16": autocast around the network alone; all else stays as it is.
     """
 
@@ -93,6 +104,9 @@ class ScoreModel(nn.Module):
         time_scale: float | None = None,
         scale_input: bool | None = None,
         precision: str = "fp32",
+        time_shift: float = 0.0,
+        time_table: Sequence[float] | None = None,
+        center_input: bool = False,
     ):
         super().__init__()
         for name, value, choices in (
@@ -104,32 +118,43 @@ class ScoreModel(nn.Module):
                 raise ValueError(f"model.{name} {value!r} is unknown; choose from {list(choices)}.")
         if not data_std > 0:
             raise ValueError(f"model.data_std must be positive (got {data_std}).")
+        if (time_input == "nearest") != (time_table is not None):
+            raise ValueError("model.time_table goes with model.time_input = 'nearest', only there.")
         self.net, self.sde, self.target, self.data_std = net, sde, target, float(data_std)
         self.time_input = time_input
         self.time_scale = TIME_SCALES[time_input] if time_scale is None else float(time_scale)
         self.scale_input = target == "F" if scale_input is None else scale_input
-        self.precision = precision
+        self.precision, self.time_shift, self.center_input = precision, time_shift, center_input
+        self.time_table = None if time_table is None else tuple(float(v) for v in time_table)
 
     def with_net(self, net: nn.Module) -> ScoreModel:
         """The same score model around another network, for instance averaged weights."""
         return ScoreModel(
             net, self.sde, self.target, self.data_std, self.time_input, self.time_scale,
-            self.scale_input, self.precision,
+            self.scale_input, self.precision, self.time_shift, self.time_table, self.center_input,
         )  # fmt: skip
 
     def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """What the network itself says at (x, t), in the dtype of x."""
         t = torch.as_tensor(t)
-        label = t if self.time_input == "time" else -0.5 * self.sde.log_snr(t)
-        label = (self.time_scale * label).to(torch.float32).to(x.device).expand(x.shape[0])
-        inputs = x
+        label = self.time_scale * self._time(t) + self.time_shift
+        label = label.to(torch.float32).to(x.device).expand(x.shape[0])
+        inputs = 2 * x - 1 if self.center_input else x
         if self.scale_input:
             variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
-            inputs = x * expand(variance.rsqrt(), x)
+            inputs = inputs * expand(variance.rsqrt(), x)
         low = PRECISIONS[self.precision] != torch.float32
         with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
             out = self.net(inputs.to(torch.float32), label, **condition)
-        return out.to(x.dtype)
+        return (out if out.shape == x.shape else out[:, : x.shape[1]]).to(x.dtype)
+
+    def _time(self, t: Tensor) -> Tensor:
+        if self.time_input == "time":
+            return t
+        if self.time_table is None:
+            return -0.5 * self.sde.log_snr(t)
+        table = torch.tensor(self.time_table, dtype=t.dtype, device=t.device)
+        return (table - torch.exp(-0.5 * self.sde.log_snr(t))[..., None]).abs().argmin(-1)
 
     def row(self, t: Tensor) -> Row:
         """(a, b) with output = a x_0 + b eps at time t, each like t."""

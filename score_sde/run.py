@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from score_sde import build
@@ -114,7 +115,10 @@ class Run:
 
 
 def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
-    """A run from its directory alone, on any device; weights are "ema" or "model" (as trained)."""
+    """A run from its directory alone, on any device; weights are "ema" or "model" (as trained).
+
+    A folder that was exported as safetensors has one set of weights, whichever is asked for.
+    """
     path = Path(path)
     if not (path / "config.json").is_file():
         raise RunError(
@@ -123,15 +127,22 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
         )
     if weights not in ("ema", "model"):
         raise RunError(f"weights must be ema or model (got {weights!r}).")
-    steps = steps_of(path)
-    if not steps:
-        raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     saved = _read_config(path)
+    if "data_spec" not in saved:
+        raise RunError(
+            f"{path} is a folder of another toolkit. Make it a run with --mode import "
+            f"--checkpoint {path} --workdir runs/imported."
+        )
+    steps, exported = steps_of(path), path / "model.safetensors"
+    if not steps and not exported.is_file():
+        raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     spec = DataSpec.from_dict(saved["data_spec"])
     model = build.build_model(saved["config"], spec)
-    model.net.load_state_dict(load_weights(path, steps[-1], weights))
+    state = load_weights(path, steps[-1], weights) if steps else load_file(exported)
+    model.net.load_state_dict(state)
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    return Run(path, model.sde, model, spec, saved["config"], steps[-1], saved["data_std"])
+    step = steps[-1] if steps else 0
+    return Run(path, model.sde, model, spec, saved["config"], step, saved["data_std"])
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
@@ -158,7 +169,7 @@ def _is_used(workdir: Path) -> bool:
     return (workdir / "config.json").exists() or bool(steps_of(workdir))
 
 
-def _make_workdir(workdir: Path, overwrite: bool) -> None:
+def make_workdir(workdir: Path, overwrite: bool) -> None:
     """Make the directory, without what an earlier run left there if it is to be overwritten."""
     if overwrite and _is_used(workdir):
         for name in ("checkpoints", "tensorboard", "progress", "samples"):
@@ -221,7 +232,7 @@ def train(
         _check_same_model(_read_config(workdir)["config"], config, workdir)
     torch.manual_seed(seed)
     model = build.build_model(config, spec).to(chosen)
-    _make_workdir(workdir, overwrite)  # all that can be wrong with the config has been found
+    make_workdir(workdir, overwrite)  # all that can be wrong with the config has been found
     data_std = float(data.reference(1000).std())
     saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
     saved |= {"version": __version__}
@@ -231,6 +242,8 @@ def train(
         checkpoint = load_checkpoint(workdir)
         if checkpoint is None:
             raise RunError(f"Nothing to resume in {workdir}: no checkpoint there can be read.")
+        if not checkpoint.training:
+            raise RunError(f"{workdir} was imported without its optimiser: it cannot be resumed.")
         trainer.restore(checkpoint)
         print(f"resumed {workdir} at step {trainer.step}")
     parameters = sum(p.numel() for p in model.parameters())

@@ -83,3 +83,12 @@ def mixture() -> GaussianMixture:
 def times_of(sde: SDE, n: int = 9) -> torch.Tensor:
     """Float64 times spread over the process, away from the ends of a table's segments."""
     return torch.linspace(sde.t_min * 1.7, sde.t_max * 0.99, n, dtype=torch.float64)
+
+
+@pytest.fixture
+def one_thread():
+    """For tests of many small networks, where a second thread is mostly waited for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

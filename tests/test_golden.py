@@ -1,94 +1,145 @@
-"""Our U-Net computes the same function as score_sde_pytorch's DDPM++ (fixtures of its outputs).
+"""Our U-Net computes the same functions as the networks of score_sde_pytorch, EDM and diffusers.
 
-`golden/recipe.py` rebuilds the peer's weights from their names; here they are carried into our
-network block by block in order of execution, and the outputs are compared.
+Their weights go through our key maps, and the outputs are compared per sample: in float32 to the
+tolerance that their own rounding allows (1e-5 nearly everywhere), in float64 to 1e-9.
 """
 
+import copy
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import CASES, GOLDEN, Case, gap, recipe
 
+from score_sde.convert import diffusers, edm, song
 from score_sde.nets import UNet
-from score_sde.nets.layers import AttentionBlock, ResidualBlock
+from score_sde.nets.blocks import AttentionBlock
+from score_sde.nets.layers import FilteredConv, Resample, filtered
 
-GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-import recipe  # noqa: E402
-
-RESIDUAL = {
-    "GroupNorm_0": "norm0", "Conv_0": "conv0", "Dense_0": "affine",
-    "GroupNorm_1": "norm1", "Conv_1": "conv1", "Conv_2": "skip",
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread")
+RAW = [n for n in CASES if n.startswith(("song_ddpm", "song_ncsnpp", "edm_song", "edm_dhar"))]
+RAW += ["diffusers_ddpm_cifar10", "diffusers_unet_defaults", "diffusers_ncsnpp_w128"]
 
 
-def from_song(net: UNet, song: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """score_sde_pytorch's `all_modules.<i>` in order of execution, under our names."""
-    blocks = [("embed0", net.embed0), ("embed1", net.embed1), ("conv_in", net.conv_in)]
-    for part in ("encoder", "middle", "decoder"):
-        blocks += [(f"{part}.{name}", block) for name, block in getattr(net, part).items()]
-    blocks += [("norm_out", net.norm_out), ("conv_out", net.conv_out)]
-    state = {}
-    for i, (name, block) in enumerate(blocks):
-        theirs = {
-            key.removeprefix(f"all_modules.{i}."): value
-            for key, value in song.items()
-            if key.startswith(f"all_modules.{i}.")
-        }
-        if isinstance(block, ResidualBlock):
-            for key, value in theirs.items():
-                module, leaf = key.rsplit(".", 1)
-                state[f"{name}.{RESIDUAL[module]}.{leaf}"] = value
-        elif isinstance(block, AttentionBlock):
-            for leaf in ("weight", "bias"):
-                state[f"{name}.norm.{leaf}"] = theirs[f"GroupNorm_0.{leaf}"]
-            weights = [theirs[f"NIN_{j}.W"].T[:, :, None, None] for j in range(4)]
-            biases = [theirs[f"NIN_{j}.b"] for j in range(4)]
-            state[f"{name}.qkv.weight"] = torch.cat(weights[:3])
-            state[f"{name}.qkv.bias"] = torch.cat(biases[:3])
-            state[f"{name}.proj.weight"], state[f"{name}.proj.bias"] = weights[3], biases[3]
+def built(case):
+    """Our network with the case's weights."""
+    weights = case.weights()
+    if case.name.startswith("song"):
+        model, side = case.settings["model"], case.settings["data"]["image_size"]
+        options = song.net_options(weights, (side, side))
+        if not model.get("skip_rescale", True):
+            options["skip_scale"] = 1.0
+        net = UNet(**options)
+        state = song.to_ours(net, weights)
+    elif case.name.startswith("edm"):
+        net = UNet(**edm.net_options(case.peer, case.settings))
+        state = edm.to_ours(net, weights)
+    else:
+        net = UNet(**diffusers.net_options(case.settings))
+        state = diffusers.to_ours(net, weights, case.settings["flip_sin_to_cos"])
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def answer(case, net, call, dtype):
+    """The peer's convention around the network: centring before it, division by sigma after."""
+    x, label, condition = case.inputs(call)
+    x, sigma = x.to(dtype), None
+    condition = {name: value.to(dtype) for name, value in condition.items()}
+    if case.name.startswith("song"):
+        model = case.settings["model"]
+        x = x if case.settings["data"]["centered"] else 2 * x - 1
+        fourier = model["name"] == "ncsnpp" and model["embedding_type"] == "fourier"
+        if model["scale_by_sigma"]:
+            sigma = label if fourier else case.sigmas()[label.long()]
+        label = label.log() if fourier else label  # its float64 run took a float32 logarithm too
+    elif case.settings.get("time_embedding_type") == "fourier":
+        sigma, label = label, label.to(dtype).log()
+    elif case.settings.get("center_input_sample"):
+        x = 2 * x - 1
+    with torch.no_grad():
+        out = net(x, label.to(dtype), **condition)
+    return out if sigma is None else out / sigma.to(dtype)[:, None, None, None]
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_network_computes_what_the_peer_computes(name):
+    case = Case(name)
+    net = built(case)
+    precise = copy.deepcopy(net).double()
+    for call in case.calls:
+        error = gap(answer(case, net, call, torch.float32), case.output(call))
+        assert error <= call["tolerance"]["relative"], (call["name"], error)
+        if "array_float64" in call["output"]:
+            want = case.output(call, "array_float64")
+            assert gap(answer(case, precise, call, torch.float64), want) < 1e-9, call["name"]
+
+
+def test_skip_blocks_narrower_than_128_differ_only_in_their_groups(monkeypatch):
+    """diffusers gives its AttnSkip blocks 32 groups at any width; NCSN++ and we do not."""
+    case = Case("diffusers_ncsnpp_w32")
+    with pytest.raises(ValueError, match="narrower than 128"):
+        built(case)
+    monkeypatch.setattr(diffusers, "_refuse", lambda said, skip: None)
+    net = built(case)
+    for part in (*net.encoder, *net.decoder):
+        for block in part.blocks:
+            if part in net.decoder and part.blocks[-1].attention:
+                block.norm0.num_groups = 32
+            if block.attention:
+                block.attention.norm.num_groups = 32
+    call = case.calls[0]
+    assert gap(answer(case, net, call, torch.float32), case.output(call)) < 1e-5
+
+
+def test_attention_is_the_same_with_and_without_gradients():
+    """Two ways of computing it, of which the fixtures see one."""
+    net = built(Case("edm_dhariwal"))
+    block = next(m for m in net.modules() if isinstance(m, AttentionBlock) and m.heads > 1)
+    x = torch.randn(2, block.qkv.in_channels, 4, 4)
+    with torch.no_grad():
+        fused = block(x)
+    torch.testing.assert_close(block(x), fused, rtol=1e-5, atol=1e-5)
+
+
+def test_filtered_resampling():
+    """Every rectangle, filter and padding, H and W unequal, to 1e-6."""
+    meta = json.loads((GOLDEN / "fir_resampling.json").read_text())
+    gold = np.load(GOLDEN / "fir_resampling.npz")
+    for each in meta["cases"]:
+        spec = {"seed": 0, "shape": each["shape"], "a": 0.0, "b": 0.0, "s": 1.0}
+        x, want = torch.from_numpy(recipe.make_input(spec)), torch.from_numpy(gold[each["array"]])
+        kernel = torch.tensor(each["kernel"], dtype=torch.float32)
+        kernel = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
+        kernel = kernel / kernel.sum()
+        if each["function"] == "upfirdn2d":
+            got = filtered(x, kernel, each["up"], each["down"], tuple(each["pad"]))
+        elif each["function"] == "conv_downsample_2d":
+            layer = FilteredConv(3, 4, tuple(each["kernel"]))
+            weight = recipe.make_weight(each["weight_key"], each["weight_shape"])
+            layer.conv.weight.data = torch.from_numpy(weight)
+            got = layer(x).detach()
         else:
-            state.update({f"{name}.{key}": value for key, value in theirs.items()})
-    return state
+            direction = "up" if each["function"] == "upsample_2d" else "down"
+            got = Resample(direction, tuple(each["kernel"]))(x)
+        assert list(got.shape) == each["out_shape"], each
+        assert gap(got, want) < 1e-6, each
 
 
-@pytest.mark.parametrize("case", ["song_ncsnpp_ddpmpp_nf16", "song_ncsnpp_ddpmpp_nf32"])
-def test_ddpmpp_computes_what_score_sde_pytorch_computes(case):
-    meta = json.loads((GOLDEN / f"{case}.json").read_text())
-    gold = np.load(GOLDEN / f"{case}.npz")
-    assert recipe.weights_check(meta["keys"]) == meta["weights_check"]
-    song = {
-        key: torch.from_numpy(recipe.make_weight(key, shape, rule))
-        for key, shape, rule in meta["keys"]
-        if rule != "constant"
-    }
-    model, size = meta["config"]["model"], meta["config"]["data"]["image_size"]
-    net = UNet.preset(
-        "ddpmpp",
-        3,
-        (size, size),
-        width=model["nf"],
-        blocks=model["num_res_blocks"],
-        attention=tuple(model["attn_resolutions"]),
-    ).eval()
-    net.load_state_dict(from_song(net, song))
-    for call in meta["calls"]:
-        x = torch.from_numpy(recipe.make_input(call["inputs"]["x"]))
-        label = torch.from_numpy(recipe.make_array(call["inputs"]["time"]))
-        with torch.no_grad():
-            got = net(x, label)
-        want = torch.from_numpy(gold[call["output"]["array"]])
-        scale = want.flatten(1).abs().amax(1)
-        gap = (got - want).flatten(1).abs().amax(1) / scale
-        assert gap.max() <= call["tolerance"]["if_features_differ"], (call["name"], gap)
-
-
-def test_ddpmpp_has_the_published_number_of_parameters():
+@pytest.mark.parametrize(
+    ("preset", "options", "count"),
+    [
+        ("ddpm", {}, 35_218_947),
+        ("ddpm_ho", {}, 35_746_307),
+        ("ddpmpp", {}, 61_804_419),
+        ("ddpmpp_deep", {}, 106_632_579),
+        ("ncsnpp", {}, 62_758_915),
+        ("ncsnpp_deep", {}, 107_587_075),
+        ("ddpmpp", {"multipliers": (2, 2, 2), "augment": 9}, 55_733_891),
+    ],
+)
+def test_presets_have_the_published_numbers_of_parameters(preset, options, count):
     with torch.device("meta"):
-        net = UNet.preset("ddpmpp", channels=3, size=(32, 32))
-        deep = UNet.preset("ddpmpp_deep", channels=3, size=(32, 32))
-    assert sum(p.numel() for p in net.parameters()) == 61_804_419
-    assert sum(p.numel() for p in deep.parameters()) == 106_632_579
+        net = UNet.preset(preset, channels=3, size=(32, 32), **options)
+    assert sum(p.numel() for p in net.parameters()) == count

@@ -128,3 +128,43 @@ def test_sampling_mode_and_conditions_pass_through():
 def test_bad_settings_are_explained(arguments, message):
     with pytest.raises(ValueError, match=message):
         ScoreModel(nn.Identity(), VPSDE(), **arguments)
+
+
+class Seen(nn.Module):
+    """A network that keeps what it was given, and predicts variances too."""
+
+    def forward(self, inputs, label):
+        self.inputs, self.label = inputs, label
+        return torch.cat([inputs, 100 + inputs], 1)
+
+
+def test_what_the_network_is_told():
+    """label = scale * time + shift; the nearest entry of a table of sigma/alpha; 2 x - 1."""
+    net, sde = Seen(), EDMSDE()
+    x, t = torch.rand(3, 2), torch.tensor([0.1, 1.0, 70.0])
+    model = ScoreModel(net, sde, time_input="time", time_scale=10.0, time_shift=-1.0)
+    model = model.with_net(net)  # which keeps every setting
+    out = model.output(x, t)
+    torch.testing.assert_close(net.label, 10 * t - 1)
+    assert torch.equal(out, x) and torch.equal(net.inputs, x)  # the means, not the variances
+
+    model = ScoreModel(net, sde, time_input="nearest", time_table=[0.02, 0.9, 1.2, 80.0])
+    model = model.with_net(net)
+    model.output(x, t)
+    assert net.label.tolist() == [0.0, 1.0, 3.0]
+    model.output(x, torch.tensor(1.1))
+    assert net.label.tolist() == [2.0, 2.0, 2.0]
+    vp = VPSDE()
+    level = vp.sigma(torch.tensor(0.5)) / vp.alpha(torch.tensor(0.5))
+    ScoreModel(net, vp, time_input="nearest", time_table=[0.0, float(level), 9.0]).output(
+        x, torch.tensor([0.001, 0.5, 1.0])
+    )
+    assert net.label.tolist() == [0.0, 1.0, 2.0]
+
+    model = ScoreModel(net, sde, center_input=True, scale_input=False).with_net(net)
+    model.output(x, t)
+    torch.testing.assert_close(net.inputs, 2 * x - 1)
+
+    for wrong in ({"time_input": "nearest"}, {"time_table": [1.0]}):
+        with pytest.raises(ValueError, match="time_table goes with"):
+            ScoreModel(net, sde, **wrong)

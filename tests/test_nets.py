@@ -5,7 +5,7 @@ import torch
 
 from score_sde import VPSDE, ScoreModel
 from score_sde.nets import MLP, UNet
-from score_sde.nets.layers import FourierEmbedding, SinusoidalEmbedding
+from score_sde.nets.layers import FourierEmbedding, Resample, SinusoidalEmbedding
 
 SMALL = dict(width=16, multipliers=(1, 2), blocks=1, attention=())
 
@@ -19,7 +19,50 @@ def test_unet_takes_any_channels_and_sizes_and_trains_a_step(channels, size):
         assert net(x, label).shape == x.shape
         loss = (net(x, label) - x).square().mean()
         loss.backward()
-        assert net.conv_out.weight.grad.abs().sum() > 0
+        assert net.decoder[0].output.conv.weight.grad.abs().sum() > 0
+
+
+NCSNPP = dict(taps=(1, 3, 3, 1), embedding="fourier", resample="block")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        NCSNPP | dict(progressive_input="residual"),
+        NCSNPP | dict(progressive_input="skip", progressive_output="skip"),
+        NCSNPP | dict(progressive_input="skip", progressive_combine="cat"),
+        dict(resample="conv_symmetric", decoder_attention="every", attention=(4,)),
+        dict(resample="plain", taps=(1, 2, 1)),
+        dict(modulation="scale_shift", skip_conv=False, embedding="positional_adm"),
+        dict(embedding="positional_edm", classes=3, augment=2),
+    ],
+    ids=lambda options: "_".join(str(value) for value in options.values())[:40],
+)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_every_option_trains_on_rectangles(options, patch):
+    """Any (H, W), with and without patches, and every weight gets a gradient."""
+    torch.manual_seed(0)
+    net = UNet(2, (8 * patch, 16 * patch), patch=patch, **{**SMALL, **options})
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x = torch.randn(2, 2, 8 * patch, 16 * patch)
+    labels = {"class_labels": torch.tensor([0, 2])} if "classes" in options else {}
+    labels |= {"augment_labels": torch.randn(2, 2)} if "augment" in options else {}
+    out = net(x, torch.tensor([0.3, 2.0]), **labels)
+    assert out.shape == x.shape
+    (out - x).square().mean().backward()
+    for name, p in net.named_parameters():
+        assert not p.requires_grad or float(p.grad.abs().sum()) > 0, name
+
+
+def test_resampling_keeps_constant_images_constant_and_the_mean_of_others():
+    """Inside; a filter sees zeros beyond the border."""
+    for taps in ((1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 4, 6, 4, 1)):
+        for direction, shape in (("up", (16, 24)), ("down", (4, 6))):
+            out = Resample(direction, taps)(torch.ones(1, 2, 8, 12))
+            assert out.shape == (1, 2, *shape)
+            inside = out[:, :, 2:-2, 2:-2] if direction == "up" else out[:, :, 1:-1, 1:-1]
+            torch.testing.assert_close(inside, torch.ones_like(inside))
 
 
 def test_a_new_network_predicts_nothing():
@@ -56,10 +99,42 @@ def test_patches_hold_the_same_pixels():
 
 def test_state_dict_names_are_stable_words():
     names = list(UNet(1, (8, 8), **{**SMALL, "attention": (4,)}).state_dict())
-    assert "encoder.level0_block0.conv0.weight" in names
-    assert "encoder.level1_block0_attention.qkv.weight" in names
-    assert "decoder.level1_up.skip.weight" in names
+    assert "encoder.0.blocks.0.conv0.weight" in names
+    assert "encoder.1.blocks.0.attention.qkv.weight" in names
+    assert "decoder.0.resample.skip.weight" in names
+    assert "decoder.0.output.conv.weight" in names
     assert not any("module" in name or "orig_mod" in name for name in names)
+
+
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_class_labels_are_integers_or_rows_or_none(where):
+    torch.manual_seed(0)
+    net = UNet(1, (8, 8), **SMALL, classes=3, class_embedding=where)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, label = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.full((3,), 5.0)
+    with torch.no_grad():
+        by_integer = net(x, label, class_labels=torch.tensor([0, 1, 1]))
+        by_row = net(x, label, class_labels=torch.eye(3)[[0, 1, 1]])
+        none, zero = net(x, label), net(x, label, class_labels=torch.zeros(3, 3))
+    torch.testing.assert_close(by_integer, by_row)
+    torch.testing.assert_close(none, zero)
+    torch.testing.assert_close(by_row[1], by_row[2])
+    assert float((by_row[0] - by_row[1]).abs().max()) > 1e-3
+    assert float((by_row[0] - none[0]).abs().max()) > 1e-3
+
+
+def test_one_modulation_serves_all_blocks_in_order_of_execution():
+    """Each block's share starts as a layer of its own would: its variance follows its size."""
+    net = UNet(1, (16, 16), width=32, multipliers=(1, 2), blocks=1, attention=())
+    rows = net.modulation.weight.detach().split(net.shares)
+    names = [name for name, _ in net.modulated()]
+    assert names[:3] == ["encoder.0.blocks.0", "encoder.1.resample", "encoder.1.blocks.0"]
+    assert names[3:6] == ["middle.0", "middle.1", "decoder.1.blocks.0"]
+    assert [len(r) for r in rows] == [b.modulation_channels for _, b in net.modulated()]
+    for part in rows:
+        bound = (6 / (part.shape[0] + part.shape[1])) ** 0.5
+        assert 0.98 * bound < float(part.abs().max()) <= bound
 
 
 def test_embeddings():
@@ -71,7 +146,7 @@ def test_embeddings():
         torch.cat([(label[:, None] * frequencies).sin(), (label[:, None] * frequencies).cos()], 1),
     )
     fourier = FourierEmbedding(8)
-    assert fourier(label).shape == (3, 8) and not list(fourier.parameters())
+    assert fourier(label).shape == (3, 8) and not fourier.frequencies.requires_grad
     assert "frequencies" in fourier.state_dict()
 
 
@@ -85,6 +160,25 @@ def test_embeddings():
         (lambda: UNet(1, (8, 8), heads=3, width=16, multipliers=(1,), attention=()), "3 attention"),
         (lambda: UNet(1, (8, 8), **SMALL, modulation="film"), "modulation 'film'"),
         (lambda: UNet(1, (8, 8), **SMALL, embedding="sine"), "embedding 'sine'"),
+        (lambda: UNet(1, (8, 8), **SMALL, middle=("attention",)), "middle"),
+        (lambda: UNet(1, (8, 8), **SMALL, taps=(1,)), "taps .* at least two numbers"),
+        (lambda: UNet(1, (8, 8), **SMALL, progressive_input="sum"), "progressive_input 'sum'"),
+        (
+            lambda: UNet(1, (8, 8), **{**SMALL, "attention": (4,)}, head_channels=24),
+            "32 channels do not divide into 24 channels per",
+        ),
+        (
+            lambda: UNet(1, (8, 8), **SMALL)(
+                torch.zeros(1, 1, 8, 8), torch.zeros(1), class_labels=torch.zeros(1).long()
+            ),
+            "without classes",
+        ),
+        (
+            lambda: UNet(1, (8, 8), **SMALL, classes=3)(
+                torch.zeros(2, 1, 8, 8), torch.zeros(2), class_labels=torch.zeros(2, 4)
+            ),
+            r"rows \(B, 3\)",
+        ),
         (lambda: UNet.preset("ddpm++", 3, (32, 32)), "unknown U-Net preset"),
         (lambda: UNet(3, (8, 8), **SMALL)(torch.zeros(1, 1, 8, 8), torch.zeros(1)), "was built"),
         (lambda: MLP(2)(torch.zeros(1, 3), torch.zeros(1)), "was built for states"),

@@ -1,4 +1,5 @@
 """Networks: any `nn.Module` with `forward(x, label, **condition)` serves; these are ours."""
 
 from score_sde.nets.mlp import MLP as MLP
+from score_sde.nets.presets import PRESETS as PRESETS
 from score_sde.nets.unet import UNet as UNet

@@ -1,4 +1,4 @@
-"""The blocks that U-Nets of this field are made of: embeddings, residual blocks, attention."""
+"""The layers that U-Nets of this field are made of: embeddings, norms, resampling."""
 
 from __future__ import annotations
 
@@ -13,43 +13,56 @@ from torch import Tensor, nn
 class SinusoidalEmbedding(nn.Module):
     """sin and cos of the label at geometric frequencies from 1 to 1/max_period (2006.11239).
 
-    labels (B,) -> (B, dim), [sin, cos]; made for labels of DDPM's size, 0 to 999.
+    labels (B,) -> (B, dim), [sin, cos], in float64 for labels in float64 and else in float32;
+    made for labels of DDPM's size, 0 to 999.
+    endpoint: False leaves the last frequency a step above 1/max_period (2105.05233's code).
+    powers: frequencies as powers, as 2206.00364's code has them. The exponentials that everybody
+        else takes round otherwise, which shows in the fifth digit of a network's output.
     """
 
-    def __init__(self, dim: int, max_period: float = 10_000.0):
+    def __init__(
+        self,
+        dim: int,
+        max_period: float = 10_000.0,
+        endpoint: bool = True,
+        powers: bool = False,
+    ):
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"an embedding needs an even dim of at least 4 (got {dim}).")
-        self.dim, self.max_period = dim, max_period
+        self.dim, self.max_period, self.endpoint, self.powers = dim, max_period, endpoint, powers
 
     def forward(self, label: Tensor) -> Tensor:
-        half = self.dim // 2
-        steps = torch.arange(half, dtype=torch.float32, device=label.device)
-        frequencies = torch.exp(steps * (-math.log(self.max_period) / (half - 1)))
-        angles = label.to(torch.float32)[:, None] * frequencies
+        label, half = _precise(label), self.dim // 2
+        steps = torch.arange(half, dtype=label.dtype, device=label.device)
+        last = half - self.endpoint
+        if self.powers:
+            frequencies = (1 / self.max_period) ** (steps / last)
+        else:
+            frequencies = torch.exp(steps * (-math.log(self.max_period) / last))
+        angles = label[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class FourierEmbedding(nn.Module):
     """sin and cos at fixed random frequencies (2006.10739), for labels like log sigma.
 
-    labels (B,) -> (B, dim). The frequencies are a buffer: saved, never trained.
+    labels (B,) -> (B, dim). The frequencies are saved, and never trained.
     """
-
-    frequencies: Tensor
 
     def __init__(self, dim: int, scale: float = 16.0):
         super().__init__()
         if dim < 2 or dim % 2:
             raise ValueError(f"an embedding needs an even dim of at least 2 (got {dim}).")
-        self.register_buffer("frequencies", torch.randn(dim // 2) * scale)
+        self.frequencies = nn.Parameter(torch.randn(dim // 2) * scale, requires_grad=False)
 
     def forward(self, label: Tensor) -> Tensor:
-        angles = label.to(torch.float32)[:, None] * self.frequencies * (2 * math.pi)
+        angles = _precise(label)[:, None] * self.frequencies * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-EMBEDDINGS = {"positional": SinusoidalEmbedding, "fourier": FourierEmbedding}
+def _precise(label: Tensor) -> Tensor:
+    return label if label.dtype == torch.float64 else label.to(torch.float32)
 
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -79,112 +92,82 @@ def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
     return initialize(nn.Linear(inputs, outputs), scale)
 
 
-def group_norm(channels: int, group_channels: int = 4) -> nn.GroupNorm:
-    """GroupNorm of at least ``group_channels`` channels a group and at most 32 groups, eps 1e-6."""
-    groups = min(channels // group_channels, 32)
-    if groups < 1 or channels % groups:
+def group_norm(
+    channels: int, group_channels: int = 4, groups: int = 32, eps: float = 1e-6
+) -> nn.GroupNorm:
+    """GroupNorm of at least ``group_channels`` channels a group and at most ``groups`` groups."""
+    count = min(channels // group_channels, groups)
+    if count < 1 or channels % count:
         raise ValueError(
-            f"{channels} channels do not divide into {max(groups, 1)} groups. "
-            f"Take a multiple of {group_channels} (up to 32 groups) or of 32 (above)."
+            f"{channels} channels do not divide into {max(count, 1)} groups. "
+            f"Take a multiple of {group_channels} (up to {groups} groups) or of {groups} (above)."
         )
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return nn.GroupNorm(count, channels, eps=eps)
 
 
-def resampled(x: Tensor, direction: str | None) -> Tensor:
-    """x at twice ("up", nearest), half ("down", mean) or its own (None) height and width."""
-    if direction == "up":
-        return F.interpolate(x, scale_factor=2, mode="nearest")
-    return F.avg_pool2d(x, 2) if direction == "down" else x
+def normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU of the norm of x; where no gradient is asked for, without a tensor more."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
-class ResampleConv(nn.Module):
-    """A convolution that doubles or halves the image: DDPM's way (2006.11239).
+def filtered(
+    x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """x (B, C, H, W) with up - 1 zeros after each pixel, padded, convolved, every down-th kept.
 
-    x (B, C, H, W), embedding ignored -> (B, C, H', W'): stride 2 for "down" (padded on the right
-    and below), nearest neighbours and a convolution for "up".
+    kernel (n, n); pad counts pixels (before, after) on both axes and crops where negative. A true
+    convolution: the kernel is flipped (upfirdn2d of 1912.04958's code).
+    """
+    channels, n = x.shape[1], kernel.shape[0]
+    weight = kernel.to(x.dtype).expand(channels, 1, n, n)
+    if up == 1:
+        padded = F.pad(x, (pad[0], pad[1], pad[0], pad[1]))
+        return F.conv2d(padded, weight.flip(2, 3), stride=down, groups=channels)
+    spread = F.conv_transpose2d(x, weight, stride=up, groups=channels)
+    before, after = pad[0] - (n - 1), up - 1 + pad[1] - (n - 1)
+    return F.pad(spread, (before, after, before, after))[:, :, ::down, ::down]
+
+
+class Resample(nn.Module):
+    """x (B, C, H, W) at twice ("up") or half ("down") its height and width, through a filter.
+
+    taps: the filter along each axis; (1, 1) is nearest neighbours up and the mean of four down,
+        (1, 3, 3, 1) the smooth one of NCSN++ (2011.13456, appendix H).
     """
 
-    def __init__(self, channels: int, resample: str):
+    kernel: Tensor
+
+    def __init__(self, direction: str, taps: tuple[int, ...] = (1, 1)):
         super().__init__()
-        self.resample = resample
-        self.conv = conv(channels, channels)
-        if resample == "down":
-            self.conv.stride, self.conv.padding = (2, 2), (0, 0)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.resample == "down" else resampled(x, "up"))
-
-
-class ResidualBlock(nn.Module):
-    """norm, SiLU, (resample,) conv, + noise embedding, norm, SiLU, dropout, conv, + skip.
-
-    x (B, inputs, H, W), embedding (B, E) -> (B, outputs, H', W'), with H' = 2H for resample "up"
-    (nearest) and H/2 for "down" (mean), as in BigGAN (1809.11096).
-    modulation: "shift" adds the embedding between the convolutions (DDPM); "scale_shift" also
-        scales the second norm by it (FiLM, 2105.05233, appendix A).
-    skip_scale: what the sum is multiplied by; sqrt(1/2) in DDPM++ and NCSN++.
-    group_channels: see `group_norm`.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        embedding: int,
-        dropout: float = 0.0,
-        resample: str | None = None,
-        modulation: str = "shift",
-        skip_scale: float = 1.0,
-        group_channels: int = 4,
-    ):
-        super().__init__()
-        self.resample, self.modulation, self.skip_scale = resample, modulation, skip_scale
-        self.norm0 = group_norm(inputs, group_channels)
-        self.conv0 = conv(inputs, outputs)
-        self.affine = linear(embedding, outputs * (2 if modulation == "scale_shift" else 1))
-        self.norm1 = group_norm(outputs, group_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = conv(outputs, outputs, scale=0.0)
-        changes = inputs != outputs or resample is not None
-        self.skip = conv(inputs, outputs, kernel=1) if changes else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv0(resampled(F.silu(self.norm0(x)), self.resample))
-        modulation = self.affine(F.silu(embedding))[:, :, None, None]
-        if self.modulation == "scale_shift":
-            scale, shift = modulation.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm1(h), 1 + scale)
-        else:
-            h = self.norm1(h + modulation)
-        h = self.conv1(self.dropout(F.silu(h)))
-        total = self.skip(resampled(x, self.resample)) + h
-        return total if self.skip_scale == 1.0 else total * self.skip_scale
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over the pixels, with a residual connection; (B, C, H, W) -> the same."""
-
-    def __init__(
-        self, channels: int, heads: int = 1, skip_scale: float = 1.0, group_channels: int = 4
-    ):
-        super().__init__()
-        if channels % heads:
-            raise ValueError(f"{channels} channels do not divide into {heads} attention heads.")
-        self.heads, self.skip_scale = heads, skip_scale
-        self.norm = group_norm(channels, group_channels)
-        self.qkv = conv(channels, 3 * channels, kernel=1)
-        self.proj = conv(channels, channels, kernel=1, scale=0.0)
+        if len(taps) < 2 or not sum(taps) > 0:
+            raise ValueError(f"taps {tuple(taps)}: at least two numbers of positive sum.")
+        self.direction, self.taps = direction, tuple(taps)
+        row = torch.tensor(self.taps, dtype=torch.float32)
+        kernel = torch.outer(row, row) / row.sum() ** 2
+        self.register_buffer("kernel", kernel * (4 if direction == "up" else 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
-        query, key, value = tokens.transpose(-1, -2).unbind(1)  # each (B, heads, H W, C / heads)
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            # The backward pass of the fused kernel is slower than this on CPUs.
-            weights = (query * query.shape[-1] ** -0.5) @ key.mT
-            h = weights.softmax(-1).to(value.dtype) @ value
-        else:
-            h = F.scaled_dot_product_attention(query, key, value)
-        h = self.proj(h.transpose(-1, -2).reshape(batch, channels, height, width))
-        total = x + h
-        return total if self.skip_scale == 1.0 else total * self.skip_scale
+        spare = len(self.taps) - 2
+        if self.direction == "up":
+            if self.taps == (1, 1):
+                return F.interpolate(x, scale_factor=2, mode="nearest")
+            return filtered(x, self.kernel, up=2, pad=((spare + 1) // 2 + 1, spare // 2))
+        if self.taps == (1, 1):
+            return F.avg_pool2d(x, 2)
+        return filtered(x, self.kernel, down=2, pad=((spare + 1) // 2, spare // 2))
+
+
+class FilteredConv(nn.Module):
+    """A 3 x 3 convolution of every other pixel of a filtered x: (B, C, H, W) to half the size."""
+
+    kernel: Tensor
+
+    def __init__(self, inputs: int, outputs: int, taps: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("kernel", Resample("down", taps).kernel, persistent=False)
+        self.conv = conv(inputs, outputs)
+        self.conv.stride, self.conv.padding = (2, 2), (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spare = self.kernel.shape[0]  # (taps - 2) of the filter and 2 of the convolution
+        return self.conv(filtered(x, self.kernel, pad=((spare + 1) // 2, spare // 2)))

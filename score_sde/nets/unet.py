@@ -1,48 +1,68 @@
-r"""The U-Net of this field, one class with named blocks; DDPM++ is one setting of its options.
+r"""The U-Net of this field: one class, whose options give each of its published forms.
 
-    x --(space to depth)-- conv -- level 0 blocks -- down -- level 1 blocks -- ... -- middle
-                                        |                        |                       |
-    y --(depth to space)-- conv -- level 0 blocks --  up  -- level 1 blocks -- ... ------+
+    x --(space to depth)-- conv -- level 0 -- down -- level 1 -- ... -- down -- last level
+                                      |                  |                          |    \
+                                      |                  |                          |   middle
+                                      |                  |                          |    /
+    y --(depth to space)-- conv -- level 0 --  up  -- level 1 -- ... --  up  -- last level
 
-Every encoder block's output is kept and concatenated to the input of its mirror image in the
-decoder. The noise label enters each residual block through one embedding.
+A level is a list of residual blocks, some with attention. The output of every block of the
+encoder is kept and concatenated to the input of its mirror image in the decoder. NCSN++ also has
+pyramids: resampled images that enter the encoder at each level, and that the decoder adds up.
+The noise label, class and augmentation labels enter each block through one embedding.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.nets.layers import (
-    EMBEDDINGS,
-    AttentionBlock,
+from score_sde.nets.blocks import (
+    BlockOptions,
+    InputPyramid,
+    Output,
     ResampleConv,
     ResidualBlock,
+)
+from score_sde.nets.layers import (
+    FourierEmbedding,
+    Resample,
+    SinusoidalEmbedding,
     conv,
-    group_norm,
+    initialize,
     linear,
 )
+from score_sde.nets.presets import PRESETS
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # 61 804 419 parameters on 3 x 32 x 32 (2011.13456, appendix H).
-    "ddpmpp": dict(
-        width=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(16,), dropout=0.1,
-        skip_scale=math.sqrt(0.5),
-    ),
-    "ddpmpp_deep": dict(
-        width=128, multipliers=(1, 2, 2, 2), blocks=8, attention=(16,), dropout=0.1,
-        skip_scale=math.sqrt(0.5),
-    ),
-    # For CPUs: all arithmetic on a quarter of the pixels.
-    "small": dict(
-        width=48, multipliers=(1, 2), blocks=2, decoder_blocks=2, middle=("block",),
-        resample="conv", attention=(8, 7), patch=2, modulation="scale_shift", group_channels=16,
-    ),
-}  # fmt: skip
+CHOICES = {
+    "modulation": ("shift", "scale_shift"),
+    "resample": ("block", "conv", "conv_symmetric", "plain"),
+    "embedding": ("positional", "positional_adm", "positional_edm", "fourier"),
+    "class_embedding": ("input", "output"),
+    "decoder_attention": ("last", "every"),
+    "progressive_input": ("none", "skip", "residual"),
+    "progressive_combine": ("sum", "cat"),
+    "progressive_output": ("none", "skip"),
+}
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, on the way down or up.
+
+    resample: what leads here from the level before. pyramid: the image that joins after it.
+    output: what is read off the last features.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resample: nn.Module | None = None
+        self.pyramid: InputPyramid | None = None
+        self.blocks = nn.ModuleList()
+        self.output: Output | None = None
 
 
 class UNet(nn.Module):
@@ -53,19 +73,28 @@ class UNet(nn.Module):
     width, multipliers: channels of level i are width * multipliers[i]; each level halves H and W.
     blocks: residual blocks a level of the encoder.
     decoder_blocks: residual blocks a level of the decoder; one more than the encoder's if None.
-    middle: what lies between, of "block" and "attention".
-    resample: between levels, a residual "block" (BigGAN, DDPM++) or a "conv" (DDPM).
-    attention: attention at levels whose height is listed.
-    heads: attention heads.
-    dropout: inside residual blocks, in training.
+    middle: what lies between, of "block" and "attention", which follows a block.
+    resample: between levels, a residual "block" (BigGAN, DDPM++), or see `ResampleConv`.
+    attention: attention at levels whose height is listed, after each block of the encoder.
+    decoder_attention: there in the decoder after the "last" block of the level, or after "every".
     patch: space to depth by this factor before the first convolution, and back after the last:
         the arithmetic runs on H/patch x W/patch.
-    modulation, skip_scale, group_channels: see `ResidualBlock`.
-    embedding: "positional" for labels of DDPM's size, "fourier" for labels like log sigma.
+    embedding: "positional" for labels of DDPM's size ("positional_adm" and "positional_edm" with
+        the frequencies of these codes, see `SinusoidalEmbedding`), "fourier" for log sigma.
+    classes, augment: number of classes, of augmentation labels.
+    class_embedding: a class enters the "input" of the embedding's two layers, or their "output".
+    progressive_input, progressive_combine: see `InputPyramid`.
+    progressive_output: "skip" reads an image off every level of the decoder and adds them up.
+    dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps, heads,
+        head_channels, taps: see `BlockOptions`.
 
     Raises ValueError when H or W does not divide by patch * 2^(levels - 1), or when no level has
     a listed attention height.
     """
+
+    encoder: Any  # ModuleLists of Level, and of ResidualBlock in the middle
+    middle: Any
+    decoder: Any
 
     def __init__(
         self,
@@ -79,76 +108,118 @@ class UNet(nn.Module):
         middle: tuple[str, ...] = ("block", "attention", "block"),
         resample: str = "block",
         attention: tuple[int, ...] = (16,),
+        decoder_attention: str = "last",
         heads: int = 1,
+        head_channels: int | None = None,
         dropout: float = 0.0,
         patch: int = 1,
         modulation: str = "shift",
         skip_scale: float = 1.0,
+        skip_conv: bool = True,
         group_channels: int = 4,
+        groups: int = 32,
+        norm_eps: float = 1e-6,
         embedding: str = "positional",
+        classes: int = 0,
+        class_embedding: str = "input",
+        augment: int = 0,
+        taps: tuple[int, ...] = (1, 1),
+        progressive_input: str = "none",
+        progressive_combine: str = "sum",
+        progressive_output: str = "none",
     ):
         super().__init__()
+        given = locals()
+        for name, choices in CHOICES.items():
+            if given[name] not in choices:
+                raise ValueError(f"{name} {given[name]!r} is unknown; choose from {list(choices)}.")
         heights = _level_heights(size, patch, len(multipliers), attention)
         decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
-        for name, value, choices in (
-            ("modulation", modulation, ("shift", "scale_shift")),
-            ("resample", resample, ("block", "conv")),
-            ("embedding", embedding, tuple(EMBEDDINGS)),
-            *(("middle", part, ("block", "attention")) for part in middle),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
         if not 1 <= decoder_blocks <= blocks + 1:
             raise ValueError(
                 f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
             )
         self.channels, self.size, self.patch = channels, tuple(size), patch
-        outputs = (channels if out_channels is None else out_channels) * patch**2
-        emb = 4 * width
-        self.embedding = EMBEDDINGS[embedding](width)
-        self.embed0, self.embed1 = linear(width, emb), linear(emb, emb)
+        self.out_channels = channels if out_channels is None else out_channels
+        self.classes, self.augment, self.class_embedding = classes, augment, class_embedding
+        options = BlockOptions(
+            dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps,
+            heads, head_channels, tuple(taps),
+        )  # fmt: skip
+        image, outputs = channels * patch**2, self.out_channels * patch**2
+        inner = [width * multiplier for multiplier in multipliers]
+        attended = [height in attention for height in heights]
 
-        common: dict[str, Any] = dict(skip_scale=skip_scale, group_channels=group_channels)
+        def between(channels: int, direction: str) -> nn.Module:
+            if resample == "block":
+                return ResidualBlock(channels, channels, options, direction)
+            return ResampleConv(channels, direction, resample, options.taps)
 
-        def block(inputs: int, outputs: int, direction: str | None = None) -> nn.Module:
-            if direction is not None and resample == "conv":
-                return ResampleConv(inputs, direction)
-            return ResidualBlock(inputs, outputs, emb, dropout, direction, modulation, **common)
-
-        inputs = width
+        self._make_embedding(width, embedding)
+        self.conv_in = conv(image, width)
+        h = width  # channels as the features go on
         kept: list[list[int]] = []  # channels that each level of the encoder hands over
-        self.conv_in = conv(channels * patch**2, width)
-        self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
-        for level, multiplier in enumerate(multipliers):
-            kept.append([inputs])
-            for i in range(blocks):
-                name = f"level{level}_block{i}"
-                self.encoder[name] = block(inputs, width * multiplier)
-                inputs = width * multiplier
-                if heights[level] in attention:
-                    self.encoder[f"{name}_attention"] = AttentionBlock(inputs, heads, **common)
-                kept[-1].append(inputs)
-            if level < len(multipliers) - 1:
-                self.encoder[f"level{level}_down"] = block(inputs, inputs, "down")
+        self.encoder = nn.ModuleList(Level() for _ in inner)
+        for i, level in enumerate(self.encoder):
+            if i > 0:
+                level.resample = between(h, "down")
+                if progressive_input != "none":
+                    level.pyramid = InputPyramid(
+                        image, h, progressive_input, progressive_combine, options
+                    )
+                    image = h if progressive_input == "residual" else image
+                    h = 2 * h if (progressive_input, progressive_combine) == ("skip", "cat") else h
+            kept.append([h])
+            for _ in range(blocks):
+                level.blocks.append(ResidualBlock(h, inner[i], options, attention=attended[i]))
+                h = inner[i]
+                kept[i].append(h)
 
-        self.middle = nn.ModuleDict()
-        for i, part in enumerate(middle):
-            self.middle[f"{part}{i}"] = (
-                block(inputs, inputs)
-                if part == "block"
-                else AttentionBlock(inputs, heads, **common)
+        self.middle = nn.ModuleList()
+        for j, part in enumerate(middle):
+            follows = tuple(middle[j + 1 : j + 2]) == ("attention",)
+            if part == "block":
+                self.middle.append(ResidualBlock(h, h, options, attention=follows))
+            elif part != "attention" or j == 0 or middle[j - 1] != "block":
+                raise ValueError(f"middle {list(middle)}: 'block', each with 'attention' or not.")
+
+        self.decoder = nn.ModuleList(Level() for _ in inner)
+        for i, level in reversed(list(enumerate(self.decoder))):
+            if i < len(inner) - 1:
+                level.resample = between(h, "up")
+            for j in range(decoder_blocks):
+                here = decoder_attention == "every" or j == decoder_blocks - 1
+                joined, h = h + kept[i].pop(), inner[i]
+                level.blocks.append(
+                    ResidualBlock(joined, h, options, attention=attended[i] and here)
+                )
+            if i == 0 or progressive_output == "skip":
+                level.output = Output(h, outputs, options)
+        self.enlarge = Resample("up", options.taps) if progressive_output == "skip" else None
+
+        self.shares = [block.modulation_channels for _, block in self.modulated()]
+        self.modulation = nn.Linear(4 * width, sum(self.shares))
+        _initialize_rows(self.modulation, self.shares)
+
+    def _make_embedding(self, width: int, kind: str) -> None:
+        inputs, emb = (2 * width if kind == "fourier" else width), 4 * width
+        self.embedding = (
+            FourierEmbedding(inputs)
+            if kind == "fourier"
+            else SinusoidalEmbedding(
+                inputs, endpoint=kind != "positional_adm", powers=kind == "positional_edm"
             )
-        for level, multiplier in reversed(list(enumerate(multipliers))):
-            for i in range(decoder_blocks):
-                name = f"level{level}_block{i}"
-                self.decoder[name] = block(inputs + kept[level].pop(), width * multiplier)
-                inputs = width * multiplier
-            if heights[level] in attention:
-                self.decoder[f"level{level}_attention"] = AttentionBlock(inputs, heads, **common)
-            if level > 0:
-                self.decoder[f"level{level}_up"] = block(inputs, inputs, "up")
-        self.norm_out = group_norm(inputs, group_channels)
-        self.conv_out = conv(inputs, outputs, scale=0.0)
+        )
+        self.embed0, self.embed1 = linear(inputs, emb), linear(emb, emb)
+        into = self.class_embedding == "input"
+        self.embed_class = (
+            initialize(nn.Linear(self.classes, inputs if into else emb, bias=into))
+            if self.classes
+            else None
+        )
+        self.embed_augment = (
+            initialize(nn.Linear(self.augment, inputs, bias=False)) if self.augment else None
+        )
 
     @classmethod
     def preset(cls, name: str, channels: int, size: tuple[int, int], **changes: Any) -> UNet:
@@ -157,38 +228,103 @@ class UNet(nn.Module):
             raise ValueError(f"unknown U-Net preset {name!r}; choose from {list(PRESETS)}.")
         return cls(channels, size, **{**PRESETS[name], **changes})
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def modulated(self) -> Iterator[tuple[str, Any]]:
+        """Names and modules of what takes a share of the modulation, in order of execution."""
+        for part, levels in (("encoder", self.encoder), ("decoder", self.decoder)):
+            order = range(len(levels)) if part == "encoder" else reversed(range(len(levels)))
+            if part == "decoder":
+                yield from ((f"middle.{j}", block) for j, block in enumerate(self.middle))
+            for i in order:
+                if levels[i].resample is not None:
+                    yield f"{part}.{i}.resample", levels[i].resample
+                for j, block in enumerate(levels[i].blocks):
+                    yield f"{part}.{i}.blocks.{j}", block
+
+    def embed(
+        self, label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+    ) -> Tensor:
+        """The embedding (B, 4 width) of all labels; see `forward`."""
+        classes = None
+        if self.embed_class is not None:
+            rows = self._class_rows(label, class_labels)
+            if self.class_embedding == "input":
+                rows = rows * self.classes**0.5  # of unit variance, as the features are nearly
+            classes = self.embed_class(rows)
+        h = self.embedding(label).to(self.embed0.weight.dtype)
+        if classes is not None and self.class_embedding == "input":
+            h = h + classes
+        if self.embed_augment is not None and augment_labels is not None:
+            h = h + self.embed_augment(augment_labels.to(h.dtype))
+        h = self.embed1(F.silu(self.embed0(h)))
+        return h + classes if classes is not None and self.class_embedding == "output" else h
+
+    def _class_rows(self, label: Tensor, class_labels: Tensor | None) -> Tensor:
+        dtype = self.embed0.weight.dtype
+        if class_labels is None:
+            return torch.zeros(label.shape[0], self.classes, dtype=dtype, device=label.device)
+        if class_labels.ndim == 1 and not class_labels.is_floating_point():
+            return F.one_hot(class_labels.long(), self.classes).to(dtype)
+        if class_labels.shape != (label.shape[0], self.classes):
+            raise ValueError(
+                f"class_labels must be integers (B,) or rows (B, {self.classes}); "
+                f"got shape {tuple(class_labels.shape)}."
+            )
+        return class_labels.to(dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """See the class. class_labels: integers (B,), or rows (B, classes) of weights; None is
+        the row of zeros. augment_labels: (B, augment), or None."""
         if x.shape[1:] != (self.channels, *self.size):
             raise ValueError(
                 f"this U-Net was built for states (B, {self.channels}, {self.size[0]}, "
                 f"{self.size[1]}); got {tuple(x.shape)}."
             )
-        embedding = self.embed1(F.silu(self.embed0(self.embedding(label))))
+        if class_labels is not None and not self.classes:
+            raise ValueError("this U-Net was built without classes; drop class_labels.")
+        embedding = F.silu(self.embed(label, class_labels, augment_labels))
+        shares = iter(self.modulation(embedding).split(self.shares, dim=1))
 
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
-        kept = [[h]]  # by level
-        for name, block in self.encoder.items():
-            if name.endswith("attention"):
-                h = kept[-1][-1] = block(h)
-            else:
-                h = block(h, embedding)
-                if name.endswith("down"):
-                    kept.append([h])
-                else:
-                    kept[-1].append(h)
-        for name, block in self.middle.items():
-            h = block(h) if name.startswith("attention") else block(h, embedding)
-        for name, block in self.decoder.items():
-            if name.endswith("attention"):
-                h = block(h)
-            elif name.endswith("up"):
-                h = block(h, embedding)
-                kept.pop()
-            else:
-                h = block(torch.cat([h, kept[-1].pop()], dim=1), embedding)
-        h = F.silu(self.norm_out(h))
-        y = self.conv_out(h)
+        image = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        h = self.conv_in(image)
+        kept: list[list[Tensor]] = []
+        for level in self.encoder:
+            if level.resample is not None:
+                h = level.resample(h, next(shares))
+            if level.pyramid is not None:
+                image, h = level.pyramid(image, h)
+            kept.append([h])
+            for block in level.blocks:
+                h = block(h, next(shares))
+                kept[-1].append(h)
+        for block in self.middle:
+            h = block(h, next(shares))
+        y: Tensor | None = None
+        for level in reversed(self.decoder):
+            skips = kept.pop()
+            if level.resample is not None:
+                h = level.resample(h, next(shares))
+            for block in level.blocks:
+                h = block(torch.cat([h, skips.pop()], dim=1), next(shares))
+            if level.output is not None:
+                part = level.output(h)
+                y = part if y is None or self.enlarge is None else self.enlarge(y) + part
+        assert y is not None
         return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
+
+
+def _initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
+    """Initialise each share of the rows as the layer of its own that it stands for."""
+    for rows in layer.weight.detach().split(shares):
+        if len(rows):
+            bound = (6 / (rows.shape[0] + rows.shape[1])) ** 0.5
+            nn.init.uniform_(rows, -bound, bound)
+    nn.init.zeros_(layer.bias)
 
 
 def _level_heights(

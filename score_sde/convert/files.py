@@ -1,0 +1,174 @@
+"""Opening foreign files without running anything in them, and telling which kind they are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from score_sde.convert import diffusers, edm, ho, openai, song
+from score_sde.convert.parts import ConversionError, Foreign, strip_prefix
+
+KNOWN = (
+    "score_sde_pytorch (.pth), EDM (.pkl), diffusers (a folder or hub id), guided-diffusion and "
+    "improved-diffusion (.pt), PyTorch versions of Ho's DDPM (.ckpt)"
+)
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch.save began before it wrote zip files
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a NumPy number in a checkpoint is made of, under the names of NumPy 1 and 2."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4", "?")}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *kinds]
+
+
+def load_torch(path: Path) -> Any:
+    """A file of torch.save: tensors and plain values, with weights_only."""
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks for {named[1]}" if named else "holds more than weights"
+        raise ConversionError(
+            f"{path.name} {what}, which weights do not need; loading it could run foreign code. "
+            "Nothing of it was executed."
+        ) from error
+    except Exception as error:  # whatever a damaged file provokes
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"{path.name} is cut short or damaged ({first}).") from error
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """A .safetensors file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConversionError(f"{path.name} is cut short or damaged ({error}).") from error
+
+
+def read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
+    """A foreign checkpoint in our words; ConversionError says what cannot be read.
+
+    given: what files of some layouts do not say, see `OPTIONS` of each.
+    """
+    try:
+        return _read(path, given)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        # Whatever settings of the wrong kind and tensors of the wrong shape provoke.
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ConversionError(
+            f"{path} holds settings or tensors that do not fit its layout "
+            f"({type(error).__name__}: {first})."
+        ) from error
+
+
+def _read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
+    path = _fetch(str(path)) if not Path(path).exists() else Path(path)
+    if path.is_dir():
+        return _folder(path, _known(given, diffusers.OPTIONS, "diffusers"))
+    if path.stat().st_size == 0:
+        raise ConversionError(f"{path} is empty (0 bytes).")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[:1] == b"\x80" and _LEGACY not in start:
+        return edm.read(path, _known(given, (), "EDM"))
+    if path.suffix == ".safetensors":
+        raise ConversionError(
+            f"{path.name} holds weights alone; give the folder that has its config.json too."
+        )
+    if start[:2] != b"PK" and _LEGACY not in start:
+        raise ConversionError(f"{path} is not a checkpoint. Known are {KNOWN}.")
+    found = load_torch(path)
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping):
+        raise ConversionError(f"{path} holds {type(found).__name__}, not weights by name.")
+    if isinstance(found.get("ema"), Mapping) and isinstance(found.get("model"), Mapping):
+        if "shadow_params" in found["ema"]:
+            return song.read(found, _known(given, song.OPTIONS, "score_sde_pytorch"))
+    tensors = strip_prefix({str(k): v for k, v in found.items()}, "module.")
+    if "time_embed.0.weight" in tensors:
+        return openai.read(tensors, _known(given, openai.OPTIONS, "OpenAI"))
+    if "temb.dense.0.weight" in tensors:
+        return ho.read(tensors, _known(given, ho.OPTIONS, "DDPM"))
+    raise ConversionError(
+        f"{path} is of an unknown layout (it begins with {', '.join(list(tensors)[:3])}). "
+        f"Known are {KNOWN}."
+    )
+
+
+def _known(given: Mapping[str, Any], names: tuple[str, ...], layout: str) -> Mapping[str, Any]:
+    for name in given:
+        if name not in names:
+            has = f"its options are {', '.join(names)}" if names else "it has none"
+            raise ConversionError(f"option {name!r} does not go with {layout} files; {has}.")
+    return given
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a hub id, through huggingface_hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).suffix in (".pth", ".pt", ".pkl"):
+        raise ConversionError(f"there is no file or folder {name}.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConversionError(
+            f"there is no file or folder {name}. If it is a hub id, pip install huggingface_hub."
+        ) from error
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin"])
+        )  # fmt: skip
+    except Exception as error:  # no network, no such model, no permission: many classes
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"there is no folder {name}, and the hub says: {first}") from error
+
+
+def _folder(folder: Path, given: Mapping[str, Any]) -> Foreign:
+    """A folder of diffusers: a model or a pipeline."""
+    if (folder / "checkpoints").is_dir():
+        raise ConversionError(f"{folder} is a run of this toolkit already; use it as --workdir.")
+    inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    said = _json(inner / "config.json")
+    kind = said.get("_class_name", "no class")
+    if kind not in ("UNet2DModel", "UNetUnconditionalModel", "NCSNpp"):
+        raise ConversionError(f"{inner}/config.json is of {kind}; UNet2DModel can be imported.")
+    files = [p for p in sorted(inner.glob("*.safetensors")) if "non_ema" not in p.name]
+    files = files or sorted(inner.glob("*.bin"))
+    if len(files) != 1:
+        raise ConversionError(f"{inner} has {len(files)} weight files; one is needed.")
+    one = files[0]
+    tensors = load_safetensors(one) if one.suffix == ".safetensors" else load_torch(one)
+    if not isinstance(tensors, Mapping):
+        raise ConversionError(f"{one} holds {type(tensors).__name__}, not weights by name.")
+    places = (folder / "scheduler", folder, inner.parent / "scheduler")
+    scheduler = next(
+        (s for p in places if (s := p / "scheduler_config.json").is_file()), None
+    )  # fmt: skip
+    return diffusers.read(said, _json(scheduler) if scheduler else None, tensors, given)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise ConversionError(
+            f"{path.parent} has no {path.name}, so it is not a folder of diffusers."
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConversionError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise ConversionError(f"{path} holds {type(found).__name__}, not settings.")
+    return found

@@ -1,0 +1,180 @@
+"""Other people's checkpoints become runs, and runs become folders for other people's tools."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from score_sde import build
+from score_sde.convert import ConversionError, Foreign, diffusers_export, read
+from score_sde.data import DataSpec
+from score_sde.nets import UNet
+from score_sde.run import Run, RunError, load, make_workdir
+from score_sde.training.checkpoints import Checkpoint, save_checkpoint
+from score_sde.version import __version__
+
+LAYOUTS = ("diffusers", "safetensors")
+
+
+def import_checkpoint(
+    path: str | Path,
+    workdir: str | Path,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> Run:
+    """A checkpoint of another toolkit as a run in ``workdir``; returns it loaded.
+
+    path: a file or folder of score_sde_pytorch, EDM, diffusers (or a hub id), guided-diffusion,
+        improved-diffusion, or a PyTorch version of Ho's DDPM. Nothing in it is executed.
+    options: what such files do not say, for instance {"size": 64} or {"process": "subvp"}; what
+        was assumed instead is printed.
+
+    The directory is written whole or not at all. Raises ConversionError for what cannot be read,
+    RunError for a directory in use.
+    """
+    workdir = Path(workdir)
+    used = workdir.exists() and (workdir.is_file() or any(workdir.iterdir()))
+    is_run = (workdir / "config.json").is_file()
+    if used and not (overwrite and is_run):
+        advice = "Use --overwrite or another --workdir." if is_run else "Use another --workdir."
+        raise RunError(f"{workdir} is in use. {advice}")
+    foreign = read(path, options or {})
+    config = _config(foreign)
+    model = build.build_model(config, foreign.spec)
+    model.net.load_state_dict(foreign.averaged)
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_settings(partial, config, foreign.spec, foreign.data_std)
+        meta = {"seconds": 0.0, "imported": foreign.layout}
+        checkpoint = Checkpoint(foreign.trained, foreign.averaged, {}, meta)
+        save_checkpoint(partial, foreign.step, checkpoint)
+        make_workdir(workdir, overwrite)
+        for item in ("checkpoints", "config.json"):
+            (partial / item).rename(workdir / item)
+    except OSError as error:
+        raise RunError(f"workdir {workdir} cannot be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _report(foreign, model.sde, sum(p.numel() for p in model.parameters()), workdir)
+    return load(workdir, device=device)
+
+
+def _config(foreign: Foreign) -> dict[str, Any]:
+    """The config of a run that such a checkpoint could have come from."""
+    unit = foreign.spec.shift == 0
+    config = {
+        "data": {"name": "imported", "scaling": "unit" if unit else "symmetric"},
+        "sde": foreign.sde,
+        "net": {"name": "unet", **foreign.net},
+        "model": foreign.model,
+        "sampling": {"method": "adams", "nfe": 20},
+        "seed": 0,
+    }
+    return json.loads(json.dumps(config))
+
+
+def _write_settings(
+    folder: Path, config: Mapping[str, Any], spec: DataSpec, data_std: float
+) -> None:
+    saved = {"config": config, "data_spec": spec.to_dict(), "data_std": data_std}
+    saved |= {"version": __version__}
+    (folder / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+
+
+def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
+    channels, height, width = foreign.spec.shape
+    unit = "[0, 1]" if foreign.spec.shift == 0 else "[-1, 1]"
+    classes = len(foreign.spec.classes)
+    print(f"found {foreign.layout}: {parameters:,} parameters, step {foreign.step}")
+    print(
+        f"images {channels} x {height} x {width} in {unit}" + f", {classes} classes" * (classes > 0)
+    )
+    target = foreign.model["target"]
+    # A table of a thousand betas says nothing to a reader.
+    short = {key: value for key, value in foreign.sde.items() if not isinstance(value, list)}
+    print(f"process {short}, network predicts {target}")
+    for note in foreign.notes:
+        print(f"assumed: {note}")
+    if classes:
+        print("a score without class_labels gets the row of zeros; give score(x, t, class_labels=)")
+    print(f"wrote {workdir}; sample it with --workdir {workdir} --mode sample")
+
+
+def export_run(
+    workdir: str | Path,
+    out: str | Path | None = None,
+    layout: str = "safetensors",
+    weights: str = "ema",
+) -> Path:
+    """A run's weights in a folder of their own: ``out``, or export_<layout> in the run.
+
+    "safetensors" holds model.safetensors and config.json, which `load` reads. "diffusers" is what
+    UNet2DModel.from_pretrained reads; ConversionError names what it has no network for.
+    """
+    if layout not in LAYOUTS:
+        raise RunError(f"unknown format {layout!r}; choose from {', '.join(LAYOUTS)}.")
+    run = load(workdir, weights, device="cpu")
+    folder = Path(out) if out else Path(workdir) / f"export_{layout}"
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise RunError(f"{folder} holds files; give an empty or new folder as --out.")
+    state = {key: value.contiguous() for key, value in run.score.net.state_dict().items()}
+    files: dict[str, Any] = {}
+    name = "model.safetensors"
+    if layout == "diffusers":
+        files, notes = _for_diffusers(run)
+        name = "diffusion_pytorch_model.safetensors"
+        state = diffusers_export.to_theirs(run.score.net)  # type: ignore[arg-type]
+        for note in notes:
+            print(note)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        if layout == "safetensors":
+            _write_settings(partial, run.config, run.data_spec, run.data_std)
+        for file, contents in files.items():
+            (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
+        save_file(state, partial / name, metadata={"format": "pt"})
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"wrote {folder}")
+    return folder
+
+
+def _for_diffusers(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """config.json and scheduler_config.json by name, and what a user must know."""
+    if not isinstance(run.score.net, UNet):
+        raise ConversionError(
+            f"diffusers' UNet2DModel is a U-Net; this run has a {type(run.score.net).__name__}. "
+            "Use --format safetensors."
+        )
+    known = inspect.signature(UNet).parameters
+    defaults = {key: p.default for key, p in known.items() if p.default is not p.empty}
+    net = {key: value for key, value in run.config["net"].items() if key in known}
+    shape = {"channels": run.data_spec.shape[0], "size": run.data_spec.shape[1:]}
+    said = diffusers_export.settings({**defaults, **net, **shape})
+    said["center_input_sample"] = run.score.center_input
+    files, notes = {"config.json": said}, []
+    scheduler = diffusers_export.scheduler(run.config["sde"], run.config.get("model") or {})
+    if scheduler:
+        files["scheduler_config.json"] = scheduler
+    else:
+        notes.append(
+            f"no scheduler_config.json: diffusers has no scheduler for {run.sde} with a network "
+            f"that predicts {run.score.target} and is told {run.score.time_input}."
+        )
+    return files, notes
