@@ -67,7 +67,12 @@ TARGETS: dict[str, Callable[[SDE, Tensor, float], Row]] = {
     "F": _preconditioned,
 }
 TIME_SCALES = {"time": 999.0, "log_sigma": 0.25}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class ScoreModel(nn.Module):
@@ -80,7 +85,8 @@ class ScoreModel(nn.Module):
         time_scale defaults to DDPM's 999 for the first and EDM's 1/4 for the second.
     scale_input: the network sees x / sqrt(alpha^2 data_std^2 + sigma^2), EDM's c_in, of unit
         variance at every t; on for the target F unless said otherwise.
-    precision: "fp32" or "bf16": autocast around the network alone; all else stays as it is.
+    precision: "fp32", "tf32" (CUDA), "bf16" or "fp16": autocast around the network alone; all else
+        stays as it is.
     """
 
     def __init__(

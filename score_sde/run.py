@@ -4,8 +4,9 @@ runs/vp_fashion/
     config.json      the resolved config, the data's spec, the version
     checkpoints/     see training.checkpoints
     log.jsonl, tensorboard/
-    progress/        grids of the same noise as training goes on
+    progress/        grids of the same noise as training goes on, by averaged and by raw weights
     samples/         what `--mode sample` writes
+    snapshots/       what `--mode ema` makes averages/ from
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build
-from score_sde.data import DataSpec
+from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import grid_array, image_array, picture_of, save_png
 from score_sde.models import ScoreModel
 from score_sde.sampling import (
@@ -34,13 +35,25 @@ from score_sde.sampling import (
     sample,
 )
 from score_sde.sdes import SDE
-from score_sde.training import Logger, Trainer
+from score_sde.training import CheckpointError, Interrupted, Logger, Trainer, distributed
 from score_sde.training.checkpoints import (
+    Checkpoint,
+    State,
+    averages_of,
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    save_tensors,
     steps_of,
 )
+from score_sde.training.posthoc import (
+    load_average,
+    reconstruct,
+    save_average,
+    snapshot_path,
+    snapshot_state,
+)
+from score_sde.training.writer import BackgroundWriter
 from score_sde.version import __version__
 
 
@@ -112,26 +125,59 @@ class Run:
             **options,
         )
 
+    def sample_shared(
+        self, n: int, first_seed: int = 0, progress: bool = False, **changes: Any
+    ) -> SampleResult:
+        """`sample` divided over the processes of a torchrun; each receives all n samples."""
+        mine = distributed.share(n)
+        if len(mine) == n:
+            return self.sample(n, first_seed, progress, **changes)
+        # A process without samples of its own draws one, so that all know how it was drawn.
+        part = self.sample(max(len(mine), 1), first_seed + mine.start,
+                           progress and distributed.is_writer(), **changes)  # fmt: skip
+        x = distributed.gather(part.x[: len(mine)], n)
+        most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
+        return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), part.settings)
+
 
 def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
-    """A run from its directory alone, on any device; weights are "ema" or "model" (as trained)."""
+    """A run from its directory alone, on any device.
+
+    weights: "ema", "model" (as trained), or another average that the run keeps. Of the newest
+    checkpoint; a damaged one is named, and the one before is used.
+    """
     path = Path(path)
     if not (path / "config.json").is_file():
         raise RunError(
             f"{path} is not a run directory (no config.json). Train one with "
             "`python main.py --config configs/vp_fashion.py --mode train`."
         )
-    if weights not in ("ema", "model"):
-        raise RunError(f"weights must be ema or model (got {weights!r}).")
     steps = steps_of(path)
     if not steps:
         raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
+    step, state = _find_weights(path, steps, weights)
     saved = _read_config(path)
     spec = DataSpec.from_dict(saved["data_spec"])
     model = build.build_model(saved["config"], spec)
-    model.net.load_state_dict(load_weights(path, steps[-1], weights))
+    model.net.load_state_dict(state)
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    return Run(path, model.sde, model, spec, saved["config"], steps[-1], saved["data_std"])
+    return Run(path, model.sde, model, spec, saved["config"], step, saved["data_std"])
+
+
+def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, State]:
+    """The named weights of the newest checkpoint that is whole, and their step."""
+    if (average := load_average(path, weights)) is not None:
+        return average
+    for step in reversed(steps):
+        there = averages_of(path, step)
+        if weights not in there and {"ema", "model"} <= set(there):
+            made = sorted(file.stem for file in (path / "averages").glob("*.safetensors"))
+            raise RunError(f"weights must be one of {there + made} (got {weights!r}).")
+        try:
+            return step, load_weights(path, step, weights)
+        except CheckpointError as error:
+            print(f"{error} Trying the one before.")
+    raise RunError(f"No checkpoint of {path} can be read.")
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
@@ -161,7 +207,7 @@ def _is_used(workdir: Path) -> bool:
 def _make_workdir(workdir: Path, overwrite: bool) -> None:
     """Make the directory, without what an earlier run left there if it is to be overwritten."""
     if overwrite and _is_used(workdir):
-        for name in ("checkpoints", "tensorboard", "progress", "samples"):
+        for name in ("checkpoints", "tensorboard", "progress", "samples", "snapshots", "averages"):
             shutil.rmtree(workdir / name, ignore_errors=True)
         for name in ("config.json", "log.jsonl"):
             (workdir / name).unlink(missing_ok=True)
@@ -196,81 +242,167 @@ def _plain(value: Any) -> Any:
 def train(
     config: Mapping[str, Any],
     workdir: str | Path,
-    resume: bool = False,
+    resume: bool | str = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> Run:
     """Train (or go on with) a run as the config says; returns it loaded, with averaged weights.
 
-    Raises RunError for a used or missing directory, ConfigError and DataError for bad settings.
+    resume: go on with the run in workdir; "auto": if there is a checkpoint, and else start.
+    Under torchrun all processes call it and train together. Raises RunError for a used or missing
+    directory, ConfigError and DataError for bad settings, `Interrupted` after a signal.
     """
-    workdir, chosen = Path(workdir), pick_device(device)
+    workdir = Path(workdir)
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_objective(config)
     sampling = build.build_sampling(config)  # a misspelt sampler is found now, not at step 5000
-    _check_workdir(workdir, resume, overwrite)
-    data = build.build_data(config)
-    for note in data.notes:
-        print(note)
-    spec, seed = data.spec, int(config.get("seed", 0))
-    if spec.classes:
-        print(f"{len(spec.classes)} classes found; this model is unconditional and ignores them.")
-    if len(data) < settings.batch_size:
-        print(f"{len(data)} items < batch {settings.batch_size}: items repeat within a batch.")
-    if resume:
-        _check_same_model(_read_config(workdir)["config"], config, workdir)
-    torch.manual_seed(seed)
-    model = build.build_model(config, spec).to(chosen)
-    _make_workdir(workdir, overwrite)  # all that can be wrong with the config has been found
-    data_std = float(data.reference(1000).std())
-    saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
-    saved |= {"version": __version__}
-    (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
-    trainer = Trainer(model, objective, settings, seed, data_std)
-    if resume:
-        checkpoint = load_checkpoint(workdir)
-        if checkpoint is None:
-            raise RunError(f"Nothing to resume in {workdir}: no checkpoint there can be read.")
-        trainer.restore(checkpoint)
-        print(f"resumed {workdir} at step {trainer.step}")
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"training {type(model.net).__name__} ({parameters:,} parameters) under {model.sde} "
-          f"on {chosen}, into {workdir}")  # fmt: skip
-    logger = Logger(workdir, settings.tensorboard)
-
-    averaged = model.with_net(trainer.ema.net)
-    last_saved = trainer.step if resume else -1
-
-    def save() -> None:
-        nonlocal last_saved
-        if last_saved != trainer.step:
-            save_checkpoint(workdir, trainer.step, trainer.checkpoint(), settings.keep)
-            last_saved = trainer.step
-
-    def draw() -> None:
-        run = Run(
-            workdir, averaged.sde, averaged, spec, _plain(config), trainer.step, data_std
-        )  # fmt: skip
+    if resume == "auto":
+        resume = bool(steps_of(workdir))
+        overwrite = overwrite or not resume  # a run without a checkpoint has nothing to lose
+    _check_workdir(workdir, bool(resume), overwrite)
+    with distributed.processes(pick_device(device)) as chosen:
+        data = build.build_data(config)
+        spec, seed, n = data.spec, int(config.get("seed", 0)), len(data)
+        for note in data.notes:
+            distributed.say(note)
+        if spec.classes:
+            distributed.say(
+                f"{len(spec.classes)} classes found; this model is unconditional and ignores them."
+            )
+        if n < settings.batch_size:
+            distributed.say(
+                f"{n} items < batch {settings.batch_size}: items repeat within a batch."
+            )
+        if resume:
+            _check_same_model(_read_config(workdir)["config"], config, workdir)
+        torch.manual_seed(seed)
+        model = build.build_model(config, spec).to(chosen)
+        data_std = float(data.reference(1000).std())
+        trainer = Trainer(model, objective, settings, seed, data_std)
+        distributed.wait()  # all that can be wrong with the config has been found, by all
+        if distributed.is_writer():
+            _make_workdir(workdir, overwrite)
+            saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
+            saved |= {"version": __version__}
+            (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+        if resume:
+            checkpoint = load_checkpoint(workdir)
+            if checkpoint is None:
+                raise RunError(f"Nothing to resume in {workdir}: no checkpoint there can be read.")
+            trainer.restore(checkpoint)
+            distributed.say(f"resumed {workdir} at step {trainer.step}")
+        parameters = sum(p.numel() for p in model.parameters())
+        many = f" and {distributed.size() - 1} more processes" if distributed.size() > 1 else ""
+        distributed.say(
+            f"training {type(model.net).__name__} ({parameters:,} parameters) under {model.sde} "
+            f"on {chosen}{many}, into {workdir}"
+        )
+        averaged = model.with_net(trainer.ema.net)
+        views = {name: Run(workdir, model.sde, score, spec, _plain(config), 0, data_std)
+                 for name, score in (("samples", averaged), ("samples_raw", model))}  # fmt: skip
+        run = _TrainingRun(workdir, trainer, views, bool(resume))
         count = settings.sample_images if spec.is_image else 20 * sampling.batch_size
-        cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
-        samples = run.sample(count, **(cheap if settings.sample_nfe else {}))
-        picture = picture_of(samples.x, spec)
-        if picture is not None:
-            save_png(picture, workdir / "progress" / f"step_{trainer.step:08d}.png")
-            logger.image(trainer.step, "samples", picture)
+        try:
+            run.train(data, count)
+        except OSError as error:
+            raise RunError(
+                f"{workdir} cannot be written ({error}). The last checkpoint is kept; free some "
+                "space and go on with --resume."
+            ) from error
+        except Interrupted:
+            distributed.say(f"\nstopped; step {trainer.step} is saved. Go on with --resume.")
+            raise
+        distributed.say(
+            f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}"
+        )
+        distributed.wait()
+        return load(workdir, device=str(chosen))
 
-    try:
-        trainer.run(data, chosen, logger, save, draw)
-        save()
-        draw()
-    except KeyboardInterrupt:
-        save()
-        print(f"\nstopped; step {trainer.step} is saved. Go on with --resume.")
-        raise
-    finally:
-        logger.close()
-    print(f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}")
-    return load(workdir, device=device)
+
+class _TrainingRun:
+    """A trainer and the directory it writes to: checkpoints, snapshots, pictures, logs."""
+
+    def __init__(self, workdir: Path, trainer: Trainer, views: dict[str, Run], resumed: bool):
+        self.workdir, self.trainer, self.views = workdir, trainer, views
+        self.settings = trainer.settings
+        self.writer = BackgroundWriter()
+        self.saved_step = trainer.step if resumed else -1
+        self.logger = None
+        if distributed.is_writer():
+            self.logger = Logger(
+                workdir,
+                self.settings.tensorboard,
+                self.settings.wandb,
+                trainer.step if resumed else None,
+                views["samples"].config,
+            )
+
+    def train(self, data: Data, sample_count: int) -> None:
+        """To the end of the run, or until it is stopped; all that was saved is then on the disk."""
+        try:
+            self.trainer.run(
+                data, self.logger, self.save, lambda: self.draw(sample_count), self.each_step
+            )
+            self.save()
+            self.writer.wait()
+            self.draw(sample_count)
+        finally:
+            if self.logger is not None:
+                self.logger.close()
+            self.writer.wait()
+
+    def each_step(self) -> None:
+        """Stop soon after a write has failed; keep a snapshot where one is due."""
+        self.writer.check()
+        every, step = self.settings.ema_snapshot_every, self.trainer.step
+        if every and step % every == 0 and distributed.is_writer():
+            path = snapshot_path(self.workdir, step)
+            state = snapshot_state(self.trainer.powers)
+            self.writer.submit("snapshot", lambda copied: save_tensors(path, copied), state)
+
+    def save(self) -> None:
+        """A checkpoint of this step, written in the background."""
+        if self.saved_step == self.trainer.step:
+            return
+        checkpoint, step = self.trainer.checkpoint(), self.trainer.step
+        self.saved_step = step
+        if distributed.is_writer():
+            keep, keep_every = self.settings.keep, self.settings.keep_every
+            self.writer.submit(
+                "checkpoint",
+                lambda parts: save_checkpoint(
+                    self.workdir, step, Checkpoint(**parts), keep, keep_every
+                ),
+                vars(checkpoint),
+            )
+
+    def draw(self, count: int) -> None:
+        """Grids of the same noise, by the averaged and by the raw weights."""
+        cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": self.settings.sample_nfe}
+        for name, view in self.views.items():
+            view.score.eval()
+            samples = view.sample_shared(count, **(cheap if self.settings.sample_nfe else {}))
+            picture = picture_of(samples.x.cpu(), view.data_spec)
+            if picture is not None and self.logger is not None:
+                end = "" if name == "samples" else "_raw"
+                step = self.trainer.step
+                save_png(picture, self.workdir / "progress" / f"step_{step:08d}{end}.png")
+                self.logger.image(step, name, picture)
+
+
+def make_average(
+    workdir: str | Path, sigma_rel: float, step: int | None = None, device: str = "auto"
+) -> Run:
+    """An average of relative width sigma_rel from a run's snapshots (2312.02696), kept in the run.
+
+    It is then the weights "sigma_rel_<width>" of `load` and of --weights. step: of the snapshot it
+    ends at, the last when None. Raises CheckpointError for a run without snapshots.
+    """
+    workdir = Path(workdir)
+    at, state = reconstruct(workdir, sigma_rel, step)
+    name = save_average(workdir, sigma_rel, at, state)
+    print(f"the average of relative width {sigma_rel:g} at step {at}; use it with --weights {name}")
+    return load(workdir, name, device)
 
 
 def sample_to_files(
@@ -289,17 +421,21 @@ def sample_to_files(
     """
     if num_samples < 1:
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
-    run = load(workdir, weights, device)
-    result = run.sample(num_samples, first_seed, progress=True, **changes)
-    print(result)
-    name = f"{result.settings['method']}_{result.nfe}_evaluations"
-    folder = Path(out) if out else Path(workdir) / "samples" / name
-    _empty_sample_folder(folder)
-    _write_samples(folder, result.x, run.data_spec, range(first_seed, first_seed + num_samples))
-    facts = {"num_samples": num_samples, "first_seed": first_seed, "weights": weights}
-    facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds, **result.settings}
-    (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{num_samples} samples are in {folder}")
+    with distributed.processes(pick_device(device)) as chosen:
+        run = load(workdir, weights, str(chosen))
+        result = run.sample_shared(num_samples, first_seed, progress=True, **changes)
+        distributed.say(str(result))
+        name = f"{result.settings['method']}_{result.nfe}_evaluations"
+        folder = Path(out) if out else Path(workdir) / "samples" / name
+        if distributed.is_writer():
+            _empty_sample_folder(folder)
+            seeds = range(first_seed, first_seed + num_samples)
+            _write_samples(folder, result.x, run.data_spec, seeds)
+            facts = {"num_samples": num_samples, "first_seed": first_seed, "weights": weights}
+            facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds}
+            facts |= result.settings
+            (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
+        distributed.say(f"{num_samples} samples are in {folder}")
     return folder
 
 

@@ -177,7 +177,13 @@ def test_resume_goes_on_bit_for_bit(work):
         [json.loads(k) for k in (work / d / "log.jsonl").read_text().splitlines()]
         for d in ("whole", "parts")
     ]
-    assert [k["loss"] for k in logs[0][2:]] == [k["loss"] for k in logs[1][4:]]
+    for key in ("step", "loss", "loss_smooth", "grad_norm", "lr"):
+        assert [k[key] for k in logs[0]] == [k[key] for k in logs[1]], key
+    bins = [{k: v for k, v in line.items() if "/" in k} for log in logs for line in log]
+    assert bins[:4] == bins[4:]
+    for end in ("", "_raw"):
+        a, b = (work / d / "progress" / f"step_00000004{end}.png" for d in ("whole", "parts"))
+        assert a.read_bytes() == b.read_bytes()
 
 
 def test_vectors_train_and_sample_too(work):

@@ -1,6 +1,8 @@
 """Training: resume equals uninterrupted, averages, optimisers, checkpoints, bad states."""
 
 import json
+import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from score_sde.training import (
 from score_sde.training.ema import power_of
 from score_sde.training.logs import BIN_NAMES, NoiseBins
 from score_sde.training.optim import Muon, learning_rate_factor, make_optimizers, orthogonalize
+from score_sde.training.writer import BackgroundWriter, copy_to_host
 
 
 def small_trainer(**settings) -> Trainer:
@@ -138,7 +141,7 @@ def test_learning_rate_rises_stays_and_falls():
 def test_minutes_end_the_run_and_its_learning_rate(tmp_path):
     trainer = small_trainer(minutes=0.02, steps=10**6, log_every=1, save_every=0, sample_every=0)
     logger = Logger(tmp_path, tensorboard=False)
-    trainer.run(small_data(), torch.device("cpu"), logger, lambda: None, lambda: None)
+    trainer.run(small_data(), logger, lambda: None, lambda: None)
     logger.close()
     assert 1.2 <= trainer.seconds < 6 and trainer.step < 10**5
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -184,7 +187,7 @@ def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end():
     train(trainer, 2)
     before = [p.clone() for p in trainer.model.net.parameters()]
     bad = torch.full((8, 1, 8, 8), float("nan"))
-    for _ in range(Trainer.MAX_BAD_STEPS - 1):
+    for _ in range(trainer.settings.max_bad_steps - 1):
         trainer.update(bad)
     with pytest.raises(TrainingError, match="not been finite for 20 steps.*Try half the lr"):
         trainer.update(bad)
@@ -204,18 +207,105 @@ def test_checkpoints_keep_the_newest_and_are_plain(tmp_path):
     torch.load(folder / "training.pt", weights_only=True)  # tensors and plain types only
 
 
-def test_damaged_and_half_written_checkpoints_are_passed_over(tmp_path, capsys):
+def test_every_kth_checkpoint_is_kept_for_ever(tmp_path):
+    trainer = small_trainer()
+    for step in range(1, 8):
+        checkpoints.save_checkpoint(tmp_path, step, trainer.checkpoint(), keep=2, keep_every=3)
+    assert checkpoints.steps_of(tmp_path) == [3, 6, 7]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "ema.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
+def test_damaged_and_half_written_checkpoints_are_passed_over(tmp_path, capsys, name, damage):
     trainer = small_trainer()
     for step in (1, 2):
         checkpoints.save_checkpoint(tmp_path, step, trainer.checkpoint())
     (tmp_path / "checkpoints" / ".partial_00000003").mkdir()
-    weights = tmp_path / "checkpoints" / "step_00000002" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
+    (tmp_path / "checkpoints" / "step_00000003").mkdir()
+    path = tmp_path / "checkpoints" / "step_00000002" / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "bit" else content[:100])
     assert checkpoints.load_checkpoint(tmp_path).meta["step"] == 1
-    assert "checkpoint 2 is damaged" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "checkpoint 3 is damaged (no meta.json)" in printed
+    what = "is missing" if damage == "gone" else "checksum"
+    assert "checkpoint 2 is damaged" in printed and name in printed and what in printed
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+def test_a_write_in_the_background_is_of_the_moment_it_was_asked_for(tmp_path):
+    """Training goes on while the file is written, and does not show in it."""
+    trainer, writer = small_trainer(ema_decay=0.9), BackgroundWriter()
+    train(trainer, 3)
+    expected = {k: v.clone() for k, v in trainer.model.net.state_dict().items()}
+    begin = threading.Event()
+
+    def write(parts):
+        begin.wait(10)
+        checkpoints.save_checkpoint(tmp_path, 3, checkpoints.Checkpoint(**parts))
+
+    writer.submit("checkpoint", write, vars(trainer.checkpoint()))
+    train(trainer, 2)
+    begin.set()
+    writer.wait()
+    saved = checkpoints.load_checkpoint(tmp_path)
+    assert all(torch.equal(saved.model[key], value) for key, value in expected.items())
+    resumed = small_trainer(ema_decay=0.9)
+    resumed.restore(saved)
+    assert train(resumed, 2) == train_again(trainer, expected_steps=5)
+
+
+def train_again(trainer: Trainer, expected_steps: int) -> list[dict[str, float]]:
+    """Steps 4 and 5 of a fresh run like ``trainer``."""
+    assert trainer.step == expected_steps
+    return train(small_trainer(ema_decay=0.9), expected_steps)[-2:]
+
+
+def test_copies_reuse_their_memory():
+    state = {"a": [torch.randn(3, 4), 5], "b": {"c": torch.randn(2, 3, 4, 4)}}
+    state["b"]["c"] = state["b"]["c"].to(memory_format=torch.channels_last)
+    first = copy_to_host(state)
+    pointer = first["b"]["c"].data_ptr()
+    state["b"]["c"] += 1
+    second = copy_to_host(state, first)
+    assert second["b"]["c"].data_ptr() == pointer and second["a"][1] == 5
+    assert torch.equal(second["b"]["c"], state["b"]["c"])
+    assert second["b"]["c"].stride() == state["b"]["c"].stride()
+
+
+def _tmpfs(folder, megabytes: int) -> bool:
+    """Whether a file system this small could be mounted on the folder (root can, on Linux)."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+    """On a file system with room for one and a half."""
+    small = tmp_path / "small"
+    if not _tmpfs(small, 5):
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        trainer = small_trainer()
+        train(trainer, 1)
+        checkpoints.save_checkpoint(small, 1, trainer.checkpoint())
+        with pytest.raises(
+            CheckpointError, match=r"No space left.*3\.\d MB are needed, .*Previous check"
+        ):
+            checkpoints.save_checkpoint(small, 2, trainer.checkpoint(), keep=1)
+        assert checkpoints.load_checkpoint(small).meta["step"] == 1
+        assert [p.name for p in (small / "checkpoints").iterdir()] == ["step_00000001"]
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)  # the failed file is still open
+
+
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     trainer = small_trainer()
     checkpoints.save_checkpoint(tmp_path, 1, trainer.checkpoint())
 
@@ -223,8 +313,15 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "save_file", full)
+    writer = BackgroundWriter()
+
+    def write(parts):
+        checkpoints.save_checkpoint(tmp_path, 2, checkpoints.Checkpoint(**parts), keep=1)
+
+    writer.submit("checkpoint", write, vars(trainer.checkpoint()))
     with pytest.raises(CheckpointError, match="Save failed .*No space left.*Previous checkpoints"):
-        checkpoints.save_checkpoint(tmp_path, 2, trainer.checkpoint(), keep=1)
+        writer.wait()
+    writer.wait()  # an error is told once
     assert checkpoints.steps_of(tmp_path) == [1]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
 

@@ -226,7 +226,7 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
     if fits:
         labels = torch.tensor(scanned.labels) if classes else None
-        return ArrayData(raw, labels, spec, notes=notes)
+        return ArrayData(raw, labels, spec, notes=notes, names=scanned.names)
     return StreamData(scanned, spec, workers=workers, notes=notes)
 
 
