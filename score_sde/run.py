@@ -130,7 +130,7 @@ class Run:
     ) -> SampleResult:
         """`sample` divided over the processes of a torchrun; each receives all n samples."""
         mine = distributed.share(n)
-        if len(mine) == n:
+        if distributed.size() == 1:
             return self.sample(n, first_seed, progress, **changes)
         # A process without samples of its own draws one, so that all know how it was drawn.
         part = self.sample(max(len(mine), 1), first_seed + mine.start,

@@ -280,7 +280,7 @@ def test_bad_command_lines_get_a_sentence_and_exit_2(work, capsys, arguments, me
         (["--steps", "3", "--nfe", "3"], "not both"),
         (["--sampler", "heun", "--option", "eta=1"], "Unknown option of heun 'eta'"),
         (["--option", "eta"], "must read name=value"),
-        (["--weights", "averaged"], "ema or model"),
+        (["--weights", "averaged"], "must be one of .*ema.*model.*averaged"),
         (["--batch_size", "0"], "batch_size must be >= 1"),
     ],
 )
