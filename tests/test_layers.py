@@ -14,7 +14,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"models", "losses", "sampling", "nets", "data"},
     {"training", "verify"},
     {"build"},
-    {"run"},
+    {"run", "runs"},
     {"cli"},
 ]
 ONLY_TORCH = {"nets", "data", "states"}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -182,17 +183,201 @@ def test_training_learns(tmp_path):
 # Bad states ---------------------------------------------------------------------------------------
 
 
-def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end():
-    trainer = small_trainer()
+def data_with_a_bad_item(bad: int) -> ArrayData:
+    """small_data with file names, and NaN in one item."""
+    data = small_data()
+    raw = data.raw.float()
+    raw[bad] = float("nan")
+    return ArrayData(raw, None, data.spec, names=tuple(f"img_{i:02d}.png" for i in range(30)))
+
+
+def run_for(trainer: Trainer, data: ArrayData, folder, **hooks) -> list[dict]:
+    """Train to the end; what was logged."""
+    logger = Logger(folder, tensorboard=False)
+    try:
+        trainer.run(data, logger, hooks.get("save", lambda: None), lambda: None)
+    finally:
+        logger.close()
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_bad_item_is_named_with_its_step_and_noise_level_and_its_steps_skipped(tmp_path, capsys):
+    trainer = small_trainer(steps=8, log_every=1, save_every=0, sample_every=0)
+    lines = run_for(trainer, data_with_a_bad_item(11), tmp_path)
+    skipped = [
+        b["skipped_steps"] - a["skipped_steps"] for a, b in zip(lines, lines[1:], strict=False)
+    ]
+    assert trainer.skipped_steps == 2 and sum(skipped) in (1, 2)  # 8 batches of 8 of 30 items
+    printed = capsys.readouterr().out
+    assert printed.count("the loss of 1 of 8 items is not finite (noise level ") == 2
+    assert printed.count("; img_11.png); skipped, 1 in a row") == 2
+    assert lines[-1]["loss_smooth"] is not None
+    assert all(torch.isfinite(p).all() for p in trainer.model.net.parameters())
+    assert all(torch.isfinite(p).all() for p in trainer.ema.net.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end(optimizer):
+    trainer = small_trainer(optimizer=optimizer, max_bad_steps=5)
     train(trainer, 2)
-    before = [p.clone() for p in trainer.model.net.parameters()]
+    before = {k: v.clone() for k, v in trainer.model.net.state_dict().items()}
     bad = torch.full((8, 1, 8, 8), float("nan"))
-    for _ in range(trainer.settings.max_bad_steps - 1):
+    for _ in range(4):
         trainer.update(bad)
-    with pytest.raises(TrainingError, match="not been finite for 20 steps.*Try half the lr"):
+    train(trainer, 1)  # a good step in between starts the count anew
+    assert trainer.bad_steps == 0 and trainer.skipped_steps == 4
+    before = {k: v.clone() for k, v in trainer.model.net.state_dict().items()}
+    averaged = {k: v.clone() for k, v in trainer.ema.net.state_dict().items()}
+    for _ in range(4):
         trainer.update(bad)
-    after = trainer.model.net.parameters()
-    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+    with pytest.raises(TrainingError, match="not been finite for 5 steps.*Try half the lr"):
+        trainer.update(bad)
+    for net, old in ((trainer.model.net, before), (trainer.ema.net, averaged)):
+        assert all(torch.equal(value, old[key]) for key, value in net.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_though_the_loss_is(capsys):
+    trainer = small_trainer()
+    weight = next(iter(trainer.model.net.parameters()))
+    handle = weight.register_hook(lambda g: g * float("inf"))
+    train(trainer, 1)
+    assert "the gradient is not finite though the loss is; skipped" in capsys.readouterr().out
+    handle.remove()
+    train(trainer, 1)
+    assert trainer.bad_steps == 0 and torch.isfinite(weight).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({}, "Out of memory at 8 items a pass.* batch_per_device=4: the same result from 2 passes"),
+        ({"batch_per_device": 3}, "at 3 items a pass.*batch_per_device=1: .* from 8 passes"),
+        ({"batch_per_device": 1}, "at 1 items a pass.*bf16, a smaller network"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: you")]
+)
+def test_out_of_memory_says_what_fits(monkeypatch, settings, advice, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(ScoreMatching, "__call__", full)
+    with pytest.raises(TrainingError, match=advice.replace("batch_per", "training.batch_per")):
+        train(small_trainer(**settings), 1)
+
+
+def test_the_advice_on_memory_gives_the_same_result():
+    """batch_per_device changes the passes, not the update (dropout apart)."""
+    results = []
+    for settings in ({}, {"batch_per_device": 4}, {"batch_per_device": 3}):
+        torch.manual_seed(0)
+        net = UNet(1, (8, 8), width=16, multipliers=(1, 2), blocks=1, attention=(4,))
+        settings = TrainingSettings(batch_size=8, warmup_steps=5, **settings)
+        trainer = Trainer(ScoreModel(net, VPSDE()), ScoreMatching(), settings)
+        results.append([v["loss"] for v in train(trainer, 20)])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-6)
+
+
+# Precision ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WatchedSDE(VPSDE):
+    """Asserts that the process is never computed below float32, nor inside autocast."""
+
+    def alpha(self, t):
+        assert t.dtype in (torch.float32, torch.float64)
+        assert not torch.is_autocast_enabled("cpu")
+        return super().alpha(t)
+
+    def sigma(self, t):
+        assert t.dtype in (torch.float32, torch.float64)
+        assert not torch.is_autocast_enabled("cpu")
+        return super().sigma(t)
+
+
+class WatchedNet(nn.Module):
+    """Notes in which dtype its convolution computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.computed = nn.Conv2d(1, 1, 3, padding=1), None
+
+    def forward(self, x, label):
+        assert x.dtype == label.dtype == torch.float32
+        out = self.conv(x)
+        self.computed = out.dtype
+        return out
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"),
+    [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_only_the_network_computes_in_low_precision(monkeypatch, precision, inside):
+    """Process, loss, gradients, weights, moments and averages are float32 in every precision."""
+    net = WatchedNet()
+    settings = TrainingSettings(batch_size=8, ema_halflives=(5.0,))
+    model = ScoreModel(net, WatchedSDE(), target="v", precision=precision)
+    trainer = Trainer(model, ScoreMatching(weighting="edm"), settings)
+    seen = []
+    original = ScoreMatching.__call__
+
+    def watched(self, *args, **kwargs):
+        terms = original(self, *args, **kwargs)
+        seen.append([value.dtype for value in terms])
+        return terms
+
+    monkeypatch.setattr(ScoreMatching, "__call__", watched)
+    train(trainer, 2)
+    assert net.computed == inside
+    assert seen == [[torch.float32] * 3] * 2
+    tensors = [*net.parameters(), *(p.grad for p in net.parameters())]
+    tensors += [*trainer.ema.net.parameters(), *trainer.averages["ema_halflife_5"].net.parameters()]
+    tensors += [
+        s[k] for s in trainer.optimizers[0].state.values() for k in ("exp_avg", "exp_avg_sq")
+    ]
+    assert all(value.dtype == torch.float32 for value in tensors)
+
+
+def test_fp16_without_cuda_is_explained():
+    with pytest.raises(ValueError, match="precision=fp16 needs CUDA.*use bf16 or fp32"):
+        Trainer(
+            ScoreModel(nn.Linear(2, 2), VPSDE(), precision="fp16"),
+            ScoreMatching(), TrainingSettings(),
+        )  # fmt: skip
+
+
+def test_scaled_gradients_are_unscaled_clipped_saved_and_skipped(tmp_path, capsys):
+    """The path of fp16, the scaler on the CPU: equal to no scaling, and halved by an overflow."""
+    plain, scaled = small_trainer(grad_clip=0.05), small_trainer(grad_clip=0.05)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    for a, b in zip(train(plain, 4), train(scaled, 4), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert scaled.scaler.get_scale() == 2.0**11
+    checkpoints.save_checkpoint(tmp_path, 4, scaled.checkpoint())
+    again = small_trainer(grad_clip=0.05)
+    again.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    again.restore(checkpoints.load_checkpoint(tmp_path))
+    assert again.scaler.get_scale() == 2.0**11
+    before = [p.clone() for p in again.model.net.parameters()]
+    again.update(torch.full((8, 1, 8, 8), float("inf")))
+    assert again.scaler.get_scale() == 2.0**10 and again.skipped_steps == 1
+    pairs = zip(before, again.model.net.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_the_gradient_is_clipped_and_its_norm_logged():
+    trainer = small_trainer(grad_clip=1e-3)
+    norms = [v["grad_norm"] for v in train(trainer, 2)]
+    assert all(norm > 0.05 for norm in norms)  # as it was
+    clipped = torch.stack([p.grad.norm() for p in trainer.model.net.parameters()]).norm()
+    assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
+
+
+# Checkpoints --------------------------------------------------------------------------------------
 
 
 def test_checkpoints_keep_the_newest_and_are_plain(tmp_path):
