@@ -35,6 +35,14 @@ class QuarterSDE(SDE):
         return torch.sin(t * math.pi / 2)
 
 
+@pytest.fixture
+def one_thread():
+    """Small networks on a busy machine spend their time waiting for the second thread."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
 PROCESSES = {
     "vp": VPSDE(),
     "subvp": SubVPSDE(),

@@ -32,7 +32,6 @@ IMAGES = [
     "--config=vp_fashion",
     "--config.model.precision=fp32",
     "--config.training.minutes=0",
-    "--config.training.optimizer=adam",
     "--config.net.width=16",
     "--config.net.blocks=1",
     "--config.sampling.nfe=5",

@@ -27,12 +27,7 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks on a busy machine spend their time waiting for the second thread."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Runs that are broken on purpose ------------------------------------------------------------------

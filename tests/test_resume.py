@@ -28,6 +28,8 @@ TINY = [
     "--device=cpu",
 ]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def _train(folder: str, arguments: list[str]) -> None:
     torch.set_num_threads(1)

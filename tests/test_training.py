@@ -28,6 +28,8 @@ from score_sde.training.logs import BIN_NAMES, NoiseBins
 from score_sde.training.optim import Muon, learning_rate_factor, make_optimizers, orthogonalize
 from score_sde.training.writer import BackgroundWriter, copy_to_host
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def small_trainer(**settings) -> Trainer:
     torch.manual_seed(0)
@@ -117,6 +119,27 @@ def test_orthogonalize_brings_singular_values_near_one():
     for shape in ((3, 16, 40), (2, 40, 16)):
         singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
         assert 0.6 < float(singular.min()) and float(singular.max()) < 1.35
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_steps_by_the_orthogonal_factor(layout):
+    """One step against the singular value decomposition, whatever the layout in memory."""
+    torch.manual_seed(0)
+    weights = [
+        nn.Parameter(torch.randn(shape)) for shape in ((4, 3, 3, 3), (12, 5, 1, 1), (4, 3, 3, 3))
+    ]
+    weights = [nn.Parameter(p.detach().to(memory_format=layout)) for p in weights]
+    before = [p.detach().clone() for p in weights]
+    for p in weights:
+        p.grad = torch.randn(p.shape)  # contiguous, as the weight may not be
+    Muon(weights, lr=0.1, dtype=torch.float32).step()
+    for p, old in zip(weights, before, strict=True):
+        rows, columns = p.shape[0], p[0].numel()
+        u, _, v = torch.linalg.svd(p.grad.reshape(rows, columns), full_matrices=False)
+        moved = (old - p.detach()).reshape(rows, columns) / (0.1 * max(1, rows / columns) ** 0.5)
+        inside = u.T @ moved @ v.T  # diagonal, the singular values that five iterations reach
+        assert 0.65 < float(inside.diagonal().min()) and float(inside.diagonal().max()) < 1.25
+        assert float((moved - u @ torch.diag(inside.diagonal()) @ v).abs().max()) < 1e-5
 
 
 def test_muon_takes_the_convolutions_and_lowers_the_loss():

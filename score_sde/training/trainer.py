@@ -21,7 +21,7 @@ from tqdm import tqdm
 from score_sde.data import Data
 from score_sde.data.batches import batch_indices
 from score_sde.losses import LossTerms, ScoreMatching, trivial_error
-from score_sde.models import ScoreModel
+from score_sde.models import PRECISIONS, ScoreModel
 from score_sde.training import distributed
 from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
@@ -58,7 +58,7 @@ class Trainer:
         self.scaler = set_precision(model.precision, self.device)
         self.optimizers = make_optimizers(
             model.net, settings.optimizer, settings.lr, settings.betas,
-            settings.weight_decay, settings.muon_lr,
+            settings.weight_decay, settings.muon_lr, PRECISIONS[model.precision],
         )  # fmt: skip
         self.ema = EMA(model.net, settings.ema_decay, settings.ema_sigma_rel)
         self.averages = {f"ema_halflife_{h:g}": EMA(model.net, halflife=h)
