@@ -302,7 +302,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         config["data"]["name"] = values.data
     config["sampling"] = change_sampling(config.get("sampling"), changes)
     if values.wandb:
-        config["training"]["wandb"] = True
+        config.setdefault("training", {})["wandb"] = True
     resume = {"no": False, "yes": True}.get(values.resume, "auto")
     run.train(config, workdir, resume, values.overwrite, values.device)
 

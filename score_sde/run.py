@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build
-from score_sde.data import Data, DataSpec
+from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array, image_array, picture_of, save_png
 from score_sde.models import ScoreModel
 from score_sde.sampling import (
@@ -35,25 +35,16 @@ from score_sde.sampling import (
     sample,
 )
 from score_sde.sdes import SDE
-from score_sde.training import CheckpointError, Interrupted, Logger, Trainer, distributed
+from score_sde.training import CheckpointError, Interrupted, Trainer, distributed
 from score_sde.training.checkpoints import (
-    Checkpoint,
     State,
     averages_of,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
-    save_tensors,
     steps_of,
 )
-from score_sde.training.posthoc import (
-    load_average,
-    reconstruct,
-    save_average,
-    snapshot_path,
-    snapshot_state,
-)
-from score_sde.training.writer import BackgroundWriter
+from score_sde.training.posthoc import load_average, reconstruct, save_average
+from score_sde.training.session import Session
 from score_sde.version import __version__
 
 
@@ -227,6 +218,9 @@ def _check_same_model(saved: Mapping[str, Any], config: Mapping[str, Any], workd
             for key in sorted({*old, *new})
             if _plain(old.get(key)) != _plain(new.get(key))
         ]
+    old, new = ((c.get("training") or {}).get("optimizer", "adam") for c in (saved, config))
+    if old != new:
+        differences.append(f"training.optimizer ({old} there, {new} here)")
     if differences:
         raise RunError(
             f"Checkpoint in {workdir} does not fit: the config differs in "
@@ -261,7 +255,8 @@ def train(
         overwrite = overwrite or not resume  # a run without a checkpoint has nothing to lose
     _check_workdir(workdir, bool(resume), overwrite)
     with distributed.processes(pick_device(device)) as chosen:
-        data = build.build_data(config)
+        with distributed.writer_first():  # it may have to download them
+            data = build.build_data(config)
         spec, seed, n = data.spec, int(config.get("seed", 0)), len(data)
         for note in data.notes:
             distributed.say(note)
@@ -297,13 +292,22 @@ def train(
             f"training {type(model.net).__name__} ({parameters:,} parameters) under {model.sde} "
             f"on {chosen}{many}, into {workdir}"
         )
-        averaged = model.with_net(trainer.ema.net)
-        views = {name: Run(workdir, model.sde, score, spec, _plain(config), 0, data_std)
-                 for name, score in (("samples", averaged), ("samples_raw", model))}  # fmt: skip
-        run = _TrainingRun(workdir, trainer, views, bool(resume))
+        saved_config = _plain(config)
         count = settings.sample_images if spec.is_image else 20 * sampling.batch_size
+        cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
+
+        def sampler(score: ScoreModel) -> Callable[[], Tensor]:
+            run = Run(workdir, model.sde, score, spec, saved_config, 0, data_std)
+
+            def draw() -> Tensor:
+                score.eval()  # the next update sets the weights as trained back to training
+                return run.sample_shared(count, **(cheap if settings.sample_nfe else {})).x
+
+            return draw
+
+        samplers = {"": sampler(model.with_net(trainer.ema.net)), "_raw": sampler(model)}
         try:
-            run.train(data, count)
+            Session(workdir, trainer, spec, samplers, bool(resume), saved_config).train(data)
         except OSError as error:
             raise RunError(
                 f"{workdir} cannot be written ({error}). The last checkpoint is kept; free some "
@@ -317,77 +321,6 @@ def train(
         )
         distributed.wait()
         return load(workdir, device=str(chosen))
-
-
-class _TrainingRun:
-    """A trainer and the directory it writes to: checkpoints, snapshots, pictures, logs."""
-
-    def __init__(self, workdir: Path, trainer: Trainer, views: dict[str, Run], resumed: bool):
-        self.workdir, self.trainer, self.views = workdir, trainer, views
-        self.settings = trainer.settings
-        self.writer = BackgroundWriter()
-        self.saved_step = trainer.step if resumed else -1
-        self.logger = None
-        if distributed.is_writer():
-            self.logger = Logger(
-                workdir,
-                self.settings.tensorboard,
-                self.settings.wandb,
-                trainer.step if resumed else None,
-                views["samples"].config,
-            )
-
-    def train(self, data: Data, sample_count: int) -> None:
-        """To the end of the run, or until it is stopped; all that was saved is then on the disk."""
-        try:
-            self.trainer.run(
-                data, self.logger, self.save, lambda: self.draw(sample_count), self.each_step
-            )
-            self.save()
-            self.writer.wait()
-            self.draw(sample_count)
-        finally:
-            if self.logger is not None:
-                self.logger.close()
-            self.writer.wait()
-
-    def each_step(self) -> None:
-        """Stop soon after a write has failed; keep a snapshot where one is due."""
-        self.writer.check()
-        every, step = self.settings.ema_snapshot_every, self.trainer.step
-        if every and step % every == 0 and distributed.is_writer():
-            path = snapshot_path(self.workdir, step)
-            state = snapshot_state(self.trainer.powers)
-            self.writer.submit("snapshot", lambda copied: save_tensors(path, copied), state)
-
-    def save(self) -> None:
-        """A checkpoint of this step, written in the background."""
-        if self.saved_step == self.trainer.step:
-            return
-        checkpoint, step = self.trainer.checkpoint(), self.trainer.step
-        self.saved_step = step
-        if distributed.is_writer():
-            keep, keep_every = self.settings.keep, self.settings.keep_every
-            self.writer.submit(
-                "checkpoint",
-                lambda parts: save_checkpoint(
-                    self.workdir, step, Checkpoint(**parts), keep, keep_every
-                ),
-                vars(checkpoint),
-            )
-
-    def draw(self, count: int) -> None:
-        """Grids of the same noise, by the averaged and by the raw weights."""
-        cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": self.settings.sample_nfe}
-        for name, view in self.views.items():
-            view.score.eval()
-            samples = view.sample_shared(count, **(cheap if self.settings.sample_nfe else {}))
-            picture = picture_of(samples.x.cpu(), view.data_spec)
-            if picture is not None and self.logger is not None:
-                end = "" if name == "samples" else "_raw"
-                step = self.trainer.step
-                save_png(picture, self.workdir / "progress" / f"step_{step:08d}{end}.png")
-                self.logger.image(step, name, picture)
 
 
 def make_average(

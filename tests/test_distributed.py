@@ -144,21 +144,27 @@ def test_three_processes_share_and_gather(processes):
 def test_torchrun_trains_and_samples_as_one_process_does(tmp_path):
     """The real launcher, two processes: the loss curve, the weights, the pictures, the samples."""
 
-    def both(*arguments: str) -> str:
-        one = [sys.executable, "main.py", *arguments]
-        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    def torchrun(*arguments: str) -> str:
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        for which, line in (("1", one), ("2", [*run, *one[1:]])):
-            line = [part.replace("RUN", str(tmp_path / which)) for part in line]
-            done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+        done = subprocess.run(
+            [*line, "main.py", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
-    printed = both(*IMAGES, "--workdir=RUN")
+    one, two = f"--workdir={tmp_path / '1'}", f"--workdir={tmp_path / '2'}"
+    printed = torchrun(*IMAGES, two)
     assert printed.count("done: step 50") == 1 and "and 1 more processes" in printed
+    assert command(*IMAGES, one) == 0
     np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-6)
-    printed = both("--workdir=RUN", "--mode=sample", "--num_samples=7", "--device=cpu")
-    assert printed.count("7 samples are in") == 1
+    sample = ["--mode=sample", "--num_samples=7", "--device=cpu"]
+    assert torchrun(*sample, two).count("7 samples are in") == 1
+    assert command(*sample, one) == 0
     folders = [next((tmp_path / which / "samples").iterdir()) for which in "12"]
     for folder in folders:
         assert sorted(p.name for p in folder.glob("0*.png")) == [f"{i:06d}.png" for i in range(7)]

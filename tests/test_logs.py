@@ -61,6 +61,7 @@ def last_line(folder, net=MLP, scale=1.0, **changes) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> dict[str, float]:
+    torch.set_num_threads(1)
     return last_line(tmp_path_factory.mktemp("healthy"))
 
 

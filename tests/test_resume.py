@@ -159,3 +159,13 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     text = capsys.readouterr().out
     assert "checkpoint 6 is damaged" in text and "resumed run at step 4" in text
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_another_optimizer_or_model_is_not_the_same_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    common = [*TINY, "--config.training.steps=2", "--workdir=run"]
+    assert cli.main(["score-sde", *common]) == 0
+    other = ["--resume", "--config.training.optimizer=muon", "--config.net.width=8"]
+    assert cli.main(["score-sde", *common, *other]) == 2
+    error = capsys.readouterr().err
+    assert "net.width (16 there, 8 here), training.optimizer (adam there, muon here)" in error

@@ -58,6 +58,16 @@ def wait() -> None:
         total([0.0])
 
 
+@contextmanager
+def writer_first() -> Iterator[None]:
+    """The writer runs the block alone, then all others do: for what is made once and then found."""
+    if not is_writer():
+        wait()
+    yield
+    if is_writer():
+        wait()
+
+
 def _exchange_device() -> torch.device:
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
