@@ -219,7 +219,7 @@ def _check_same_model(saved: Mapping[str, Any], config: Mapping[str, Any], workd
             if _plain(old.get(key)) != _plain(new.get(key))
         ]
     old, new = ((c.get("training") or {}).get("optimizer", "adam") for c in (saved, config))
-    if old != new:
+    if saved.get("training") and old != new:
         differences.append(f"training.optimizer ({old} there, {new} here)")
     if differences:
         raise RunError(

@@ -279,6 +279,25 @@ def test_half_set_variables_are_explained(monkeypatch):
         assert distributed.size() == 1
 
 
+def test_more_processes_than_gpus_and_a_taken_port_are_explained(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in zip(distributed.VARIABLES, ("0", "2", "127.0.0.1", port), strict=True):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        for device, message in (
+            ("cuda", "process 1 has no GPU: this machine has 1. Use torchrun --nproc_per_node=1"),
+            ("mps", "one process can use mps"),
+            ("cpu", f"cannot meet the others at 127.0.0.1:{port}; the port is in use"),
+        ):
+            context = distributed.processes(torch.device(device))
+            with pytest.raises(DistributedError, match=message), context:
+                pass
+
+
 def test_a_batch_smaller_than_the_processes_is_explained(processes):
     small = [*POINTS, "--config.training.batch_size=2", "--workdir=run"]
     assert 2 in processes.run(command, 3, *small)

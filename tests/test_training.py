@@ -415,6 +415,23 @@ def test_checkpoints_keep_the_newest_and_are_plain(tmp_path):
     torch.load(folder / "training.pt", weights_only=True)  # tensors and plain types only
 
 
+def test_weights_alone_can_be_gone_on_with(tmp_path):
+    """What a converted checkpoint has: weights and their average, no optimiser."""
+    first = small_trainer(ema_decay=0.9)
+    train(first, 5)
+    bare = checkpoints.Checkpoint(
+        first.model.net.state_dict(), first.ema.net.state_dict(), {}, {"origin": "elsewhere"}
+    )
+    checkpoints.save_checkpoint(tmp_path, 5, bare)
+    second = small_trainer(ema_decay=0.9, ema_halflives=(9.0,))
+    second.restore(checkpoints.load_checkpoint(tmp_path))
+    assert (second.step, second.ema.updates) == (5, 5)
+    for key, value in first.model.net.state_dict().items():
+        assert torch.equal(second.averages["ema_halflife_9"].net.state_dict()[key], value)
+    batch = next(small_data().batches(8, seed=0, start=5))[0]
+    assert second.update(batch)["loss"] == first.update(batch)["loss"]
+
+
 def test_every_kth_checkpoint_is_kept_for_ever(tmp_path):
     trainer = small_trainer()
     for step in range(1, 8):

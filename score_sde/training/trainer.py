@@ -194,16 +194,17 @@ class Trainer:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; averages that it does not have start from its weights."""
-        meta = checkpoint.meta
+        """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""
+        nothing = {"seed": self.seed, "seconds": 0.0, "loss_smooth": None, "bad_steps": 0}
+        meta = nothing | {"skipped_steps": 0, "ema_updates": {}, "bins": None} | checkpoint.meta
         self.model.net.load_state_dict(checkpoint.model)
         more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
         for name, ema in {"ema": self.ema, **more}.items():
             saved = checkpoint.ema if name == "ema" else checkpoint.averages.get(name)
             ema.net.load_state_dict(checkpoint.model if saved is None else saved)
-            ema.updates = 0 if saved is None else meta["ema_updates"][name]
-        states = checkpoint.training["optimizers"]
-        for optimizer, state in zip(self.optimizers, states, strict=True):
+            ema.updates = 0 if saved is None else meta["ema_updates"].get(name, meta["step"])
+        states = checkpoint.training.get("optimizers")
+        for optimizer, state in zip(self.optimizers, states, strict=True) if states else ():
             base = [group["base_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
             # The learning rate of the config counts, also when it was changed for the resumption.
@@ -214,7 +215,8 @@ class Trainer:
         self.step, self.seconds, self.seed = meta["step"], meta["seconds"], meta["seed"]
         self.bad_steps, self.skipped_steps = meta["bad_steps"], meta["skipped_steps"]
         self.smooth_loss = math.nan if meta["loss_smooth"] is None else meta["loss_smooth"]
-        self.bins.restore(meta["bins"])
+        if meta["bins"] is not None:
+            self.bins.restore(meta["bins"])
 
     def run(
         self,
