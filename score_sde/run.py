@@ -47,6 +47,8 @@ from score_sde.training.posthoc import load_average, reconstruct, save_average
 from score_sde.training.session import Session
 from score_sde.version import __version__
 
+FEW_IMAGES = 500
+
 
 class RunError(RuntimeError):
     """A run directory that cannot be used as asked; the message says what to do."""
@@ -267,6 +269,11 @@ def train(
         if n < settings.batch_size:
             distributed.say(
                 f"{n} items < batch {settings.batch_size}: items repeat within a batch."
+            )
+        if spec.is_image and n < FEW_IMAGES:
+            distributed.say(
+                f"{n} images are few: a model of usual size learns them by heart, and its samples "
+                "are copies. Compare them with the training images, or train a smaller one."
             )
         if resume:
             _check_same_model(_read_config(workdir)["config"], config, workdir)

@@ -1,6 +1,8 @@
 """What many tests need: every process, and small data whose score is known."""
 
 import math
+import shutil
+import subprocess
 from dataclasses import dataclass
 
 import pytest
@@ -41,6 +43,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(megabytes): a folder on a file system of this size (root can mount, on Linux)."""
+    folder = tmp_path / "small"
+
+    def make(megabytes: int):
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a tmpfs needs root")
+        return folder
+
+    yield make
+    if folder.is_mount():
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # a failed file may be open
 
 
 PROCESSES = {

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -169,3 +170,17 @@ def test_another_optimizer_or_model_is_not_the_same_run(tmp_path, monkeypatch, c
     assert cli.main(["score-sde", *common, *other]) == 2
     error = capsys.readouterr().err
     assert "net.width (16 there, 8 here), training.optimizer (adam there, muon here)" in error
+
+
+def test_a_run_on_a_full_disk_ends_with_a_code_and_goes_on_later(small_disk, capsys):
+    """Room for one checkpoint and a half; then somebody clears up."""
+    run = small_disk(7) / "run"
+    common = [*TINY, "--config.net.width=128", f"--workdir={run}", "--config.training.steps=40"]
+    assert cli.main(["score-sde", *common, "--config.training.save_every=10"]) == 2
+    error = capsys.readouterr().err
+    assert "Save failed (No space left on device" in error and "Previous checkpoints" in error
+    assert steps_of(run) == [10] and load(run, device="cpu").step == 10
+    more = ["--resume", "--config.training.save_every=0", "--config.training.ema_snapshot_every=0"]
+    subprocess.run(["mount", "-o", "remount,size=20m", str(run.parent)], check=True)
+    assert cli.main(["score-sde", *common, *more]) == 0
+    assert load(run, device="cpu").step == 40

@@ -196,7 +196,7 @@ def test_vectors_train_and_sample_too(work):
     assert Image.open(folder / "grid.png").size == (256, 256)
 
 
-def test_a_folder_of_users_images_from_start_to_end(work):
+def test_a_folder_of_users_images_from_start_to_end(work, capsys):
     for i in range(9):
         pixels = np.random.default_rng(i).integers(0, 256, (18, 30, 4), dtype=np.uint8)
         (work / "mine" / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -205,6 +205,8 @@ def test_a_folder_of_users_images_from_start_to_end(work):
     assert command(*common, "--data", "mine", "--workdir", "a") == 2  # 18 does not divide by 4
     sized = ["--config.data.size=(20, 32)", "--config.data.resize=pad"]
     assert command(*common, *sized, "--data", "mine", "--workdir", "a", "--overwrite") == 0
+    printed = capsys.readouterr().out
+    assert "9 images are few" in printed and "2 classes found" in printed
     assert command("--workdir", "a", "--mode", "sample", "--num_samples", "2", "--nfe", "3") == 0
     picture = next((work / "a" / "samples").rglob("000001.png"))
     assert Image.open(picture).size == (32, 20)

@@ -1,7 +1,6 @@
 """Training: resume equals uninterrupted, averages, optimisers, checkpoints, bad states."""
 
 import json
-import subprocess
 import threading
 from dataclasses import dataclass
 
@@ -501,33 +500,17 @@ def test_copies_reuse_their_memory():
     assert second["b"]["c"].stride() == state["b"]["c"].stride()
 
 
-def _tmpfs(folder, megabytes: int) -> bool:
-    """Whether a file system this small could be mounted on the folder (root can, on Linux)."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+def test_a_full_disk_keeps_the_previous_checkpoint(small_disk):
     """On a file system with room for one and a half."""
-    small = tmp_path / "small"
-    if not _tmpfs(small, 5):
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        trainer = small_trainer()
-        train(trainer, 1)
-        checkpoints.save_checkpoint(small, 1, trainer.checkpoint())
-        with pytest.raises(
-            CheckpointError, match=r"No space left.*3\.\d MB are needed, .*Previous check"
-        ):
-            checkpoints.save_checkpoint(small, 2, trainer.checkpoint(), keep=1)
-        assert checkpoints.load_checkpoint(small).meta["step"] == 1
-        assert [p.name for p in (small / "checkpoints").iterdir()] == ["step_00000001"]
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)  # the failed file is still open
+    small, trainer = small_disk(5), small_trainer()
+    train(trainer, 1)
+    checkpoints.save_checkpoint(small, 1, trainer.checkpoint())
+    with pytest.raises(
+        CheckpointError, match=r"No space left.*3\.\d MB are needed, .*Previous check"
+    ):
+        checkpoints.save_checkpoint(small, 2, trainer.checkpoint(), keep=1)
+    assert checkpoints.load_checkpoint(small).meta["step"] == 1
+    assert [p.name for p in (small / "checkpoints").iterdir()] == ["step_00000001"]
 
 
 def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
