@@ -71,7 +71,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     model.time_input = "time"  # the network is told 999 t; log_sigma: log(sigma/alpha)/4
     model.time_scale = placeholder(float)  # another factor than 999 or 1/4
     model.scale_input = placeholder(bool)  # inputs of unit variance; None: only for the target F
-    model.precision = "fp32"  # or bf16 autocast
+    model.precision = "fp32"  # or bf16 autocast; on CUDA also tf32, and fp16 with scaled gradients
 
     config.loss = loss = ConfigDict()
     loss.weighting = "simple"  # simple, likelihood, edm, min_snr, output
@@ -84,7 +84,8 @@ def get_config(variant: str = "vp") -> ConfigDict:
     loss.reduction = "mean"  # over coordinates; half_sum is Song's for VE
 
     config.training = training = ConfigDict()
-    training.batch_size = 128
+    training.batch_size = 128  # of an update, over all processes
+    training.batch_per_device = placeholder(int)  # most at a time; the rest in further passes
     training.steps = 950_000
     training.minutes = 0.0  # wall-clock limit of the run, 0 for none
     training.optimizer = "adam"  # or muon
@@ -97,13 +98,19 @@ def get_config(variant: str = "vp") -> ConfigDict:
     training.grad_clip = 1.0  # largest norm of the gradient, 0 for none
     training.ema_decay = 0.9999  # of the averaged weights
     training.ema_sigma_rel = placeholder(float)  # instead: width relative to the run so far
+    training.ema_halflives = ()  # in updates, of further averages: --weights ema_halflife_500
+    training.ema_snapshot_every = 0  # updates; for --mode ema, an average of any length later on
     training.log_every = 50
     training.save_every = 10_000
     training.sample_every = 10_000
-    training.keep = 2  # checkpoints kept
+    training.keep = 2  # newest checkpoints kept
+    training.keep_every = 0  # and those of every so many updates, for ever
     training.sample_images = 36  # of the grids drawn as training goes on
     training.sample_nfe = 10  # evaluations for each of them, by dpmpp_2m; 0: as in sampling
+    training.max_bad_steps = 20  # in a row without a finite gradient, after which to stop
+    training.compile = False  # torch.compile
     training.tensorboard = True
+    training.wandb = False  # Weights & Biases: pip install "score-sde[wandb]"
 
     config.sampling = sampling = ConfigDict()
     sampling.method = "euler_maruyama"  # see --list_samplers

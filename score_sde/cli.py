@@ -19,19 +19,21 @@ from score_sde.data import DataError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.sdes import VPSDE
-from score_sde.training import CheckpointError, TrainingError
+from score_sde.training import CheckpointError, DistributedError, Interrupted, TrainingError
 from score_sde.verify import save_report, verify
 
 MODES = {
     "train": "train a model as a config says",
     "sample": "draw from a trained run",
+    "ema": "make an average of the weights of another length (--sigma_rel) from a run's snapshots",
     "calibrate": "fit a time grid of adams to a run (--nfe), a recipe for --grid",
     "import": "make a run of another toolkit's --checkpoint (--option size=64 and the like)",
     "export": "write a run's weights for other tools (--format, --out)",
     "verify": "measure a sampler (--sampler) on data whose score is known",
 }
 USER_ERRORS = (
-    run.RunError, ConfigError, DataError, CheckpointError, TrainingError, ODEError, ValueError,
+    run.RunError, ConfigError, DataError, CheckpointError, TrainingError, DistributedError,
+    ODEError, ValueError,
 )  # fmt: skip
 EXAMPLES = """
   score-sde --config vp_fashion --mode train
@@ -81,7 +83,10 @@ def _define_flags() -> flags.FlagValues:
     config_flags.DEFINE_config_file("config", None, "Name or path of a config, :variant.", **text)
     flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.", **text)
     flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.", **text)
-    flags.DEFINE_bool("resume", False, "Go on with the run in workdir.", **text)
+    flags.DEFINE_enum(
+        "resume", "no", ["no", "yes", "auto"],
+        "Go on with the run in workdir; auto: if it has a checkpoint, and else start.", **text,
+    )  # fmt: skip
     flags.DEFINE_bool("overwrite", False, "Delete the run in workdir and start anew.", **text)
     flags.DEFINE_string("data", None, "Set, folder or file: --config.data.name.", **text)
     flags.DEFINE_string("device", "auto", "auto, cpu, cuda, cuda:1, mps.", **text)
@@ -93,7 +98,11 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("num_samples", 64, "How many samples.", **text)
     flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
     flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
-    flags.DEFINE_string("weights", "ema", "ema (averaged) or model (as trained).", **text)
+    flags.DEFINE_string(
+        "weights", "ema", "ema (averaged), model (as trained), another average's name.", **text
+    )
+    flags.DEFINE_float("sigma_rel", None, "Relative width of the average of --mode ema.", **text)
+    flags.DEFINE_bool("wandb", False, "Log to Weights & Biases as well.", **text)
     flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
     flags.DEFINE_string("checkpoint", None, "File, folder or hub id to import.", **text)
     flags.DEFINE_string("format", "safetensors", "Of an export: safetensors, diffusers.", **text)
@@ -120,6 +129,7 @@ def help_text(values: flags.FlagValues) -> str:
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
     """The flags of a command line; UsageError for anything that does not fit."""
+    argv = arguments = _with_resume_value(argv)
     arguments = list(argv)
     for i, argument in enumerate(argv):
         match = re.fullmatch(r"--?config(=(.*))?", argument)
@@ -140,6 +150,13 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}; flags look like --{rest[1]}=value.")
     return values
+
+
+def _with_resume_value(argv: Sequence[str]) -> list[str]:
+    """--resume alone means yes, as a flag does; `--resume auto` is one argument."""
+    joined = re.sub(r"(?m)^--?resume\nauto$", "--resume=auto", "\n".join(argv)).split("\n")
+    alone = {"--resume": "yes", "-resume": "yes", "--noresume": "no"}
+    return [f"--resume={alone[a]}" if a in alone else a for a in joined]
 
 
 def _explain(message: str, arguments: Sequence[str]) -> str:
@@ -267,6 +284,11 @@ def _dispatch(argv: Sequence[str]) -> None:
     if values.mode == "export":
         exchange.export_run(workdir, values.out, values.format, values.weights)
         return
+    if values.mode == "ema":
+        if values.sigma_rel is None:
+            raise UsageError("--mode ema needs --sigma_rel, for example --sigma_rel=0.08.")
+        run.make_average(workdir, values.sigma_rel, values.steps, values.device)
+        return
     if values.mode == "calibrate":
         run.calibrate_run(
             workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device
@@ -293,16 +315,25 @@ def _dispatch(argv: Sequence[str]) -> None:
     if values.data:
         config["data"]["name"] = values.data
     config["sampling"] = change_sampling(config.get("sampling"), changes)
-    run.train(config, workdir, values.resume, values.overwrite, values.device)
+    if values.wandb:
+        config.setdefault("training", {})["wandb"] = True
+    resume = {"no": False, "yes": True}.get(values.resume, "auto")
+    run.train(config, workdir, resume, values.overwrite, values.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 2 for a user's error, 130 when interrupted."""
+    """Run a command line; returns the exit code.
+
+    0; 2 for an error that has a sentence; 130 after Ctrl-C (SIGINT) and 143 after SIGTERM, a run
+    being saved first.
+    """
     argv = list(sys.argv if argv is None else argv)
     try:
         _dispatch(argv)
     except KeyboardInterrupt:
         return 130
+    except Interrupted as stopped:
+        return stopped.exit_code
     except USER_ERRORS as error:
         if any(a.lstrip("-") in ("traceback", "traceback=true") for a in argv):
             raise

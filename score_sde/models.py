@@ -74,7 +74,12 @@ TARGETS: dict[str, Callable[[SDE, Tensor, float], Row]] = {
     "F": _preconditioned,
 }
 TIME_SCALES = {"time": 999.0, "log_sigma": 0.25, "nearest": 1.0}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class ScoreModel(nn.Module):
@@ -91,7 +96,8 @@ class ScoreModel(nn.Module):
     scale_input: the network sees x / sqrt(alpha^2 data_std^2 + sigma^2), EDM's c_in, of unit
         variance at every t; on for the target F unless said otherwise.
     center_input: the network sees 2 x - 1, for data in [0, 1].
-    precision: "fp32" or "bf16": autocast around the network alone; all else stays as it is.
+    precision: "fp32", "tf32" (CUDA), "bf16" or "fp16": autocast around the network alone; all else
+        stays as it is.
     """
 
     def __init__(

@@ -4,15 +4,16 @@ runs/vp_fashion/
     config.json      the resolved config, the data's spec, the version
     checkpoints/     see training.checkpoints
     log.jsonl, tensorboard/
-    progress/        grids of the same noise as training goes on
+    progress/        grids of the same noise as training goes on, by averaged and by raw weights
     samples/         what `--mode sample` writes
+    snapshots/       what `--mode ema` makes averages/ from
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,19 @@ from score_sde.sampling import (
     sample,
 )
 from score_sde.sdes import SDE
-from score_sde.training import Logger, Trainer
+from score_sde.training import CheckpointError, Interrupted, Trainer, distributed
 from score_sde.training.checkpoints import (
+    State,
+    averages_of,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
     steps_of,
 )
+from score_sde.training.posthoc import load_average, reconstruct, save_average
+from score_sde.training.session import Session
 from score_sde.version import __version__
+
+FEW_IMAGES = 500
 
 
 class RunError(RuntimeError):
@@ -113,10 +119,26 @@ class Run:
             **options,
         )
 
+    def sample_shared(
+        self, n: int, first_seed: int = 0, progress: bool = False, **changes: Any
+    ) -> SampleResult:
+        """`sample` divided over the processes of a torchrun; each receives all n samples."""
+        mine = distributed.share(n)
+        if distributed.size() == 1:
+            return self.sample(n, first_seed, progress, **changes)
+        # A process without samples of its own draws one, so that all know how it was drawn.
+        part = self.sample(max(len(mine), 1), first_seed + mine.start,
+                           progress and distributed.is_writer(), **changes)  # fmt: skip
+        x = distributed.gather(part.x[: len(mine)], n)
+        most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
+        return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), part.settings)
+
 
 def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
-    """A run from its directory alone, on any device; weights are "ema" or "model" (as trained).
+    """A run from its directory alone, on any device.
 
+    weights: "ema", "model" (as trained), or another average that the run keeps. Of the newest
+    checkpoint; a damaged one is named, and the one before is used.
     A folder that was exported as safetensors has one set of weights, whichever is asked for.
     """
     path = Path(path)
@@ -125,8 +147,6 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
             f"{path} is not a run directory (no config.json). Train one with "
             "`python main.py --config configs/vp_fashion.py --mode train`."
         )
-    if weights not in ("ema", "model"):
-        raise RunError(f"weights must be ema or model (got {weights!r}).")
     saved = _read_config(path)
     if "data_spec" not in saved:
         raise RunError(
@@ -138,11 +158,26 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
         raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     spec = DataSpec.from_dict(saved["data_spec"])
     model = build.build_model(saved["config"], spec)
-    state = load_weights(path, steps[-1], weights) if steps else load_file(exported)
+    step, state = _find_weights(path, steps, weights) if steps else (0, load_file(exported))
     model.net.load_state_dict(state)
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    step = steps[-1] if steps else 0
     return Run(path, model.sde, model, spec, saved["config"], step, saved["data_std"])
+
+
+def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, State]:
+    """The named weights of the newest checkpoint that is whole, and their step."""
+    if (average := load_average(path, weights)) is not None:
+        return average
+    for step in reversed(steps):
+        there = averages_of(path, step)
+        if weights not in there and {"ema", "model"} <= set(there):
+            made = sorted(file.stem for file in (path / "averages").glob("*.safetensors"))
+            raise RunError(f"weights must be one of {there + made} (got {weights!r}).")
+        try:
+            return step, load_weights(path, step, weights)
+        except CheckpointError as error:
+            print(f"{error} Trying the one before.")
+    raise RunError(f"No checkpoint of {path} can be read.")
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
@@ -172,7 +207,7 @@ def _is_used(workdir: Path) -> bool:
 def make_workdir(workdir: Path, overwrite: bool) -> None:
     """Make the directory, without what an earlier run left there if it is to be overwritten."""
     if overwrite and _is_used(workdir):
-        for name in ("checkpoints", "tensorboard", "progress", "samples"):
+        for name in ("checkpoints", "tensorboard", "progress", "samples", "snapshots", "averages"):
             shutil.rmtree(workdir / name, ignore_errors=True)
         for name in ("config.json", "log.jsonl"):
             (workdir / name).unlink(missing_ok=True)
@@ -192,6 +227,9 @@ def _check_same_model(saved: Mapping[str, Any], config: Mapping[str, Any], workd
             for key in sorted({*old, *new})
             if _plain(old.get(key)) != _plain(new.get(key))
         ]
+    old, new = ((c.get("training") or {}).get("optimizer", "adam") for c in (saved, config))
+    if saved.get("training") and old != new:
+        differences.append(f"training.optimizer ({old} there, {new} here)")
     if differences:
         raise RunError(
             f"Checkpoint in {workdir} does not fit: the config differs in "
@@ -207,83 +245,115 @@ def _plain(value: Any) -> Any:
 def train(
     config: Mapping[str, Any],
     workdir: str | Path,
-    resume: bool = False,
+    resume: bool | str = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> Run:
     """Train (or go on with) a run as the config says; returns it loaded, with averaged weights.
 
-    Raises RunError for a used or missing directory, ConfigError and DataError for bad settings.
+    resume: go on with the run in workdir; "auto": if there is a checkpoint, and else start.
+    Under torchrun all processes call it and train together. Raises RunError for a used or missing
+    directory, ConfigError and DataError for bad settings, `Interrupted` after a signal.
     """
-    workdir, chosen = Path(workdir), pick_device(device)
+    workdir = Path(workdir)
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_objective(config)
     sampling = build.build_sampling(config)  # a misspelt sampler is found now, not at step 5000
-    _check_workdir(workdir, resume, overwrite)
-    data = build.build_data(config)
-    for note in data.notes:
-        print(note)
-    spec, seed = data.spec, int(config.get("seed", 0))
-    if spec.classes:
-        print(f"{len(spec.classes)} classes found; this model is unconditional and ignores them.")
-    if len(data) < settings.batch_size:
-        print(f"{len(data)} items < batch {settings.batch_size}: items repeat within a batch.")
-    if resume:
-        _check_same_model(_read_config(workdir)["config"], config, workdir)
-    torch.manual_seed(seed)
-    model = build.build_model(config, spec).to(chosen)
-    make_workdir(workdir, overwrite)  # all that can be wrong with the config has been found
-    data_std = float(data.reference(1000).std())
-    saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
-    saved |= {"version": __version__}
-    (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
-    trainer = Trainer(model, objective, settings, seed, data_std)
-    if resume:
-        checkpoint = load_checkpoint(workdir)
-        if checkpoint is None:
-            raise RunError(f"Nothing to resume in {workdir}: no checkpoint there can be read.")
-        if not checkpoint.training:
-            raise RunError(f"{workdir} was imported without its optimiser: it cannot be resumed.")
-        trainer.restore(checkpoint)
-        print(f"resumed {workdir} at step {trainer.step}")
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"training {type(model.net).__name__} ({parameters:,} parameters) under {model.sde} "
-          f"on {chosen}, into {workdir}")  # fmt: skip
-    logger = Logger(workdir, settings.tensorboard)
-
-    averaged = model.with_net(trainer.ema.net)
-    last_saved = trainer.step if resume else -1
-
-    def save() -> None:
-        nonlocal last_saved
-        if last_saved != trainer.step:
-            save_checkpoint(workdir, trainer.step, trainer.checkpoint(), settings.keep)
-            last_saved = trainer.step
-
-    def draw() -> None:
-        run = Run(
-            workdir, averaged.sde, averaged, spec, _plain(config), trainer.step, data_std
-        )  # fmt: skip
+    if resume == "auto":
+        resume = bool(steps_of(workdir))
+        overwrite = overwrite or not resume  # a run without a checkpoint has nothing to lose
+    _check_workdir(workdir, bool(resume), overwrite)
+    with distributed.processes(pick_device(device)) as chosen:
+        with distributed.writer_first():  # it may have to download them
+            data = build.build_data(config)
+        spec, seed, n = data.spec, int(config.get("seed", 0)), len(data)
+        for note in data.notes:
+            distributed.say(note)
+        if spec.classes:
+            distributed.say(
+                f"{len(spec.classes)} classes found; this model is unconditional and ignores them."
+            )
+        if n < settings.batch_size:
+            distributed.say(
+                f"{n} items < batch {settings.batch_size}: items repeat within a batch."
+            )
+        if spec.is_image and n < FEW_IMAGES:
+            distributed.say(
+                f"{n} images are few: a model of usual size learns them by heart, and its samples "
+                "are copies. Compare them with the training images, or train a smaller one."
+            )
+        if resume:
+            _check_same_model(_read_config(workdir)["config"], config, workdir)
+        torch.manual_seed(seed)
+        model = build.build_model(config, spec).to(chosen)
+        data_std = float(data.reference(1000).std())
+        trainer = Trainer(model, objective, settings, seed, data_std)
+        distributed.wait()  # all that can be wrong with the config has been found, by all
+        if distributed.is_writer():
+            make_workdir(workdir, overwrite)
+            saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
+            saved |= {"version": __version__}
+            (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+        if resume:
+            checkpoint = load_checkpoint(workdir)
+            if checkpoint is None:
+                raise RunError(f"Nothing to resume in {workdir}: no checkpoint there can be read.")
+            if not checkpoint.training:
+                raise RunError(
+                    f"{workdir} was imported without its optimiser: it cannot be resumed."
+                )
+            trainer.restore(checkpoint)
+            distributed.say(f"resumed {workdir} at step {trainer.step}")
+        parameters = sum(p.numel() for p in model.parameters())
+        many = f" and {distributed.size() - 1} more processes" if distributed.size() > 1 else ""
+        distributed.say(
+            f"training {type(model.net).__name__} ({parameters:,} parameters) under {model.sde} "
+            f"on {chosen}{many}, into {workdir}"
+        )
+        saved_config = _plain(config)
         count = settings.sample_images if spec.is_image else 20 * sampling.batch_size
         cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
-        samples = run.sample(count, **(cheap if settings.sample_nfe else {}))
-        picture = picture_of(samples.x, spec)
-        if picture is not None:
-            save_png(picture, workdir / "progress" / f"step_{trainer.step:08d}.png")
-            logger.image(trainer.step, "samples", picture)
 
-    try:
-        trainer.run(data, chosen, logger, save, draw)
-        save()
-        draw()
-    except KeyboardInterrupt:
-        save()
-        print(f"\nstopped; step {trainer.step} is saved. Go on with --resume.")
-        raise
-    finally:
-        logger.close()
-    print(f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}")
-    return load(workdir, device=device)
+        def sampler(score: ScoreModel) -> Callable[[], Tensor]:
+            run = Run(workdir, model.sde, score, spec, saved_config, 0, data_std)
+
+            def draw() -> Tensor:
+                score.eval()  # the next update sets the weights as trained back to training
+                return run.sample_shared(count, **(cheap if settings.sample_nfe else {})).x
+
+            return draw
+
+        samplers = {"": sampler(model.with_net(trainer.ema.net)), "_raw": sampler(model)}
+        try:
+            Session(workdir, trainer, spec, samplers, bool(resume), saved_config).train(data)
+        except OSError as error:
+            raise RunError(
+                f"{workdir} cannot be written ({error}). The last checkpoint is kept; free some "
+                "space and go on with --resume."
+            ) from error
+        except Interrupted:
+            distributed.say(f"\nstopped; step {trainer.step} is saved. Go on with --resume.")
+            raise
+        distributed.say(
+            f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}"
+        )
+        distributed.wait()
+        return load(workdir, device=str(chosen))
+
+
+def make_average(
+    workdir: str | Path, sigma_rel: float, step: int | None = None, device: str = "auto"
+) -> Run:
+    """An average of relative width sigma_rel from a run's snapshots (2312.02696), kept in the run.
+
+    It is then the weights "sigma_rel_<width>" of `load` and of --weights. step: of the snapshot it
+    ends at, the last when None. Raises CheckpointError for a run without snapshots.
+    """
+    workdir = Path(workdir)
+    at, state = reconstruct(workdir, sigma_rel, step)
+    name = save_average(workdir, sigma_rel, at, state)
+    print(f"the average of relative width {sigma_rel:g} at step {at}; use it with --weights {name}")
+    return load(workdir, name, device)
 
 
 def sample_to_files(
@@ -302,17 +372,21 @@ def sample_to_files(
     """
     if num_samples < 1:
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
-    run = load(workdir, weights, device)
-    result = run.sample(num_samples, first_seed, progress=True, **changes)
-    print(result)
-    name = f"{result.settings['method']}_{result.nfe}_evaluations"
-    folder = Path(out) if out else Path(workdir) / "samples" / name
-    _empty_sample_folder(folder)
-    _write_samples(folder, result.x, run.data_spec, range(first_seed, first_seed + num_samples))
-    facts = {"num_samples": num_samples, "first_seed": first_seed, "weights": weights}
-    facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds, **result.settings}
-    (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{num_samples} samples are in {folder}")
+    with distributed.processes(pick_device(device)) as chosen:
+        run = load(workdir, weights, str(chosen))
+        result = run.sample_shared(num_samples, first_seed, progress=True, **changes)
+        distributed.say(str(result))
+        name = f"{result.settings['method']}_{result.nfe}_evaluations"
+        folder = Path(out) if out else Path(workdir) / "samples" / name
+        if distributed.is_writer():
+            _empty_sample_folder(folder)
+            seeds = range(first_seed, first_seed + num_samples)
+            _write_samples(folder, result.x, run.data_spec, seeds)
+            facts = {"num_samples": num_samples, "first_seed": first_seed, "weights": weights}
+            facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds}
+            facts |= result.settings
+            (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
+        distributed.say(f"{num_samples} samples are in {folder}")
     return folder
 
 

@@ -1,6 +1,8 @@
 """What many tests need: every process, and small data whose score is known."""
 
 import math
+import shutil
+import subprocess
 from dataclasses import dataclass
 
 import pytest
@@ -33,6 +35,31 @@ class QuarterSDE(SDE):
 
     def sigma(self, t):
         return torch.sin(t * math.pi / 2)
+
+
+@pytest.fixture
+def one_thread():
+    """Small networks on a busy machine spend their time waiting for the second thread."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(megabytes): a folder on a file system of this size (root can mount, on Linux)."""
+    folder = tmp_path / "small"
+
+    def make(megabytes: int):
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a tmpfs needs root")
+        return folder
+
+    yield make
+    if folder.is_mount():
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # a failed file may be open
 
 
 PROCESSES = {
@@ -83,12 +110,3 @@ def mixture() -> GaussianMixture:
 def times_of(sde: SDE, n: int = 9) -> torch.Tensor:
     """Float64 times spread over the process, away from the ends of a table's segments."""
     return torch.linspace(sde.t_min * 1.7, sde.t_max * 0.99, n, dtype=torch.float64)
-
-
-@pytest.fixture
-def one_thread():
-    """For tests of many small networks, where a second thread is mostly waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

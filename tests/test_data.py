@@ -421,3 +421,12 @@ def test_density_pictures_point_up():
 
 def test_modules_here_are_importable_by_dotted_path():
     assert "test_data" in sys.modules
+
+
+def test_images_of_one_colour_are_counted_and_named(tmp_path):
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = np.full_like(pixels, 7) if i in (2, 5) else pixels
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    notes = load_data(str(tmp_path)).notes
+    assert "2 of 6 images are of one colour, the first: 2.png" in notes

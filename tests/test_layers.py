@@ -15,7 +15,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"likelihood"},  # above sampling, whose ODE wrapper, grids and noise it shares
     {"training", "verify", "convert"},
     {"build"},
-    {"run"},
+    {"run", "runs"},
     {"exchange"},
     {"cli"},
 ]

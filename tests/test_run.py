@@ -177,7 +177,13 @@ def test_resume_goes_on_bit_for_bit(work):
         [json.loads(k) for k in (work / d / "log.jsonl").read_text().splitlines()]
         for d in ("whole", "parts")
     ]
-    assert [k["loss"] for k in logs[0][2:]] == [k["loss"] for k in logs[1][4:]]
+    for key in ("step", "loss", "loss_smooth", "grad_norm", "lr"):
+        assert [k[key] for k in logs[0]] == [k[key] for k in logs[1]], key
+    bins = [{k: v for k, v in line.items() if "/" in k} for log in logs for line in log]
+    assert bins[:4] == bins[4:]
+    for end in ("", "_raw"):
+        a, b = (work / d / "progress" / f"step_00000004{end}.png" for d in ("whole", "parts"))
+        assert a.read_bytes() == b.read_bytes()
 
 
 def test_vectors_train_and_sample_too(work):
@@ -190,7 +196,7 @@ def test_vectors_train_and_sample_too(work):
     assert Image.open(folder / "grid.png").size == (256, 256)
 
 
-def test_a_folder_of_users_images_from_start_to_end(work):
+def test_a_folder_of_users_images_from_start_to_end(work, capsys):
     for i in range(9):
         pixels = np.random.default_rng(i).integers(0, 256, (18, 30, 4), dtype=np.uint8)
         (work / "mine" / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -199,6 +205,8 @@ def test_a_folder_of_users_images_from_start_to_end(work):
     assert command(*common, "--data", "mine", "--workdir", "a") == 2  # 18 does not divide by 4
     sized = ["--config.data.size=(20, 32)", "--config.data.resize=pad"]
     assert command(*common, *sized, "--data", "mine", "--workdir", "a", "--overwrite") == 0
+    printed = capsys.readouterr().out
+    assert "9 images are few" in printed and "2 classes found" in printed
     assert command("--workdir", "a", "--mode", "sample", "--num_samples", "2", "--nfe", "3") == 0
     picture = next((work / "a" / "samples").rglob("000001.png"))
     assert Image.open(picture).size == (32, 20)
@@ -274,7 +282,7 @@ def test_bad_command_lines_get_a_sentence_and_exit_2(work, capsys, arguments, me
         (["--steps", "3", "--nfe", "3"], "not both"),
         (["--sampler", "heun", "--option", "eta=1"], "Unknown option of heun 'eta'"),
         (["--option", "eta"], "must read name=value"),
-        (["--weights", "averaged"], "ema or model"),
+        (["--weights", "averaged"], "must be one of .*ema.*model.*averaged"),
         (["--batch_size", "0"], "batch_size must be >= 1"),
     ],
 )

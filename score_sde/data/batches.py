@@ -2,13 +2,15 @@
 
 Batch k takes positions kB .. kB + B - 1 of an endless sequence that runs through a fresh
 permutation of the data in every epoch. A resumed run therefore sees what the uninterrupted one
-would have seen, and nothing about the order has to be saved.
+would have seen, and nothing about the order has to be saved. Of many processes each takes its
+``rows`` of every batch, so that together they see what one would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +24,13 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 class EndlessSampler:
-    """Index lists of a batch each, from step ``start`` on."""
+    """Index lists of a batch each, or of its ``rows``, from step ``start`` on."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, start: int = 0):
+    def __init__(
+        self, n: int, batch_size: int, seed: int, start: int = 0, rows: range | None = None
+    ):
         self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start
+        self.rows = range(batch_size) if rows is None else rows
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.n)
@@ -35,7 +40,8 @@ class EndlessSampler:
         epoch, order = -1, np.empty(0, np.int64)
         while True:
             indices = []
-            for p in range(position, position + self.batch_size):
+            for row in self.rows:
+                p = position + row
                 if p // self.n != epoch:
                     epoch = p // self.n
                     order = self._epoch(epoch)
@@ -44,9 +50,15 @@ class EndlessSampler:
             position += self.batch_size
 
 
-def _flip(x: Tensor, seed: int, step: int) -> Tensor:
-    """Half of the images mirrored, which ones being a function of (seed, step)."""
-    mirrored = torch.from_numpy(np.random.default_rng([seed, step, 1]).random(len(x)) < 0.5)
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The items of one batch."""
+    return next(islice(EndlessSampler(n, batch_size, seed, step), 1))
+
+
+def _flip(x: Tensor, seed: int, step: int, rows: range) -> Tensor:
+    """Half of the images mirrored: which ones is a function of (seed, step, row of the batch)."""
+    drawn = np.random.default_rng([seed, step, 1]).random(rows.stop)[rows.start :]
+    mirrored = torch.from_numpy(drawn < 0.5)
     return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(-1), x)
 
 
@@ -59,25 +71,38 @@ class ArrayData:
     spec: DataSpec
     flip: bool = False
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    def name_of(self, i: int) -> str:
+        """What people call item i: its file, or its number."""
+        return self.names[i] if self.names else f"item {i}"
 
     def reference(self, n: int) -> Tensor:
         """The first n items in the model's range, for statistics and pictures."""
         return self.spec.to_model(self.raw[:n])
 
     def batches(
-        self, batch_size: int, seed: int, start: int = 0, device: torch.device | str = "cpu"
+        self,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        device: torch.device | str = "cpu",
+        rows: range | None = None,
     ) -> Iterator[Batch]:
-        """Endless (x0 (B, *shape) float32 in the model's range, labels (B,) or None) on device."""
+        """Endless (x0 (B, *shape) float32 in the model's range, labels (B,) or None) on device.
+
+        rows: of each batch, if not all; what they hold does not depend on how it is divided.
+        """
         raw = self.raw.to(device)
         labels = None if self.labels is None else self.labels.to(device)
-        sampler = EndlessSampler(len(self), batch_size, seed, start)
+        sampler = EndlessSampler(len(self), batch_size, seed, start, rows)
         for step, indices in enumerate(sampler, start):
             chosen = torch.tensor(indices, device=raw.device)
             x = self.spec.to_model(raw[chosen])
-            x = _flip(x, seed, step) if self.flip else x
+            x = _flip(x, seed, step, sampler.rows) if self.flip else x
             yield x, None if labels is None else labels[chosen]
 
 
@@ -117,18 +142,29 @@ class StreamData:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def name_of(self, i: int) -> str:
+        """What people call item i: its file, or its number."""
+        names = getattr(self.dataset, "names", ())
+        return str(names[i]) if names else f"item {i}"
+
     def reference(self, n: int) -> Tensor:
         """The first n items in the model's range, for statistics and pictures."""
         items = _Items(self.dataset)
         return self.spec.to_model(torch.stack([items[i][0] for i in range(min(n, len(self)))]))
 
     def batches(
-        self, batch_size: int, seed: int, start: int = 0, device: torch.device | str = "cpu"
+        self,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        device: torch.device | str = "cpu",
+        rows: range | None = None,
     ) -> Iterator[Batch]:
         """As `ArrayData.batches`; the loader's workers read ahead."""
+        sampler = EndlessSampler(len(self), batch_size, seed, start, rows)
         loader = DataLoader(
             _Items(self.dataset),
-            batch_sampler=EndlessSampler(len(self), batch_size, seed, start),
+            batch_sampler=sampler,
             num_workers=self.workers,
             pin_memory=torch.device(device).type == "cuda",
             persistent_workers=False,
@@ -136,7 +172,7 @@ class StreamData:
         labelled = bool(self.spec.classes)
         for step, (raw, labels) in enumerate(loader, start):
             x = self.spec.to_model(raw.to(device, non_blocking=True))
-            x = _flip(x, seed, step) if self.flip else x
+            x = _flip(x, seed, step, sampler.rows) if self.flip else x
             yield x, labels.to(device) if labelled else None
 
 

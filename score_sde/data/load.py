@@ -98,6 +98,13 @@ def load_data(
     if flip and len(data.spec.shape) != 3:
         raise DataError(f"data.flip needs images; items of {name} have shape {data.spec.shape}.")
     data.flip = flip
+    if isinstance(data, ArrayData) and data.spec.is_image:
+        flat = data.raw.flatten(1)
+        constant = (flat.amax(1) == flat.amin(1)).nonzero().flatten().tolist()
+        if constant:
+            first = data.name_of(constant[0])
+            note = f"{len(constant)} of {len(data)} images are of one colour, the first: {first}"
+            data.notes = (*data.notes, note)
     check_batch(data.reference(min(len(data), 256)), data.spec)
     return data
 
@@ -226,7 +233,7 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
     if fits:
         labels = torch.tensor(scanned.labels) if classes else None
-        return ArrayData(raw, labels, spec, notes=notes)
+        return ArrayData(raw, labels, spec, notes=notes, names=scanned.names)
     return StreamData(scanned, spec, workers=workers, notes=notes)
 
 

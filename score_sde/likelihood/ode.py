@@ -106,9 +106,7 @@ class Likelihood:
     @property
     def mean_stderr(self) -> float:
         """Standard error of the mean over the samples (and so over the probes as well)."""
-        return (
-            float(self.nats.std() / math.sqrt(len(self.nats))) if len(self.nats) > 1 else math.nan
-        )
+        return _stderr(self.nats)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Confidence interval of nats over probes, by Student's t with probes - 1 degrees."""
@@ -126,12 +124,17 @@ class Likelihood:
         unit, values = "nats", self.nats
         if self.levels is not None:
             unit, values = "bits/dim", self.bits_per_dim
-        error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
         return (
-            f"{float(values.mean()):.4f} +- {error:.4f} {unit} over {len(values)} samples; "
-            f"NFE {self.nfe}, solver error {float(self.solver_error.nanmean()):.1g} nats; {settings}"
+            f"{float(values.mean()):.4f} +- {_stderr(values):.4f} {unit} over {len(values)} "
+            f"samples; NFE {self.nfe}, solver error {float(self.solver_error.nanmean()):.1g} nats; "
+            f"{settings}"
         )
+
+
+def _stderr(values: Tensor) -> float:
+    """Standard error of the mean of values (B,); nan for one."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def check_state(score: ScoreFn, x: Tensor) -> None:
@@ -332,8 +335,9 @@ class _Solve:
         noise = source.draw().flatten(1).to(y) if self.truncation == "bound" else None
         z = self.frame.to_z(y if noise is None else y + low * noise, low)
         first = flow.slopes(z, self.clock.u(low))
+        assert flow.first is not None
         score, traces = flow.first
-        correction = 0.0
+        correction = torch.zeros_like(traces)
         if self.truncation == "corrected":
             heat = [traces + score.square().sum(1)]
             for v in (2, 3):
@@ -341,7 +345,8 @@ class _Solve:
                 score, traces = flow.score_y(self.frame.to_z(y, level), level)
                 heat.append(traces + score.square().sum(1))
             weights = polynomial_weights([1, 2, 3], 0, 1)
-            correction = 0.5 * low**2 * sum(w * h for w, h in zip(weights, heat, strict=True))
+            for weight, value in zip(weights, heat, strict=True):
+                correction = correction + 0.5 * low**2 * weight * value
 
         end, growth, error = self._integrate(flow, z, first, low, high)
         latent = flow.state(end, high)
@@ -370,30 +375,27 @@ class _Solve:
             change = (found.z * found.z_change).sum(1) + found.growth_change.mean(0)
             return found.z, found.growth, change.abs()
         width = z.shape[1]
+        # Tolerances are for the rms over coordinates; errors of log p add up over them.
+        share = max(0.5, min(1.0, math.sqrt(8 / width)))
+        state = torch.cat([z, torch.zeros_like(first[1].T)], 1)
+        whole = self._adapt(flow, state, start, end, share)
+        check = self._adapt(flow.part(4), state[:4], start, end, 0.1 * share)
+        error = torch.full_like(z[:, 0], math.nan)
+        error[:4] = (_at_end(whole[:4], width) - _at_end(check, width)).abs()
+        return whole[:, :width], whole[:, width:].T, error
 
-        def field(u: Tensor, state: Tensor, flow: Flow = flow) -> Tensor:
+    def _adapt(self, flow: Flow, state: Tensor, start: float, end: float, share: float) -> Tensor:
+        """(z, growth) (B, D + K) at time end, by torchdiffeq at a share of the tolerance."""
+        width = len(state[0]) - (1 if flow.probes is None else len(flow.probes))
+
+        def field(u: Tensor, state: Tensor) -> Tensor:
             dz, growth = flow.slopes(state[:, :width], float(u))
             return torch.cat([dz, growth.T], 1)
 
-        # Tolerances are for the rms over coordinates; errors of log p add up over them.
-        share = max(0.5, min(1.0, math.sqrt(8 / width)))
-
-        def solved(z: Tensor, flow: Flow, tighter: float = share) -> Tensor:
-            state = torch.cat([z, torch.zeros_like(first[1].T[: len(z)])], 1)
-            u = torch.tensor([start, end], dtype=torch.float64)
-            return solve_ode(
-                lambda u, state: field(u, state, flow), state, u[0], u[1],
-                self.settings["rtol"] * tighter, self.settings["atol"] * tighter, self.solver,
-                self.settings["max_evaluations"],
-            )  # fmt: skip
-
-        found = solved(z, flow)
-        again = flow.part(4)
-        check = solved(z[:4], again, 0.1 * share)
-        off = (_at_end(found[:4], width) - _at_end(check, width)).abs()
-        error = torch.full_like(z[:, 0], math.nan)
-        error[:4] = off
-        return found[:, :width], found[:, width:].T, error
+        u = torch.tensor([start, end], dtype=torch.float64)
+        rtol, atol = self.settings["rtol"] * share, self.settings["atol"] * share
+        most = self.settings["max_evaluations"]
+        return solve_ode(field, state, u[0], u[1], rtol, atol, self.solver, most)
 
 
 def _at_end(state: Tensor, width: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 checkpoints/step_00001000/
     model.safetensors   weights as trained          ema.safetensors   their average
-    training.pt         optimisers' state           meta.json         step, seconds, counters
+    ema_*.safetensors   further averages            training.pt       optimisers' state
+    meta.json           step, seconds, counters, and a checksum of every other file
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,16 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class Checkpoint:
-    """What is needed to go on: weights, their average, optimisers, and counters."""
+    """What is needed to go on: weights, their averages, optimisers, and counters.
+
+    averages: further ones beside ``ema``, by name.
+    """
 
     model: State
     ema: State
     training: dict[str, Any]
     meta: dict[str, Any]
+    averages: dict[str, State] = field(default_factory=dict)
 
 
 def _folder(run: Path, step: int) -> Path:
@@ -47,6 +53,9 @@ def steps_of(run: Path) -> list[int]:
 
 
 def _sync(path: Path) -> None:
+    """To the disk, with what the path holds; Windows does so by itself and has no call for it."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -54,48 +63,121 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def save_checkpoint(run: Path, step: int, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write a checkpoint atomically and delete all but the newest ``keep``.
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file, in hexadecimal."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return f"{total:08x}"
+
+
+def save_tensors(path: Path, state: State) -> None:
+    """Write tensors to a .safetensors file that is complete or not there."""
+    partial = path.with_name(f".partial_{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial)
+        _sync(partial)
+        partial.rename(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written ({error}).") from error
+
+
+def _bytes_of(value: Any) -> int:
+    """Of all tensors in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value
+    return sum(map(_bytes_of, items)) if isinstance(value, dict | list | tuple) else 0
+
+
+def save_checkpoint(
+    run: Path, step: int, checkpoint: Checkpoint, keep: int = 2, keep_every: int = 0
+) -> Path:
+    """Write a checkpoint atomically; delete all but the newest ``keep`` and every keep_every-th.
 
     Everything goes to a temporary folder, to the disk, and is then renamed: a crash leaves the
-    previous checkpoints as they were. Raises CheckpointError when the disk is full.
+    previous checkpoints as they were. keep 0 deletes none; keep_every counts steps of training, 0
+    for none. Raises CheckpointError when the disk is full.
     """
     target, partial = _folder(run, step), run / "checkpoints" / f".partial_{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in (run / "checkpoints").glob(".partial_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        for name, state in (("model", checkpoint.model), ("ema", checkpoint.ema)):
+        states = {"model": checkpoint.model, "ema": checkpoint.ema, **checkpoint.averages}
+        for name, state in states.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, partial / f"{name}.safetensors")
         torch.save(checkpoint.training, partial / "training.pt")
-        (partial / "meta.json").write_text(json.dumps({"step": step, **checkpoint.meta}, indent=1))
-        for path in partial.iterdir():
+        sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+        meta = {"step": step, **checkpoint.meta, "checksums": sums}
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        for path in (*partial.iterdir(), partial):
             _sync(path)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _sync(target.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"Save failed ({error}). Previous checkpoints are kept.") from error
+        needed, free = _bytes_of(vars(checkpoint)), shutil.disk_usage(run).free
+        room = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        why = f"No space left on device: {room}" if free < needed else str(error)
+        raise CheckpointError(f"Save failed ({why}). Previous checkpoints are kept.") from error
     for old in steps_of(run)[:-keep] if keep > 0 else []:
-        shutil.rmtree(_folder(run, old), ignore_errors=True)
+        if not (keep_every and old % keep_every == 0):
+            shutil.rmtree(_folder(run, old), ignore_errors=True)
     return target
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    if not (folder / "meta.json").is_file():
+        raise CheckpointError("no meta.json")
+    return json.loads((folder / "meta.json").read_text())
+
+
+def _check(path: Path, meta: dict[str, Any]) -> Path:
+    """The path, if the file is there and has the checksum that was written down."""
+    expected = meta.get("checksums", {}).get(path.name)
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is missing")
+    if expected is not None and _checksum(path) != expected:
+        raise CheckpointError(f"the checksum of {path.name} differs")
+    return path
+
+
+def averages_of(run: Path, step: int) -> list[str]:
+    """Names of the weights in a checkpoint: model, ema, and further averages."""
+    return sorted(path.stem for path in _folder(run, step).glob("*.safetensors"))
+
+
 def load_weights(run: Path, step: int, which: str) -> State:
-    """Weights of a checkpoint on the CPU; which is "ema" or "model"."""
-    return load_file(_folder(run, step) / f"{which}.safetensors")
+    """Weights of a checkpoint on the CPU; which is "ema", "model" or another average's name.
+
+    Raises CheckpointError if they are damaged.
+    """
+    folder = _folder(run, step)
+    try:
+        return load_file(_check(folder / f"{which}.safetensors", _read_meta(folder)))
+    except (CheckpointError, SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {step} is damaged: {error}.") from error
 
 
 def load_checkpoint(run: Path) -> Checkpoint | None:
     """The newest readable checkpoint, or None; a damaged one is named and the one before used."""
-    for step in reversed(steps_of(run)):
-        folder = _folder(run, step)
+    for folder in sorted((run / "checkpoints").glob("step_*"), reverse=True):
         try:
-            training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-            meta = json.loads((folder / "meta.json").read_text())
-            model, ema = (load_weights(run, step, which) for which in ("model", "ema"))
-            return Checkpoint(model, ema, training, meta)
+            meta = _read_meta(folder)
+            names = [path.stem for path in folder.glob("*.safetensors")]
+            states = {name: load_file(_check(folder / f"{name}.safetensors", meta))
+                      for name in {"model", "ema", *names}}  # fmt: skip
+            training_file = _check(folder / "training.pt", meta)
+            training = torch.load(training_file, map_location="cpu", weights_only=True)
+            return Checkpoint(states.pop("model"), states.pop("ema"), training, meta, states)
         except Exception as error:  # whatever a damaged file provokes in its reader
-            print(f"checkpoint {step} is damaged ({type(error).__name__}); trying the one before")
+            step = int(folder.name.removeprefix("step_"))
+            print(f"checkpoint {step} is damaged ({error}); trying the one before")
     return None

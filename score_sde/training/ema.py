@@ -21,16 +21,31 @@ def power_of(sigma_rel: float) -> float:
     return float(np.max(roots.real))
 
 
+def _weights(net: nn.Module) -> list[Tensor]:
+    return list(net.parameters())
+
+
 class EMA:
     """A running average of a network's weights, in a network of its own (`ema.net`).
 
     decay: exponential average, warmed up as min(decay, (1 + n)/(10 + n)) after n updates.
+    halflife: the same by the number of updates after which a weight counts half.
     sigma_rel: instead, an average over a fixed fraction of the run so far (2312.02696), which
         needs no knowledge of its length.
-    The trained weights are read, never written.
+    The trained weights are read, never written. The average is float32 whatever autocast does.
     """
 
-    def __init__(self, net: nn.Module, decay: float = 0.9999, sigma_rel: float | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        decay: float = 0.9999,
+        sigma_rel: float | None = None,
+        halflife: float | None = None,
+    ):
+        if halflife is not None:
+            if not halflife > 0:
+                raise ValueError(f"training.ema_halflives must be above 0 (got {halflife}).")
+            decay = 0.5 ** (1 / halflife)
         if not 0 <= decay < 1:
             raise ValueError(f"training.ema_decay must lie in [0, 1) (got {decay}).")
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
@@ -44,9 +59,31 @@ class EMA:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Take the weights after one more step of training into the average."""
+        """Take the weights after one more step of training into the average.
+
+        Raises RuntimeError if, at the first update, a tensor that moved did not move here.
+        """
         self.updates += 1
-        averaged: list[Tensor] = list(self.net.parameters())
-        torch._foreach_lerp_(averaged, list(net.parameters()), 1 - self._decay())
-        for mine, live in zip(self.net.buffers(), net.buffers(), strict=True):
-            mine.copy_(live)
+        averaged, live = _weights(self.net), _weights(net)
+        before = [p.clone() for p in averaged] if self.updates == 1 else []
+        torch._foreach_lerp_(averaged, live, 1 - self._decay())
+        for mine, theirs in zip(self.net.buffers(), net.buffers(), strict=True):
+            mine.copy_(theirs)
+        if before:
+            self._check_followed(before, averaged, live)
+
+    def _check_followed(self, old: list[Tensor], new: list[Tensor], live: list[Tensor]) -> None:
+        moved = [not torch.equal(a, b) for a, b in zip(old, live, strict=True)]
+        followed = [not torch.equal(a, b) for a, b in zip(old, new, strict=True)]
+        missed = sum(m and not f for m, f in zip(moved, followed, strict=True))
+        if missed:
+            raise RuntimeError(
+                f"EMA update matched {sum(followed)} of the {sum(moved)} tensors that moved."
+            )
+
+    def distance(self, net: nn.Module) -> float:
+        """|averaged - live| / |live| over all weights: a lag that grows and grows is a fault."""
+        averaged, live = _weights(self.net), _weights(net)
+        with torch.no_grad():
+            apart = torch.stack(torch._foreach_norm(torch._foreach_add(averaged, live, alpha=-1)))
+            return float(apart.norm() / torch.stack(torch._foreach_norm(live)).norm())

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from score_sde.training import distributed
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels sigma/alpha that separate the bins
 BIN_NAMES = (
@@ -19,6 +24,27 @@ BIN_NAMES = (
 )
 
 
+def _which_bin(noise_level: Tensor) -> np.ndarray:
+    return np.digitize(noise_level.detach().cpu().double().numpy(), EDGES, right=True)
+
+
+def bin_names(noise_level: Tensor) -> list[str]:
+    """Names of the bins that noise levels (n,) fall into, each once, ascending."""
+    return [BIN_NAMES[i] for i in np.unique(_which_bin(noise_level))]
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory used so far, in GB: of the GPU, or of the process; NaN where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 1e9 if sys.platform == "darwin" else used * 1024 / 1e9
+
+
 class NoiseBins:
     """Mean error of eps in bins of the noise level, beside that of the trivial predictor."""
 
@@ -26,16 +52,28 @@ class NoiseBins:
         self._sums = np.zeros((3, len(BIN_NAMES)))
 
     def add(self, noise_level: Tensor, error: Tensor, trivial: Tensor) -> None:
-        """One batch; each (B,)."""
-        edges = torch.tensor(EDGES, dtype=torch.float64)
-        which = torch.bucketize(noise_level.detach().cpu().double(), edges).numpy()
-        rows = (torch.ones_like(error), error, trivial)
-        for row, values in zip(self._sums, rows, strict=True):
-            row += np.bincount(which, values.detach().cpu().double().numpy(), len(BIN_NAMES))
+        """One batch; each (B,). Values that are not finite are left out."""
+        values = torch.stack([torch.ones_like(error), error, trivial]).detach().cpu().double()
+        finite = torch.isfinite(values).all(0)
+        which = _which_bin(noise_level)[finite.numpy()]
+        for row, value in zip(self._sums, values[:, finite].numpy(), strict=True):
+            row += np.bincount(which, value, len(BIN_NAMES))
+
+    def sums(self) -> list[float]:
+        """What was added since the last `pop`, over all processes, for a checkpoint."""
+        return distributed.total(self._sums.ravel().tolist())
+
+    def restore(self, sums: list[float]) -> None:
+        """Go on from the sums of a checkpoint; one process takes them."""
+        if distributed.is_writer():
+            self._sums[:] = np.reshape(sums, self._sums.shape)
 
     def pop(self) -> dict[str, float]:
-        """Means since the last call, {"eps_error/0.1_to_0.3": ..., "trivial/...": ...}."""
-        count, error, trivial = self._sums
+        """Means since the last call, {"eps_error/0.1_to_0.3": ..., "trivial/...": ...}.
+
+        Of all processes, which must all call it.
+        """
+        count, error, trivial = np.reshape(self.sums(), self._sums.shape)
         result = {}
         for i in np.flatnonzero(count):
             result[f"eps_error/{BIN_NAMES[i]}"] = float(error[i] / count[i])
@@ -45,16 +83,32 @@ class NoiseBins:
 
 
 class Logger:
-    """Appends to log.jsonl and TensorBoard in a run directory."""
+    """Appends to log.jsonl, TensorBoard and Weights & Biases in a run directory.
 
-    def __init__(self, run: Path, tensorboard: bool = True):
+    resumed_at: drop what an earlier run has logged after this step; it will be logged again.
+    settings: shown beside the curves on Weights & Biases.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        tensorboard: bool = True,
+        wandb: bool = False,
+        resumed_at: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
         run.mkdir(parents=True, exist_ok=True)
+        resumed = resumed_at is not None
+        self._wandb = _start_wandb(run, dict(settings or {}), resumed) if wandb else None
+        if resumed_at is not None:
+            _cut_log(run / "log.jsonl", resumed_at)
         self._file = (run / "log.jsonl").open("a", buffering=1)
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only here
 
-            self._board = SummaryWriter(str(run / "tensorboard"))
+            purge = None if resumed_at is None else resumed_at + 1
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """One line of numbers at a step; NaN and inf become null in the JSON."""
@@ -63,15 +117,59 @@ class Logger:
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """A picture (H, W) or (H, W, 3), uint8, for TensorBoard."""
+        """A picture (H, W) or (H, W, 3), uint8, for TensorBoard and Weights & Biases."""
         if self._board is not None:
             layout = "HW" if pixels.ndim == 2 else "HWC"
             self._board.add_image(name, pixels, step, dataformats=layout)
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(run: Path, settings: dict[str, Any], resumed: bool) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            "training.wandb=True needs Weights & Biases: pip install 'score-sde[wandb]'."
+        ) from error
+    path = run / "wandb_id.txt"
+    if not (resumed and path.is_file()):
+        path.write_text(secrets.token_hex(4))
+    return wandb.init(
+        project="score_sde",
+        name=run.name,
+        dir=str(run),
+        config=settings,
+        id=path.read_text().strip(),
+        resume="allow",
+    )
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Keep the lines up to a step; a last line that a crash has cut off goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    partial = path.with_name(".partial_log.jsonl")
+    partial.write_text("".join(kept))
+    partial.replace(path)

@@ -11,54 +11,72 @@ from torch import Tensor, nn
 OPTIMIZERS = ("adam", "muon")
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly, by a quintic Newton-Schulz iteration.
 
-    matrices (N, rows, columns) -> the same shape with singular values near 1, in bfloat16 where
-    the iteration runs. Coefficients of Jordan et al. (2024), "Muon".
+    matrices (N, rows, columns) -> the same shape with singular values near 1, in ``dtype``, in
+    which the iteration runs. Coefficients of Jordan et al. (2024), "Muon".
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
+
+
+def _memory_order(weight: Tensor) -> tuple[int, ...]:
+    """Axes in the order they have in memory. Orthogonalisation does not mind that of columns."""
+    last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return (0, 2, 3, 1) if last else tuple(range(weight.ndim))
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each weight matrix is orthogonalised (Jordan et al., 2024).
 
     For weights of at least two axes; convolutions count as matrices (out, in * kernel). Weights
-    of equal shape are orthogonalised together.
+    of equal shape are orthogonalised together, in ``dtype``.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.03, momentum: float = 0.95):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.03,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
         super().__init__(params, dict(lr=lr, momentum=momentum))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update; ``closure`` is part of the interface and not used."""
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault((p.shape[0], p[0].numel()), []).append(p)
-            for (rows, columns), params in by_shape.items():
-                updates = []
-                for p in params:
-                    state = self.state[p]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(p)
-                    gradient = cast(Tensor, p.grad)
-                    momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                    nesterov = gradient.lerp(momentum, group["momentum"])
-                    updates.append(nesterov.reshape(rows, columns))
+            params = [p for p in group["params"] if p.grad is not None]
+            gradients = [cast(Tensor, p.grad) for p in params]
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+            for p, update in zip(params, nesterov, strict=True):
+                order, shape = _memory_order(p), (p.shape[0], p[0].numel())
+                matrices = (p.permute(order).view(shape), update.permute(order).reshape(shape))
+                by_shape.setdefault(shape, []).append(matrices)
+            for (rows, columns), pairs in by_shape.items():
                 scale = max(1.0, rows / columns) ** 0.5
-                for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
-                    p.add_(update.reshape(p.shape).to(p.dtype), alpha=-group["lr"] * scale)
+                stacked = torch.stack([update.to(self.dtype) for _, update in pairs])
+                updates = orthogonalize(stacked, dtype=self.dtype)
+                weights = [weight for weight, _ in pairs]
+                torch._foreach_add_(
+                    weights, list(updates.to(weights[0].dtype)), alpha=-group["lr"] * scale
+                )
 
 
 def make_optimizers(
@@ -68,6 +86,7 @@ def make_optimizers(
     betas: tuple[float, float],
     weight_decay: float,
     muon_lr: float,
+    muon_dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
     """Adam for everything, or Muon for the inner weight matrices and Adam for the rest.
 
@@ -85,7 +104,7 @@ def make_optimizers(
         adam(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, fused=fused)
     ]
     if matrices:
-        optimizers.append(Muon(matrices, lr=muon_lr))
+        optimizers.append(Muon(matrices, lr=muon_lr, dtype=muon_dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

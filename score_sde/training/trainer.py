@@ -1,90 +1,42 @@
-"""The training loop: batches in, weights and their average out.
+"""The training loop: batches in, weights and their averages out.
 
-All randomness of update k (times, noise, dropout) is a function of (seed, k), as is the order of
-the data. Nothing random has to be saved, and a run that is stopped and resumed goes on exactly as
-if it had not been.
+`Trainer.update` is the step: noise, loss, gradients, weights, averages. All randomness of update k
+is a function of (seed, k) and the place in the batch (`randomness`), as is the order of the data,
+so that a run that is stopped and resumed goes on exactly as if it had not been, and several passes
+or processes do together what one would.
 """
 
 from __future__ import annotations
 
+import math
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.data import Data
-from score_sde.losses import ScoreMatching, trivial_error
-from score_sde.models import ScoreModel
+from score_sde.data.batches import batch_indices
+from score_sde.losses import LossTerms, ScoreMatching, trivial_error
+from score_sde.models import PRECISIONS, ScoreModel
+from score_sde.training import distributed
 from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
-from score_sde.training.logs import Logger, NoiseBins
+from score_sde.training.errors import TrainingError, explained
+from score_sde.training.logs import Logger, NoiseBins, bin_names, peak_memory
 from score_sde.training.optim import learning_rate_factor, make_optimizers
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to try."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train.
-
-    batch_size: items an update. steps: updates of the whole run.
-    minutes: wall-clock limit of the whole run, resumed parts counted in, 0 for none; the run ends
-        at whichever of steps and minutes comes first, its learning rate having fallen in time.
-    optimizer: "adam", or "muon" for the convolutions and Adam for the rest.
-    lr, betas, weight_decay: of Adam. muon_lr: of Muon.
-    warmup_steps: the learning rate rises linearly over these.
-    decay: fraction of the run over whose end the learning rate falls linearly to 0.
-    grad_clip: largest norm of the gradient; 0 for none.
-    ema_decay, ema_sigma_rel: see `EMA`.
-    log_every, save_every, sample_every: updates between them; 0 for never (the end always saves).
-    keep: checkpoints that are kept.
-    sample_images, sample_nfe: images of a grid, and evaluations for each by dpmpp_2m; 0: by the
-        sampler of the config.
-    tensorboard: write TensorBoard files beside log.jsonl.
-    """
-
-    batch_size: int = 128
-    steps: int = 100_000
-    minutes: float = 0.0
-    optimizer: str = "adam"
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    muon_lr: float = 0.03
-    warmup_steps: int = 1000
-    decay: float = 0.0
-    grad_clip: float = 1.0
-    ema_decay: float = 0.9999
-    ema_sigma_rel: float | None = None
-    log_every: int = 50
-    save_every: int = 5000
-    sample_every: int = 5000
-    keep: int = 2
-    sample_images: int = 64
-    sample_nfe: int = 0
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be above 0 (got {getattr(self, name)}).")
-        if not self.minutes >= 0:
-            raise ValueError(f"training.minutes must be at least 0 (got {self.minutes}).")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"training.decay must lie in [0, 1] (got {self.decay}).")
+from score_sde.training.posthoc import make_snapshot_averages
+from score_sde.training.precision import set_precision
+from score_sde.training.randomness import StepRandomness
+from score_sde.training.settings import TrainingSettings
+from score_sde.training.stopping import Interrupted, StopSignals
 
 
 class Trainer:
-    """A model, its objective, optimisers and average: `update` does one step."""
-
-    MAX_BAD_STEPS = 20
+    """A model, its objective, optimisers and averages: `update` does one step."""
 
     def __init__(
         self,
@@ -96,13 +48,31 @@ class Trainer:
     ):
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
         self.data_std = data_std
+        self.device = next(model.net.parameters()).device
+        self.rows = distributed.share(settings.batch_size)
+        if not self.rows:
+            raise TrainingError(
+                f"training.batch_size={settings.batch_size} leaves nothing to some of the "
+                f"{distributed.size()} processes. Use a larger batch or fewer processes."
+            )
+        self.scaler = set_precision(model.precision, self.device)
         self.optimizers = make_optimizers(
             model.net, settings.optimizer, settings.lr, settings.betas,
-            settings.weight_decay, settings.muon_lr,
+            settings.weight_decay, settings.muon_lr, PRECISIONS[model.precision],
         )  # fmt: skip
         self.ema = EMA(model.net, settings.ema_decay, settings.ema_sigma_rel)
-        self.step, self.seconds, self.bad_steps = 0, 0.0, 0
+        self.averages = {f"ema_halflife_{h:g}": EMA(model.net, halflife=h)
+                         for h in settings.ema_halflives}  # fmt: skip
+        self.powers = make_snapshot_averages(model.net) if settings.ema_snapshot_every else {}
+        # The network as it is called; weights are read, averaged and saved from model.net itself.
+        self.called_net = distributed.wrap(model.net)
+        if settings.compile:
+            self.called_net = torch.compile(self.called_net)  # type: ignore[assignment]
+        self.called_model = model.with_net(self.called_net)
+        self.step, self.seconds, self.smooth_loss = 0, 0.0, math.nan
+        self.bad_steps, self.skipped_steps = 0, 0
         self.bins = NoiseBins()
+        self.name_row: Callable[[int], str] = "row {}".format
 
     @property
     def progress(self) -> float:
@@ -110,101 +80,217 @@ class Trainer:
         by_time = self.seconds / (60 * self.settings.minutes) if self.settings.minutes else 0.0
         return max(self.step / self.settings.steps, by_time)
 
-    def update(self, x0: Tensor, **condition: Any) -> dict[str, float]:
-        """One step on a batch x0 (B, ...); returns loss, gradient norm and learning rate."""
-        # Everything random below follows from (seed, step).
-        state = np.random.SeedSequence([self.seed, self.step]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0]) >> 1)
-        self.model.train()
-        terms = self.objective(self.model, x0, **condition)
-        loss = terms.loss.mean()
+    def update(self, x0: Tensor, **condition: Tensor) -> dict[str, float]:
+        """One step on this process's rows x0 of a batch; its part of the loss, the norm, the lr."""
+        settings, random = (
+            self.settings,
+            StepRandomness(self.seed, self.step, self.settings.batch_size),
+        )
+        random.for_times()
+        times = self.objective.draw_times(self.model, settings.batch_size, "cpu")
+        t, eps = times[self.rows.start : self.rows.stop].to(x0.device), random.noise(x0, self.rows)
+
+        self.called_net.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.settings.grad_clip or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.net.parameters(), limit))
+        terms = []
+        for part, last in self._passes():
+            random.for_layers(self.rows.start + part.start)
+            chosen = {name: value[part] for name, value in condition.items()}
+            with distributed.without_exchange(self.called_net, not last), explained(self.settings):
+                term = self.objective(self.called_model, x0[part], t[part], eps[part], **chosen)
+                loss = term.loss.sum() * (distributed.size() / settings.batch_size)
+                self.scaler.scale(loss).backward()
+            terms.append(LossTerms(*(value.detach() for value in term)))
+        merged = LossTerms(*(torch.cat(values) for values in zip(*terms, strict=True)))
+
+        norm = self._clip_gradient()
         factor = learning_rate_factor(
-            self.step, self.settings.warmup_steps, self.progress, self.settings.decay
+            self.step, settings.warmup_steps, self.progress, settings.decay
         )
-        if np.isfinite(norm):
+        if math.isfinite(norm):
             self.bad_steps = 0
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["base_lr"]
-                optimizer.step()
-            self.ema.update(self.model.net)
+                self.scaler.step(optimizer)
+            for ema in (self.ema, *self.averages.values(), *self.powers.values()):
+                ema.update(self.model.net)
         else:
-            self._count_bad_step(terms.t)
+            self._skip(merged)
+        self.scaler.update()
         self.step += 1
+        self._count(merged)
+        loss_here = float(merged.loss.sum()) / settings.batch_size
+        return {"loss": loss_here, "grad_norm": norm, "lr": factor * settings.lr}
+
+    def _passes(self) -> Iterator[tuple[slice, bool]]:
+        """Parts of this process's rows, at most batch_per_device each, and whether it is the last.
+
+        All processes make the same number of passes.
+        """
+        most = max(1, -(-self.settings.batch_size // distributed.size()))
+        count = -(-most // min(self.settings.batch_per_device or most, most))
+        n = len(self.rows)
+        for i in range(count):
+            part = slice(i * n // count, (i + 1) * n // count)
+            if part.stop > part.start:
+                yield part, part.stop == n
+
+    def _clip_gradient(self) -> float:
+        """Bring the gradient's norm below the limit; returns what it was."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        limit = self.settings.grad_clip or float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(self.model.net.parameters(), limit))
+
+    def _count(self, terms: LossTerms) -> None:
         log_snr = self.model.sde.log_snr(terms.t)
         trivial = trivial_error(self.model.sde, terms.t, self.data_std)
         self.bins.add(torch.exp(-0.5 * log_snr), terms.eps_error, trivial)
-        return {"loss": float(loss.detach()), "grad_norm": norm, "lr": factor * self.settings.lr}
 
-    def _count_bad_step(self, t: Tensor) -> None:
+    def _skip(self, terms: LossTerms) -> None:
+        """Count a step without a finite gradient, say what was in it, stop if it is one of many."""
         self.bad_steps += 1
-        if self.bad_steps >= self.MAX_BAD_STEPS:
+        self.skipped_steps += 1
+        bad = (~torch.isfinite(terms.loss)).nonzero().flatten().tolist()
+        levels = torch.exp(-0.5 * self.model.sde.log_snr(terms.t))
+        if bad:
+            names = [self.name_row(i) for i in bad[:3]] + ["..."] * (len(bad) > 3)
+            where = f"noise level {', '.join(bin_names(levels[bad]))}; {', '.join(names)}"
+            what = f"the loss of {len(bad)} of {len(terms.t)} items is not finite ({where})"
+        else:
+            what = "the gradient is not finite though the loss is"
+        if bad or distributed.is_writer():
+            print(f"\nstep {self.step}: {what}; skipped, {self.bad_steps} in a row", flush=True)
+        if self.bad_steps >= self.settings.max_bad_steps:
             raise TrainingError(
                 f"The gradient has not been finite for {self.bad_steps} steps, up to step "
-                f"{self.step} (t in [{float(t.min()):.3g}, {float(t.max()):.3g}]). The weights "
-                "are those before; saved checkpoints are untouched. Try half the lr, "
-                "model.precision=fp32, or training.grad_clip=1."
+                f"{self.step}: {what}. The weights are those before; saved checkpoints are "
+                "untouched. Try half the lr, model.precision=fp32, or training.grad_clip=1."
             )
 
+    # A run ------------------------------------------------------------------------------------
+
     def checkpoint(self) -> Checkpoint:
-        """All that is needed to go on."""
-        training = {"optimizers": [o.state_dict() for o in self.optimizers]}
-        meta = {"seconds": self.seconds, "ema_updates": self.ema.updates, "seed": self.seed}
-        return Checkpoint(self.model.net.state_dict(), self.ema.net.state_dict(), training, meta)
+        """All that is needed to go on; called by all processes."""
+        training = {
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+        }
+        more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
+        meta = {
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "ema_updates": {"ema": self.ema.updates, **{k: e.updates for k, e in more.items()}},
+            "loss_smooth": self.smooth_loss if math.isfinite(self.smooth_loss) else None,
+            "bad_steps": self.bad_steps,
+            "skipped_steps": self.skipped_steps,
+            "bins": self.bins.sums(),
+        }
+        states = {name: ema.net.state_dict() for name, ema in more.items()}
+        return Checkpoint(
+            self.model.net.state_dict(), self.ema.net.state_dict(), training, meta, states
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""
+        nothing = {"seed": self.seed, "seconds": 0.0, "loss_smooth": None, "bad_steps": 0}
+        meta = nothing | {"skipped_steps": 0, "ema_updates": {}, "bins": None} | checkpoint.meta
         self.model.net.load_state_dict(checkpoint.model)
-        self.ema.net.load_state_dict(checkpoint.ema)
-        states = checkpoint.training["optimizers"]
-        for optimizer, state in zip(self.optimizers, states, strict=True):
+        more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
+        for name, ema in {"ema": self.ema, **more}.items():
+            saved = checkpoint.ema if name == "ema" else checkpoint.averages.get(name)
+            ema.net.load_state_dict(checkpoint.model if saved is None else saved)
+            ema.updates = 0 if saved is None else meta["ema_updates"].get(name, meta["step"])
+        states = checkpoint.training.get("optimizers")
+        for optimizer, state in zip(self.optimizers, states, strict=True) if states else ():
             base = [group["base_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
             # The learning rate of the config counts, also when it was changed for the resumption.
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["base_lr"] = lr
-        self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
-        self.ema.updates, self.seed = checkpoint.meta["ema_updates"], checkpoint.meta["seed"]
+        if checkpoint.training.get("scaler"):
+            self.scaler.load_state_dict(checkpoint.training["scaler"])
+        self.step, self.seconds, self.seed = meta["step"], meta["seconds"], meta["seed"]
+        self.bad_steps, self.skipped_steps = meta["bad_steps"], meta["skipped_steps"]
+        self.smooth_loss = math.nan if meta["loss_smooth"] is None else meta["loss_smooth"]
+        if meta["bins"] is not None:
+            self.bins.restore(meta["bins"])
 
     def run(
         self,
         data: Data,
-        device: torch.device,
-        logger: Logger,
+        logger: Logger | None,
         save: Callable[[], None],
         draw: Callable[[], None],
+        each_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train to the end: ``save`` and ``draw`` are called at their intervals."""
-        settings = self.settings
-        batches = data.batches(settings.batch_size, self.seed, self.step, device)
+        """Train to the end: ``save`` and ``draw`` are called at their intervals.
+
+        logger: of the process that writes. Raises Interrupted, after ``save``, when a signal asks
+        for it.
+        """
+        settings, size = self.settings, self.settings.batch_size
+        batches = data.batches(size, self.seed, self.step, self.device, self.rows)
+        self.name_row = lambda row: data.name_of(
+            batch_indices(len(data), size, self.seed, self.step)[self.rows.start + row]
+        )
         started, before = time.perf_counter(), self.seconds
-        smooth, marked = None, (self.step, time.perf_counter())
+        marked = (self.step, time.perf_counter())
         form = "{percentage:3.0f}%|{bar:20}| {desc}"
-        bar = tqdm(total=1000, bar_format=form, mininterval=1.0)
-        while self.progress < 1:
-            x0, _ = next(batches)
-            values = self.update(x0)
-            self.seconds = before + time.perf_counter() - started
-            bar.update(min(round(1000 * self.progress), 1000) - bar.n)
-            smooth = values["loss"] if smooth is None else 0.98 * smooth + 0.02 * values["loss"]
-            if settings.log_every and self.step % settings.log_every == 0:
-                now = time.perf_counter()
-                speed = (self.step - marked[0]) * settings.batch_size / (now - marked[1])
-                eta = self.seconds * (1 / self.progress - 1)
-                marked = (self.step, now)
-                scalars = {**values, "loss_smooth": smooth, "images_per_second": speed}
-                scalars |= {"eta_seconds": eta, "seconds": self.seconds, **self.bins.pop()}
-                logger.scalars(self.step, scalars)
-                shown = f"step {self.step}, loss {smooth:.4f}, {speed:.0f} items/s, ETA {eta:.0f} s"
-                bar.set_description_str(shown, refresh=False)
-            if settings.save_every and self.step % settings.save_every == 0:
-                save()
-            if settings.sample_every and self.step % settings.sample_every == 0:
-                draw()
-            self.seconds = before + time.perf_counter() - started
-        bar.close()
+        quiet = not distributed.is_writer()
+        with (
+            StopSignals(impatient=distributed.size() == 1) as stop,
+            tqdm(total=1000, bar_format=form, mininterval=1.0, disable=quiet) as bar,
+        ):
+            while self.progress < 1:
+                x0, _ = next(batches)
+                values = self.update(x0)
+                here = before + time.perf_counter() - started if distributed.is_writer() else 0.0
+                values["loss"], self.seconds, stopping = distributed.total(
+                    [values["loss"], here, stop.number]
+                )
+                self._smooth(values["loss"])
+                bar.update(min(round(1000 * self.progress), 1000) - bar.n)
+                if settings.log_every and self.step % settings.log_every == 0:
+                    now = time.perf_counter()
+                    speed = (self.step - marked[0]) * size / (now - marked[1])
+                    marked = (self.step, now)
+                    scalars = self._scalars(values, speed, x0)
+                    if logger is not None:
+                        logger.scalars(self.step, scalars)
+                    shown = f"step {self.step}, loss {self.smooth_loss:.4f}, {speed:.0f} items/s"
+                    shown += f", ETA {scalars['eta_seconds']:.0f} s"
+                    bar.set_description_str(shown, refresh=False)
+                each_step()
+                if settings.save_every and self.step % settings.save_every == 0:
+                    save()
+                if settings.sample_every and self.step % settings.sample_every == 0:
+                    draw()
+                if stopping:
+                    save()
+                    raise Interrupted(stop.number or signal.SIGTERM)
+
+    def _smooth(self, loss: float) -> None:
+        if math.isfinite(loss):
+            old = loss if math.isnan(self.smooth_loss) else self.smooth_loss
+            self.smooth_loss = 0.98 * old + 0.02 * loss
+
+    def _scalars(self, values: dict[str, float], speed: float, x0: Tensor) -> dict[str, Any]:
+        """What is logged; the means of the noise bins are of all processes."""
+        low, high, spread = float(x0.min()), float(x0.max()), float(x0.std())
+        return {
+            **values,
+            "loss_smooth": self.smooth_loss,
+            "images_per_second": speed,
+            "eta_seconds": self.seconds * (1 / self.progress - 1),
+            "seconds": self.seconds,
+            "memory_gb": peak_memory(self.device),
+            "skipped_steps": self.skipped_steps,
+            "ema_distance": self.ema.distance(self.model.net),
+            "data/min": low,
+            "data/max": high,
+            "data/std": spread,
+            **self.bins.pop(),
+        }

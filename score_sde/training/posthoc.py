@@ -1,0 +1,120 @@
+r"""An average of any length, chosen after training (2312.02696, section 3 and appendix C).
+
+Power-function averages with profile p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t] are
+stored now and then for two values of gamma. Any other profile is close to a sum of stored ones:
+the coefficients c solve the least-squares problem A c = b of their inner products,
+
+    <p_a, p_b> = (g_a + 1)(g_b + 1) / (g_a + g_b + 1) min(t_a, t_b)^(g_a + g_b + 1)
+                 / (t_a^(g_a + 1) t_b^(g_b + 1)).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from score_sde.training.checkpoints import CheckpointError, State, save_tensors
+from score_sde.training.ema import EMA, power_of
+
+WIDTHS = (0.05, 0.1)  # sigma_rel of the averages that are stored, as in the paper
+
+
+def snapshot_state(averages: dict[float, EMA]) -> State:
+    """What a snapshot holds: each average's weights by width, and the buffers once."""
+    state: State = {}
+    for width, ema in averages.items():
+        state |= {f"{width:g}/{name}": value for name, value in ema.net.named_parameters()}
+        state |= {f"buffer/{name}": value for name, value in ema.net.named_buffers()}
+    return state
+
+
+def snapshot_path(run: Path, step: int) -> Path:
+    """Where the snapshot of a step is."""
+    return run / "snapshots" / f"step_{step:08d}.safetensors"
+
+
+def snapshot_steps(run: Path) -> list[int]:
+    """Steps of the snapshots of a run, ascending."""
+    return sorted(
+        int(path.stem.removeprefix("step_")) for path in (run / "snapshots").glob("step_*")
+    )
+
+
+def coefficients(
+    steps: list[int], widths: tuple[float, ...], target_step: int, sigma_rel: float
+) -> np.ndarray:
+    """Weights (len(steps), len(widths)) of the stored averages in the one asked for; sum 1."""
+    times = np.repeat(np.asarray(steps, np.float64), len(widths))
+    gammas = np.tile([power_of(width) for width in widths], len(steps))
+
+    def inner(t_a: np.ndarray, g_a: np.ndarray, t_b: np.ndarray, g_b: np.ndarray) -> np.ndarray:
+        ratio = np.where(t_a < t_b, (t_a / t_b) ** g_b, (t_b / t_a) ** g_a)
+        return (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))
+
+    matrix = inner(times[:, None], gammas[:, None], times, gammas)
+    wanted = inner(times, gammas, np.array(target_step, np.float64), np.array(power_of(sigma_rel)))
+    solution = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
+    return (solution / solution.sum()).reshape(len(steps), len(widths))
+
+
+def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[int, State]:
+    """The power-function average of relative width sigma_rel at a step, from a run's snapshots.
+
+    step: of a snapshot, the last when None. Raises CheckpointError if there are too few.
+    """
+    there = snapshot_steps(run)
+    if len(there) < 2:
+        raise CheckpointError(
+            f"{run} has {len(there)} snapshots and two are needed. Train with "
+            "training.ema_snapshot_every above 0 (a tenth of the run, say)."
+        )
+    step = there[-1] if step is None else step
+    if step not in there:
+        raise CheckpointError(f"{run} has no snapshot of step {step}; choose from {there}.")
+    steps = [s for s in there if s <= step]
+    result: dict[str, Tensor] = {}
+    for at, row in zip(steps, coefficients(steps, WIDTHS, step, sigma_rel), strict=True):
+        path = snapshot_path(run, at)
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    kind, _, name = key.partition("/")
+                    if kind == "buffer":
+                        result[name] = file.get_tensor(key)
+                        continue
+                    weight = float(row[[f"{w:g}" for w in WIDTHS].index(kind)])
+                    value = file.get_tensor(key).to(torch.float64) * weight
+                    result[name] = result[name] + value if name in result else value
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}). Delete it to go without.") from (
+                error
+            )
+    single = {k: v.float() if v.dtype == torch.float64 else v for k, v in result.items()}
+    return step, single
+
+
+def save_average(run: Path, sigma_rel: float, step: int, state: State) -> str:
+    """Keep a reconstructed average in the run; returns its name, for ``weights``."""
+    name = f"sigma_rel_{sigma_rel:g}"
+    save_tensors(run / "averages" / f"{name}.safetensors", state)
+    (run / "averages" / f"{name}.json").write_text(json.dumps({"step": step}) + "\n")
+    return name
+
+
+def load_average(run: Path, name: str) -> tuple[int, State] | None:
+    """The step and weights of an average that `save_average` has kept; None if there is none."""
+    path = run / "averages" / f"{name}.safetensors"
+    if not path.is_file():
+        return None
+    return json.loads(path.with_suffix(".json").read_text())["step"], load_file(path)
+
+
+def make_snapshot_averages(net: nn.Module) -> dict[float, EMA]:
+    """The averages that snapshots are taken of, by width."""
+    return {width: EMA(net, sigma_rel=width) for width in WIDTHS}
