@@ -40,9 +40,10 @@ class QuarterSDE(SDE):
 @pytest.fixture
 def one_thread():
     """Small networks on a busy machine spend their time waiting for the second thread."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
