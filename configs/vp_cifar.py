@@ -4,6 +4,7 @@
     vp_cifar:subvp     the same under sub-VP
     vp_cifar:ddpm      DDPM's discrete objective on its linear beta table (2006.11239)
     vp_cifar:cosine    the cosine schedule (2102.09672)
+    vp_cifar:iddpm     Improved DDPM: the cosine table with learned variances (2102.09672)
     vp_cifar:flow      flow matching: alpha = 1 - t, sigma = t, predicting the velocity (2210.02747)
     vp_cifar:small     3.1 M parameters, for a CPU
 
@@ -13,7 +14,7 @@ A field is changed by --config.section.field=value; fields that are None take a 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-VARIANTS = ("vp", "subvp", "ddpm", "cosine", "flow", "small")
+VARIANTS = ("vp", "subvp", "ddpm", "cosine", "iddpm", "flow", "small")
 
 
 def get_config(variant: str = "vp") -> ConfigDict:
@@ -70,6 +71,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     model.data_std = 0.5  # of the data in the model's range
     model.time_input = "time"  # the network is told 999 t; log_sigma: log(sigma/alpha)/4
     model.time_scale = placeholder(float)  # another factor than 999 or 1/4
+    model.learned_variance = False  # of the reverse steps; for the variance=learned of ancestral
     model.scale_input = placeholder(bool)  # inputs of unit variance; None: only for the target F
     model.precision = "fp32"  # or bf16 autocast; on CUDA also tf32, and fp16 with scaled gradients
 
@@ -80,6 +82,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     loss.steps = 1000  # of the chain, for discrete times
     loss.log_sigma_mean = -1.2  # of lognormal times
     loss.log_sigma_std = 1.2
+    loss.variance_weight = 0.0  # 0.001 with model.learned_variance and discrete times
     loss.stratified = False  # spread each batch evenly over the times
     loss.reduction = "mean"  # over coordinates; half_sum is Song's for VE
 
@@ -131,6 +134,13 @@ def get_config(variant: str = "vp") -> ConfigDict:
     elif variant == "cosine":
         config.sde = ConfigDict({"name": "cosine", "offset": 0.008})
         sampling.method = "ancestral"
+    elif variant == "iddpm":
+        config.sde = ConfigDict({"name": "table", "table": "cosine", "steps": 4000})
+        model.learned_variance = True
+        loss.times, loss.steps, loss.variance_weight = "discrete", 4000, 0.001
+        loss.t_min = placeholder(float)
+        sampling.method, sampling.steps = "ancestral", 250
+        sampling.options = ConfigDict({"variance": "learned"})
     elif variant == "flow":
         config.sde = ConfigDict({"name": "flow"})
         model.target = "velocity"

@@ -170,6 +170,10 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
     make = lookup(NETS, values.pop("name", "unet"), "net.name")
     accepted = inspect.signature(make).parameters
     facts: dict[str, Any] = {"shape": spec.shape}
+    if _section(config, "model").get("learned_variance") and "out_channels" not in values:
+        if "out_channels" not in accepted or len(spec.shape) != 3:
+            raise ConfigError("model.learned_variance needs images and a network like unet.")
+        facts["out_channels"] = 2 * spec.shape[0]
     if len(spec.shape) == 3:
         facts |= {"channels": spec.shape[0], "size": spec.shape[1:]}
     if len(spec.shape) == 1:
@@ -205,7 +209,14 @@ def _suits_channels_last(model: nn.Module) -> bool:
 
 def build_objective(config: Config) -> ScoreMatching:
     """The training objective."""
-    return _call(ScoreMatching, "loss", _section(config, "loss"), {})
+    objective = _call(ScoreMatching, "loss", _section(config, "loss"), {})
+    learned = bool(_section(config, "model").get("learned_variance"))
+    if learned != (objective.variance_weight > 0):
+        raise ConfigError(
+            f"model.learned_variance is {learned} but loss.variance_weight is "
+            f"{objective.variance_weight:g}: set both (0.001) or neither."
+        )
+    return objective
 
 
 def build_training(config: Config) -> TrainingSettings:

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from score_sde import exchange, run
+from score_sde import analysis, exchange, run
 from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
@@ -27,6 +27,9 @@ MODES = {
     "sample": "draw from a trained run",
     "ema": "make an average of the weights of another length (--sigma_rel) from a run's snapshots",
     "calibrate": "fit a time grid of adams to a run (--nfe), a recipe for --grid",
+    "likelihood": "nats or bits/dim of a --split, with errors (--bound, --probes, --repeats)",
+    "encode": "latents of a --split by the probability flow, and back",
+    "interpolate": "ways between items of a --split through their latents",
     "import": "make a run of another toolkit's --checkpoint (--option size=64 and the like)",
     "export": "write a run's weights for other tools (--format, --out)",
     "verify": "measure a sampler (--sampler) on data whose score is known",
@@ -95,7 +98,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("nfe", None, "Most network evaluations per sample, instead.", **text)
     flags.DEFINE_string("grid", None, f"Time grid: {', '.join(GRIDS)}, or a recipe.json.", **text)
     flags.DEFINE_multi_string("option", [], "Option of the sampler or import, name=value.", **text)
-    flags.DEFINE_integer("num_samples", 64, "How many samples.", **text)
+    flags.DEFINE_integer("num_samples", None, "How many samples (64), or items of a split.", **text)
     flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
     flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
     flags.DEFINE_string(
@@ -104,6 +107,11 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_float("sigma_rel", None, "Relative width of the average of --mode ema.", **text)
     flags.DEFINE_bool("wandb", False, "Log to Weights & Biases as well.", **text)
     flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
+    flags.DEFINE_string("split", "test", "Data of likelihood, encode, interpolate.", **text)
+    flags.DEFINE_integer("probes", None, "Of Hutchinson's estimate in --mode likelihood.", **text)
+    flags.DEFINE_integer("repeats", 1, "Dequantisations of an item in --mode likelihood.", **text)
+    flags.DEFINE_string("bound", "none", "Beside likelihood: chain, continuous, both.", **text)
+    flags.DEFINE_float("temperature", 1.0, "Factor on latents in --mode encode.", **text)
     flags.DEFINE_string("checkpoint", None, "File, folder or hub id to import.", **text)
     flags.DEFINE_string("format", "safetensors", "Of an export: safetensors, diffusers.", **text)
     flags.DEFINE_bool("thorough", False, "Calibrate order and density by error too.", **text)
@@ -265,9 +273,9 @@ def _dispatch(argv: Sequence[str]) -> None:
         raise UsageError(f"Unknown mode {values.mode!r}.{hint} Available: {', '.join(MODES)}.")
     if values.mode == "verify":
         sde = build_sde(values.config.to_dict()) if values.config else VPSDE()
-        steps = (values.steps,) if values.steps else (8, 16, 32, 64, 128)
         given = {"grid": values.grid, **(_options(values.option) or {})}
-        report = verify(sde, values.sampler or "heun", steps=steps, **_given(given))
+        given["steps"] = (values.steps,) if values.steps else None
+        report = verify(sde, values.sampler or "heun", **_given(given))
         print(report)
         folder = Path(values.out or values.workdir or "runs/verify")
         for path in save_report(report, folder):
@@ -289,6 +297,9 @@ def _dispatch(argv: Sequence[str]) -> None:
             raise UsageError("--mode ema needs --sigma_rel, for example --sigma_rel=0.08.")
         run.make_average(workdir, values.sigma_rel, values.steps, values.device)
         return
+    if values.mode in ("likelihood", "encode", "interpolate"):
+        _analyse(values, workdir)
+        return
     if values.mode == "calibrate":
         run.calibrate_run(
             workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device
@@ -305,8 +316,8 @@ def _dispatch(argv: Sequence[str]) -> None:
     if values.mode == "sample":
         changes = {**_sampling_overrides(values, argv), **_given(changes)}
         run.sample_to_files(
-            workdir, values.num_samples, values.first_seed, values.weights, values.out,
-            values.device, **changes,
+            workdir, 64 if values.num_samples is None else values.num_samples, values.first_seed,
+            values.weights, values.out, values.device, **changes,
         )  # fmt: skip
         return
     if values.config is None:
@@ -319,6 +330,28 @@ def _dispatch(argv: Sequence[str]) -> None:
         config.setdefault("training", {})["wandb"] = True
     resume = {"no": False, "yes": True}.get(values.resume, "auto")
     run.train(config, workdir, resume, values.overwrite, values.device)
+
+
+def _analyse(values: flags.FlagValues, workdir: Path) -> None:
+    """The modes that look at data through a run."""
+    common = {"weights": values.weights, "out": values.out, "device": values.device}
+    if values.mode == "likelihood":
+        options = {"probes": values.probes, "nfe": values.nfe, **(_options(values.option) or {})}
+        analysis.likelihood_to_files(
+            workdir, values.split, values.num_samples, bound=values.bound, repeats=values.repeats,
+            batch_size=values.batch_size or 64, resume=values.resume != "no",
+            options=_given(options), **common,
+        )  # fmt: skip
+        return
+    nfe = {} if values.nfe is None else {"nfe": values.nfe}
+    if values.mode == "encode":
+        count = 64 if values.num_samples is None else values.num_samples
+        analysis.encode_to_files(
+            workdir, values.split, count, temperature=values.temperature, **nfe, **common
+        )
+    else:
+        pairs = 6 if values.num_samples is None else values.num_samples
+        analysis.interpolate_to_files(workdir, values.split, pairs, **nfe, **common)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

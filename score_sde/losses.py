@@ -14,6 +14,10 @@ with another weight w on the error of the noise and another density p of times:
     output       ((alpha b - a sigma)/alpha)^2 plain squared error of the network's own output
 
 DDPM's discrete objective (2006.11239, eq. 14) is `simple` on a `TableSDE` with times "discrete".
+With learned variances Improved DDPM's hybrid (2102.09672, eq. 16) adds the terms of the bound,
+whose gradient is kept from the means:
+
+    KL( q(x_s | x_t, x_0) || N(mean(x_0_hat), beta^v beta~^(1 - v) I) ),    t = i/n, s = (i - 1)/n
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sdes import SDE
+from score_sde.states import expand
 
 
 class NoisePredictor(Protocol):
@@ -38,6 +43,9 @@ class NoisePredictor(Protocol):
 
     def eps(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The predicted noise in x (B, ...), like x."""
+
+    def eps_and_share(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The predicted noise and the share v of the variance, for models that learn it."""
 
     def row(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) with the network's output = a x_0 + b eps, like t."""
@@ -95,6 +103,8 @@ class ScoreMatching:
     t_min: smallest training time; that of the process when None. Song trains down to 1e-5.
     stratified: spread the batch evenly over the density (2107.00630, appendix I.1).
     reduction: "mean" over the coordinates, or Song's "half_sum".
+    variance_weight: of the bound's terms, for models with learned variances and discrete times;
+        0.001 in the paper, times ``steps`` terms, in bits per coordinate.
     """
 
     weighting: str = "simple"
@@ -105,6 +115,7 @@ class ScoreMatching:
     log_sigma_std: float = 1.2
     stratified: bool = False
     reduction: str = "mean"
+    variance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -116,6 +127,13 @@ class ScoreMatching:
                 raise ValueError(f"loss.{name} {value!r} is unknown; choose from {list(choices)}.")
         if self.steps < 1:
             raise ValueError(f"loss.steps must be at least 1 (got {self.steps}).")
+        if self.variance_weight < 0 or (self.variance_weight > 0 and self.times != "discrete"):
+            raise ValueError(
+                f"loss.variance_weight ({self.variance_weight}) must be at least 0, and needs "
+                "loss.times=discrete: a variance belongs to a step."
+            )
+        if self.variance_weight > 0 and self.steps < 2:
+            raise ValueError("loss.variance_weight needs loss.steps >= 2.")
 
     def draw_times(self, model: NoisePredictor, n: int, device: torch.device | str) -> Tensor:
         """n times from the density, float32 (n,). float64 inside where the device has it."""
@@ -170,9 +188,67 @@ class ScoreMatching:
         t = self.draw_times(model, x0.shape[0], x0.device) if t is None else t
         eps = torch.randn_like(x0) if eps is None else eps
         mean, std = model.sde.marginal(x0, t)
-        squared = (model.eps(mean + std * eps, t, **condition) - eps).square().flatten(1)
+        x, bound = mean + std * eps, torch.zeros(())
+        if self.variance_weight > 0:
+            guess, share = model.eps_and_share(x, t, **condition)
+            terms = self._variance_terms(model.sde, x0, x, guess.detach(), share, t)
+            bound = self.variance_weight * self.steps * terms
+        else:
+            guess = model.eps(x, t, **condition)
+        squared = (guess - eps).square().flatten(1)
         error = squared.mean(1) if self.reduction == "mean" else 0.5 * squared.sum(1)
-        return LossTerms(self.weights(model, t).to(error) * error, t, squared.detach().mean(1))
+        loss = self.weights(model, t).to(error) * error + bound.to(error)
+        return LossTerms(loss, t, squared.detach().mean(1))
+
+    def _variance_terms(
+        self, sde: SDE, x0: Tensor, x: Tensor, eps: Tensor, share: Tensor, t: Tensor
+    ) -> Tensor:
+        """The terms of the bound at t = i t_max/n, in bits per coordinate, (B,)."""
+        step = sde.t_max / self.steps
+        first = t < 1.5 * step
+        s = (t - step).clamp(min=0.5 * step)  # of the first step nothing is used but x_0
+        guess = (x - expand(sde.sigma(t), x) * eps) / expand(sde.alpha(t), x)
+        std = reverse_std(sde, s, t, share)
+        mean, exact_std = sde.posterior(x0, x, s, t)
+        kl = gaussian_kl(mean, exact_std, sde.posterior(guess, x, s, t)[0], std)
+        low, high = first_stds(sde, torch.tensor([step, 2 * step], dtype=torch.float64))
+        spread = expand(low, x) ** (1 - share) * expand(high, x) ** share
+        log_p = log_normal(x0, guess, spread)
+        return torch.where(first, -log_p, kl) / (x0[0].numel() * math.log(2))
+
+
+def gaussian_kl(mean: Tensor, std: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:
+    """KL( N(mean, std^2) || N(mean2, std2^2) ) summed over coordinates, (B,)."""
+    ratio = (std / std2) ** 2
+    each = ratio + ((mean - mean2) / std2) ** 2 - 1 - ratio.log()
+    return 0.5 * each.expand_as(mean).flatten(1).sum(1)
+
+
+def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std^2) summed over coordinates, (B,)."""
+    each = -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+    return each.expand_as(x).flatten(1).sum(1)
+
+
+def reverse_std(sde: SDE, s: Tensor, t: Tensor, share: Tensor | float) -> Tensor:
+    """Of the reverse step from t to s: beta^v beta~^(1 - v) (2102.09672, eq. 15), as a std.
+
+    share: v, () or like a state (B, ...), which is what comes back.
+    """
+    high = sde.transition(s, t)[1]
+    low = high * sde.sigma(s) / sde.sigma(t)
+    if isinstance(share, Tensor) and share.ndim > 0:
+        low, high = expand(low, share), expand(high, share)
+    return low ** (1 - share) * high**share
+
+
+def first_stds(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """beta~_2 and beta_1 as stds: what bounds the variance of the first step, where beta~ is 0.
+
+    t: t_1 < t_2 < ... of the chain, float64.
+    """
+    high = sde.sigma(t[0])
+    return (reverse_std(sde, t[0], t[1], 0.0), high) if len(t) > 1 else (high, high)
 
 
 def trivial_error(sde: SDE, t: Tensor, data_std: float) -> Tensor:

@@ -86,7 +86,7 @@ class ScoreModel(nn.Module):
     """The score function of a network: `model(x, t)` is grad log p_t(x).
 
     net: `net(x, label, **condition)` -> like x, with the noise label of shape (B,). Of a result
-        with more channels the first are taken: the rest are variances (2102.09672).
+        with more channels the first are taken.
     target: what the network predicts, a key of `TARGETS`.
     data_std: standard deviation of x_0, used by the target F and by `scale_input`.
     time_input: the label is ``time_scale`` times t ("time") or log(sigma/alpha) ("log_sigma");
@@ -96,6 +96,9 @@ class ScoreModel(nn.Module):
     scale_input: the network sees x / sqrt(alpha^2 data_std^2 + sigma^2), EDM's c_in, of unit
         variance at every t; on for the target F unless said otherwise.
     center_input: the network sees 2 x - 1, for data in [0, 1].
+    learned_variance: the network has twice the channels, and the second half says where the
+        variance of a reverse step lies: v = (out + 1)/2 in beta^v beta~^(1 - v) (2102.09672,
+        eq. 15), for `ancestral` with variance=learned and for bounds.
     precision: "fp32", "tf32" (CUDA), "bf16" or "fp16": autocast around the network alone; all else
         stays as it is.
     """
@@ -113,6 +116,7 @@ class ScoreModel(nn.Module):
         time_shift: float = 0.0,
         time_table: Sequence[float] | None = None,
         center_input: bool = False,
+        learned_variance: bool = False,
     ):
         super().__init__()
         for name, value, choices in (
@@ -131,6 +135,7 @@ class ScoreModel(nn.Module):
         self.time_scale = TIME_SCALES[time_input] if time_scale is None else float(time_scale)
         self.scale_input = target == "F" if scale_input is None else scale_input
         self.precision, self.time_shift, self.center_input = precision, time_shift, center_input
+        self.learned_variance = learned_variance
         self.time_table = None if time_table is None else tuple(float(v) for v in time_table)
 
     def with_net(self, net: nn.Module) -> ScoreModel:
@@ -138,10 +143,15 @@ class ScoreModel(nn.Module):
         return ScoreModel(
             net, self.sde, self.target, self.data_std, self.time_input, self.time_scale,
             self.scale_input, self.precision, self.time_shift, self.time_table, self.center_input,
+            self.learned_variance,
         )  # fmt: skip
 
     def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """What the network itself says at (x, t), in the dtype of x."""
+        """What the network itself says at (x, t) of its target, like x."""
+        return self._outputs(x, t, **condition)[:, : x.shape[1]]
+
+    def _outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """All channels of the network at (x, t), in the dtype of x."""
         t = torch.as_tensor(t)
         label = self.time_scale * self._time(t) + self.time_shift
         label = label.to(torch.float32).to(x.device).expand(x.shape[0])
@@ -152,7 +162,7 @@ class ScoreModel(nn.Module):
         low = PRECISIONS[self.precision] != torch.float32
         with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
             out = self.net(inputs.to(torch.float32), label, **condition)
-        return (out if out.shape == x.shape else out[:, : x.shape[1]]).to(x.dtype)
+        return out.to(x.dtype)
 
     def _time(self, t: Tensor) -> Tensor:
         if self.time_input == "time":
@@ -168,8 +178,10 @@ class ScoreModel(nn.Module):
 
     def split(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The predicted (x_0, eps) behind x, each like x, from one evaluation of the network."""
-        t = torch.as_tensor(t)
-        out, (a, b) = self.output(x, t, **condition), self.row(t)
+        return self._split(x, torch.as_tensor(t), self.output(x, t, **condition))
+
+    def _split(self, x: Tensor, t: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.row(t)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         determinant = alpha * b - a * sigma
         x0 = expand(b / determinant, x) * x - expand(sigma / determinant, x) * out
@@ -179,6 +191,21 @@ class ScoreModel(nn.Module):
     def eps(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The predicted noise, like x."""
         return self.split(x, t, **condition)[1]
+
+    def eps_and_share(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The predicted noise and v of ``learned_variance``, each like x, from one evaluation."""
+        if not self.learned_variance:
+            raise ValueError(
+                "this model has no learned variances (model.learned_variance is False); use "
+                "variance=posterior or transition."
+            )
+        eps, share = self._outputs(x, t, **condition).chunk(2, dim=1)
+        return self._split(x, torch.as_tensor(t), eps)[1], (share + 1) / 2
+
+    def score_and_share(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The score and v of ``learned_variance``, each like x, from one evaluation."""
+        eps, share = self.eps_and_share(x, t, **condition)
+        return -eps / expand(self.sde.sigma(torch.as_tensor(t)), x), share
 
     def denoise(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The predicted E[x_0 | x_t = x], like x."""

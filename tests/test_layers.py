@@ -16,7 +16,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"training", "verify", "convert"},
     {"build"},
     {"run", "runs"},
-    {"exchange"},
+    {"exchange", "analysis"},
     {"cli"},
 ]
 ONLY_TORCH = {"nets", "data", "states"}

@@ -16,6 +16,7 @@ from score_sde import (
     SubVPSDE,
     TableSDE,
     log_likelihood,
+    sample,
 )
 from score_sde.likelihood import (
     continuous_bound,
@@ -28,6 +29,7 @@ from score_sde.likelihood import (
 from score_sde.likelihood.bounds import log_level_probability
 from score_sde.likelihood.divergence import score_and_traces
 from score_sde.likelihood.flow import Clock, Flow, Frame, integrate
+from score_sde.losses import ScoreMatching
 from score_sde.sampling import ODEError
 
 F64 = torch.float64
@@ -400,6 +402,87 @@ def test_level_probabilities_sum_to_one_and_are_exact_in_the_tails():
     assert -5100 < float(far) < -4900  # 100 standard deviations: finite, and of the right size
 
 
+# Learned variances
+
+
+class TwoHeads(torch.nn.Module):
+    """eps of Gaussian data of variance var, and a given v in the second half of the channels."""
+
+    def __init__(self, var, v, sde):
+        super().__init__()
+        self.var, self.sde = var, sde
+        self.v = torch.nn.Parameter(torch.tensor(float(v)))
+
+    def forward(self, x, label):
+        t = (label / 999).double()
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        eps = x * (sigma / (alpha**2 * self.var + sigma**2)).reshape(-1, 1, 1, 1)
+        return torch.cat([eps, (2 * self.v - 1).expand_as(x)], 1).float()
+
+
+def test_learned_variance_lies_between_and_is_used_by_ancestral_and_bounds():
+    sde, seeds = TableSDE(steps=50), range(8)
+    x = 0.5 * torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    grid = [1.0, 0.6, 0.3, 0.02]
+    for v, same in ((0.0, "posterior"), (1.0, "transition"), (0.4, 0.4)):
+        model = ScoreModel(TwoHeads(0.25, v, sde), sde, learned_variance=True)
+        learned, fixed = (
+            sample(sde, model, (8, 1, 2, 2), method="ancestral", variance=variance, grid=grid,
+                   seeds=seeds)
+            for variance in ("learned", same)
+        )  # fmt: skip
+        torch.testing.assert_close(learned, fixed, rtol=1e-4, atol=1e-5)
+        bounds = [
+            variational_bound(sde, model, x, steps=50, variance=variance, seeds=seeds).nats
+            for variance in ("learned", same)
+        ]
+        torch.testing.assert_close(*bounds, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="no learned variances"):
+        sample(sde, ScoreModel(TwoHeads(0.25, 0.5, sde), sde), (8, 1, 2, 2), method="ancestral",
+               variance="learned", grid=grid)  # fmt: skip
+    with pytest.raises(ValueError, match="trained with model.learned_variance"):
+        score = correlated_gaussian((2,)).score(sde)
+        sample(sde, score, (8, 2), method="ancestral", variance="learned", grid=grid)
+
+
+def test_hybrid_loss_is_the_bound_and_trains_the_variance_alone():
+    """Its expectation over steps is the chain's bound; its gradient finds the best variance."""
+    sde, n = TableSDE(steps=40), 40
+    x0 = 0.5 * torch.randn(40, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    model = ScoreModel(TwoHeads(0.25, 0.5, sde), sde, learned_variance=True)
+    plain = ScoreMatching(times="discrete", steps=n)
+    hybrid = ScoreMatching(times="discrete", steps=n, variance_weight=0.001)
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    terms = (hybrid(model, x0, t, eps).loss - plain(model, x0, t, eps).loss) / (0.001 * n)
+    for i in range(n):  # the same x_0 and noise at step i
+        bound = variational_bound(sde, model, x0[i : i + 1], steps=n, variance="learned",
+                                  noise=Nodes(eps[i : i + 1]))  # fmt: skip
+        want = bound.decoder[0] if i == 0 else bound.steps[i - 1, 0]
+        assert float(terms[i].detach()) == pytest.approx(
+            float(want) / (4 * math.log(2)), rel=2e-3, abs=1e-5
+        )
+
+    def best(weight):
+        """v after gradient descent, the mean being exact: the posterior plus what x_0 adds."""
+        model.net.v.data.fill_(0.5)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        for _ in range(60):
+            optimizer.zero_grad()
+            weight(model, x0, t, eps).loss.mean().backward()
+            optimizer.step()
+        return float(model.net.v.detach())
+
+    found = best(hybrid)
+    losses = []
+    for v in (found - 0.15, found, found + 0.15):
+        model.net.v.data.fill_(v)
+        losses.append(float(hybrid(model, x0, t, eps).loss.mean().detach()))
+    assert losses[1] < losses[0] and losses[1] < losses[2]
+    with pytest.raises(ValueError, match="needs loss.times=discrete"):
+        ScoreMatching(variance_weight=0.001)
+
+
 # Latents
 
 
@@ -416,7 +499,7 @@ def test_encoding_is_inverted_and_follows_the_exact_flow(process):
 
 
 def test_interpolation_keeps_to_the_sphere():
-    a, b = torch.randn(2, 3, 8, 8)
+    a, b = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     path = interpolate(a, b, 7)
     torch.testing.assert_close(path[0], a)
     torch.testing.assert_close(path[-1], b)

@@ -84,6 +84,10 @@ class ArrayData:
         """The first n items in the model's range, for statistics and pictures."""
         return self.spec.to_model(self.raw[:n])
 
+    def raw_items(self, rows: range) -> Tensor:
+        """These items as they are stored, (len(rows), *shape)."""
+        return self.raw[rows.start : rows.stop]
+
     def batches(
         self,
         batch_size: int,
@@ -151,6 +155,11 @@ class StreamData:
         """The first n items in the model's range, for statistics and pictures."""
         items = _Items(self.dataset)
         return self.spec.to_model(torch.stack([items[i][0] for i in range(min(n, len(self)))]))
+
+    def raw_items(self, rows: range) -> Tensor:
+        """These items as they are stored, (len(rows), *shape)."""
+        items = _Items(self.dataset)
+        return torch.stack([items[i][0] for i in rows])
 
     def batches(
         self,

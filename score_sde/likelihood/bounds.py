@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from score_sde.likelihood.flow import work_dtype
 from score_sde.likelihood.ode import check_state
+from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
 from score_sde.sampling.noise import NoiseFactory, SeededNoise, fresh_seeds
 from score_sde.sdes import SDE
 from score_sde.states import ScoreFn, expand
@@ -75,13 +76,6 @@ class Bound:
             f"at most {total:.4f} {unit} = {prior:.4f} (L_T) + {steps:.4f} (steps) + "
             f"{decoder:.4f} (L_0); NFE {self.nfe}; {settings}"
         )
-
-
-def gaussian_kl(mean: Tensor, std: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:
-    """KL( N(mean, std^2) || N(mean2, std2^2) ) summed over coordinates, (B,)."""
-    ratio = (std / std2) ** 2
-    each = ratio + ((mean - mean2) / std2) ** 2 - 1 - ratio.log()
-    return 0.5 * each.expand_as(mean).flatten(1).sum(1)
 
 
 def log_level_probability(
@@ -179,14 +173,14 @@ def variational_bound(
             denoised = denoised.to(x0)
             share = share.to(x0) if isinstance(share, Tensor) else float(between)
             if i == 0:
-                low_std, high_std = _first_stds(sde, t)
-                spread = low_std ** (1 - share) * high_std**share
+                low_std, high_std = first_stds(sde, t)
+                spread = expand(low_std, x0) ** (1 - share) * expand(high_std, x0) ** share
                 terms.append(-_decoder(x0, denoised, spread, levels, low, scale))
             else:
                 mean, std = sde.posterior(x0, x_t, t[i - 1], t[i])
                 guess, _ = sde.posterior(denoised, x_t, t[i - 1], t[i])
-                beta = expand(sde.transition(t[i - 1], t[i])[1], x0)
-                terms.append(gaussian_kl(mean, std, guess, std ** (1 - share) * beta**share))
+                spread = reverse_std(sde, t[i - 1], t[i], share).to(x0)
+                terms.append(gaussian_kl(mean, std, guess, spread))
             bar.update()
         mean, std = sde.marginal(x0, t[-1])
         prior = gaussian_kl(mean, std, torch.zeros_like(mean), torch.tensor(sde.prior_std()).to(x0))
@@ -200,24 +194,13 @@ def variational_bound(
     )  # fmt: skip
 
 
-def _first_stds(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations of the first step: of the posterior of the second, and sqrt(beta_1)."""
-    high = sde.sigma(t[:1])
-    if len(t) == 1:
-        return high[0], high[0]
-    a, b = sde.transition(t[:1], t[1:2])
-    return (b * sde.sigma(t[:1]) / sde.sigma(t[1:2]))[0], high[0]
-
-
 def _decoder(
     x: Tensor, mean: Tensor, std: Tensor, levels: int | None, low: float, scale: float
 ) -> Tensor:
     """log p(x_0 | x_1), (B,)."""
-    std = std.to(x.device).to(x.dtype)
     if levels is not None:
         return log_level_probability(x, mean, std, levels, low, scale)
-    each = -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
-    return each.flatten(1).sum(1)
+    return log_normal(x, mean, std)
 
 
 def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> None:

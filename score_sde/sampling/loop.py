@@ -80,6 +80,13 @@ class _Watched:
             )
         return value
 
+    def score_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and the share of a learned variance; counted as one evaluation."""
+        self.calls += 1
+        if not hasattr(self.score, "score_and_share"):
+            raise ValueError("variance=learned needs a model trained with model.learned_variance.")
+        return self.score.score_and_share(x, t)
+
 
 class _StepNoise:
     """The noise of the step that the loop is at."""

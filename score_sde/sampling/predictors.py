@@ -104,14 +104,15 @@ class Ancestral(Predictor):
 
     variance: "posterior" is beta~, that of q(x_s | x_t, x_0); "transition" is beta, that of
         p(x_t | x_s) (2006.11239, section 3.2; Song's VP and Ho's CIFAR-10 models use it); a number
-        v in [0, 1] lies between, beta^v beta~^(1 - v) (2102.09672, eq. 15).
+        v in [0, 1] lies between, beta^v beta~^(1 - v) (2102.09672, eq. 15); "learned" takes v from
+        a model that has it, for every coordinate.
     """
 
     variance: str | float = "posterior"
 
     def __post_init__(self) -> None:
         if isinstance(self.variance, str):
-            check_choice("variance", self.variance, ("posterior", "transition"))
+            check_choice("variance", self.variance, ("posterior", "transition", "learned"))
         elif not 0 <= self.variance <= 1:
             raise ValueError(f"variance as a number must lie in [0, 1] (got {self.variance}).")
 
@@ -120,12 +121,17 @@ class Ancestral(Predictor):
         a, b = sde.transition(s, t)
         noise_ratio = (sde.sigma(s) / sde.sigma(t)) ** 2
         from_x0 = sde.alpha(s) * (b / sde.sigma(t)) ** 2 / sde.alpha(t)
-        between = {"posterior": 0.0, "transition": 1.0}.get(str(self.variance), self.variance)
-        std = b * noise_ratio ** (0.5 * (1 - float(between)))
-        return rows(a * noise_ratio + from_x0, from_x0 * sde.sigma(t) ** 2, std)
+        named = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}
+        std = b * noise_ratio ** (0.5 * (1 - float(named.get(str(self.variance), self.variance))))
+        numbers = (a * noise_ratio + from_x0, from_x0 * sde.sigma(t) ** 2, std)
+        return rows(*numbers, noise_ratio.sqrt()) if self.variance == "learned" else rows(*numbers)
 
-    def step(self, run, x, t, s, a, b, c):
-        return affine(run, x, t, a, b, c)
+    def step(self, run, x, t, s, a, b, c, least=1.0):
+        if self.variance != "learned":
+            return affine(run, x, t, a, b, c)
+        score, share = run.score.score_and_share(x, t)
+        # c is the posterior's standard deviation, c / least the transition's.
+        return torch.add(x * a, score, alpha=b).add_(run.noise() * c * least**-share)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,356 @@
+"""What a run says of data: likelihoods with their protocol, latents, ways between images.
+
+runs/vp_fashion/likelihood/test/
+    likelihood.npz     per item: nats, stderr, solver_error, bits_per_dim, and the bounds asked for
+    likelihood.json    the means with their errors, and all that they depend on
+    histogram.png
+    parts/             what is done so far; --resume goes on from it
+
+Items are independent of one another and seeded by their number, so any division into batches and
+processes gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from score_sde import build
+from score_sde.data import DataError
+from score_sde.data.pictures import grid_array, save_png
+from score_sde.likelihood import (
+    continuous_bound,
+    decode,
+    dequantize,
+    encode,
+    interpolate,
+    log_likelihood,
+    variational_bound,
+)
+from score_sde.run import Run, RunError, load, pick_device
+from score_sde.training import distributed
+
+BOUNDS = ("none", "chain", "continuous", "both")
+
+
+def _items(run: Run, split: str, limit: int | None) -> tuple[Any, int]:
+    """The data of a split, checked against the run, and how many of them are asked for."""
+    data = build.build_data(run.config, split)
+    if data.spec.shape != run.data_spec.shape:
+        raise DataError(
+            f"the {split} items have shape {data.spec.shape}, the model's {run.data_spec.shape}."
+        )
+    if limit is not None and limit < 1:
+        raise RunError(f"num_samples must be >= 1 (got {limit}).")
+    return data, len(data) if limit is None else min(limit, len(data))
+
+
+def _to_model(run: Run, raw: Tensor) -> Tensor:
+    """Raw items in the model's range; DataError for what cannot be such an item."""
+    spec = run.data_spec
+    if not bool(torch.isfinite(raw.double()).all()):
+        raise DataError("the data hold values that are not finite.")
+    low, high = float(raw.min()), float(raw.max())
+    if spec.low is not None and spec.high is not None and (low < spec.low or high > spec.high):
+        raise DataError(
+            f"values from {low:g} to {high:g} lie outside the data's range {spec.low:g} to "
+            f"{spec.high:g}: give data of the range that the model was trained on."
+        )
+    return spec.to_model(raw).to(next(run.score.parameters()).device)
+
+
+def likelihood_to_files(
+    workdir: str | Path,
+    split: str = "test",
+    num_samples: int | None = None,
+    *,
+    bound: str = "none",
+    repeats: int = 1,
+    batch_size: int = 64,
+    weights: str = "ema",
+    out: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The likelihood of a split's first num_samples items (all of them if None), into files.
+
+    bound: a variational bound beside it: chain, continuous, both. repeats: dequantisations of each
+    item that has levels; their mean is reported, and the tighter importance-weighted bound
+    log mean exp (1509.00519) as well. options: of `log_likelihood` (probes, nfe, solver, ...); the
+    defaults here are the sampling prior and, for data with levels, the truncation's bound.
+    Returns the summary that likelihood.json holds.
+    """
+    if bound not in BOUNDS:
+        raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
+    if repeats < 1 or batch_size < 1:
+        raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
+    with distributed.processes(pick_device(device)) as chosen:
+        run = load(workdir, weights, str(chosen))
+        data, n = _items(run, split, num_samples)
+        spec = run.data_spec
+        settings: dict[str, Any] = {"prior": "sde", "data_std": run.data_std}
+        settings["truncation"] = "bound" if spec.levels else "corrected"
+        settings |= dict(options or {})
+        what = {"split": split, "bound": bound, "repeats": repeats if spec.levels else 1}
+        protocol = what | {"weights": weights, "step": run.step, "options": settings}
+        protocol |= {"process": str(run.sde), "data": spec.name, "levels": spec.levels}
+        protocol["dequantisation"] = "uniform" if spec.levels else None
+        folder = Path(out) if out else Path(workdir) / "likelihood" / split
+        if spec.levels is None:
+            distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
+        if distributed.is_writer():
+            _open(folder, protocol, batch_size, resume)
+        distributed.wait()
+        starts = list(range(0, n, batch_size))
+        mine = [starts[i] for i in distributed.share(len(starts))]
+        for first in tqdm(mine, disable=not distributed.is_writer(), unit="batch"):
+            rows = range(first, min(first + batch_size, n))
+            part = _part(folder, rows)
+            if part.is_file():
+                continue
+            values, facts = _batch(run, data.raw_items(rows), rows, settings, bound, repeats)
+            _write_npz(part, values | {"facts": np.array(json.dumps(facts))})
+        distributed.wait()
+        summary: dict[str, Any] = {}
+        if distributed.is_writer():
+            parts = [
+                dict(np.load(_part(folder, range(first, min(first + batch_size, n)))))
+                for first in starts
+            ]
+            facts = json.loads(str(parts[0]["facts"]))
+            values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "facts"}
+            summary = _summary(values, spec, protocol, facts)
+            _write_npz(folder / "likelihood.npz", values)
+            (folder / "likelihood.json").write_text(json.dumps(summary, indent=1) + "\n")
+            _histogram(values, spec.levels is not None, folder / "histogram.png")
+            print(summary["line"])
+            print(f"per item in {folder}/likelihood.npz, the protocol in likelihood.json")
+        return summary
+
+
+def _part(folder: Path, rows: range) -> Path:
+    return folder / "parts" / f"{rows.start:08d}_{rows.stop:08d}.npz"
+
+
+def _write_npz(path: Path, values: Mapping[str, np.ndarray]) -> None:
+    """All or nothing: written under another name first."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **dict(values))  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def _open(folder: Path, protocol: Mapping[str, Any], batch_size: int, resume: bool) -> None:
+    """Make the folder; what an earlier call with the same protocol left is kept if resumed."""
+    parts, note = folder / "parts", folder / "protocol.json"
+    said = json.dumps({**protocol, "batch_size": batch_size}, indent=1, default=str) + "\n"
+    if parts.is_dir():
+        if resume and note.is_file() and note.read_text() != said:
+            raise RunError(
+                f"{folder} was begun with other settings ({note.name} there); go on with those, "
+                "or start anew without --resume."
+            )
+        if not resume:
+            for old in parts.glob("*.npz"):
+                old.unlink()
+    parts.mkdir(parents=True, exist_ok=True)
+    note.write_text(said)
+
+
+def _batch(
+    run: Run, raw: Tensor, rows: range, settings: Mapping[str, Any], bound: str, repeats: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Values per item, and facts that are the same for all."""
+    spec, x = run.data_spec, _to_model(run, raw)
+    seeds = list(rows)
+    levels: dict[str, Any] = {}
+    if spec.levels is not None and spec.low is not None and spec.high is not None:
+        low, scale = (spec.low - spec.shift) / spec.scale, (spec.high - spec.low) / spec.scale
+        levels = {"levels": spec.levels, "low": low, "scale": scale}
+    draws = []
+    for k in range(repeats if levels else 1):
+        inputs = x
+        if levels:
+            inputs = dequantize(x, spec.levels or 2, levels["low"], levels["scale"], seeds, k)
+        known = {key: levels[key] for key in ("levels", "scale") if levels}
+        mine = [seed + k * 2**42 for seed in seeds]
+        draws.append(
+            log_likelihood(run.sde, run.score, inputs, seeds=mine, **known, **dict(settings))
+        )
+    nats = torch.stack([draw.nats for draw in draws])
+    found = {
+        "nats": nats.mean(0),
+        "stderr": torch.stack([d.stderr for d in draws]).square().mean(0).sqrt()
+        / math.sqrt(len(draws)),
+        "solver_error": torch.stack([d.solver_error for d in draws]).mean(0),
+    }
+    facts: dict[str, Any] = {"nfe": draws[0].nfe * len(draws), **draws[0].settings}
+    offset = draws[0].offset if levels else 0.0
+    dim = x[0].numel()
+    if levels:
+        found["bits_per_dim"] = -found["nats"] / (dim * math.log(2)) + offset
+    if len(draws) > 1:
+        weighted = torch.logsumexp(nats, 0) - math.log(len(draws))
+        found["importance_weighted_nats"] = weighted
+        found["importance_weighted_bits_per_dim"] = -weighted / (dim * math.log(2)) + offset
+    for name, make in (("chain", variational_bound), ("continuous", continuous_bound)):
+        if bound not in (name, "both"):
+            continue
+        more: dict[str, Any] = {"steps": _chain_steps(run)} if name == "chain" else {}
+        if name == "chain":
+            more["variance"] = "learned" if run.score.learned_variance else "posterior"
+        result = make(run.sde, run.score, x, seeds=seeds, **levels, **more)  # type: ignore[operator]
+        for term in ("prior", "decoder"):
+            found[f"{name}_{term}"] = getattr(result, term)
+        found[f"{name}_steps"] = result.steps.sum(0)
+        found[f"{name}_bound"] = result.nats
+        facts[f"{name}_nfe"] = result.nfe
+        facts[name] = result.settings
+    return {key: value.double().cpu().numpy() for key, value in found.items()}, facts
+
+
+def _chain_steps(run: Run) -> int:
+    """Of the chain that the model was trained on, or 1000."""
+    sde, loss = run.config.get("sde") or {}, run.config.get("loss") or {}
+    return int(sde.get("steps") or loss.get("steps") or 1000)
+
+
+def _summary(
+    values: Mapping[str, np.ndarray], spec: Any, protocol: Mapping[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
+    n, dim = len(values["nats"]), math.prod(spec.shape)
+
+    def mean(name: str, scale: float = 1.0) -> dict[str, float]:
+        v = values[name] * scale
+        error = float(v.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        return {"mean": float(v.mean()), "stderr": error}
+
+    summary: dict[str, Any] = {"items": n, "dimensions": dim, "nats": mean("nats")}
+    probes = float(np.sqrt((values["stderr"] ** 2).sum()) / n)
+    summary["stderr_over_probes_of_the_mean"] = probes
+    summary["solver_error"] = float(np.nanmean(values["solver_error"]))
+    for name in values:
+        if name.endswith("bits_per_dim"):
+            summary[name] = mean(name)
+        if name.startswith(("chain_", "continuous_")):
+            unit = 1 / (dim * math.log(2)) if spec.levels else 1.0
+            summary[name] = mean(name, unit) | {"unit": "bits/dim" if spec.levels else "nats"}
+    summary |= {"protocol": dict(protocol), "facts": facts}
+    unit = "bits_per_dim" if spec.levels else "nats"
+    line = f"{summary[unit]['mean']:.4f} +- {summary[unit]['stderr']:.4f} "
+    line += f"{unit.replace('_per_', '/')} over {n} items of {protocol['data']} "
+    line += f"({protocol['split']}); NFE {facts['nfe']}, {facts['divergence']} divergence"
+    line += f" of {facts['probes']} probes" if facts["probes"] else ""
+    line += f", {facts['solver']}, truncation {facts['truncation']} at t={facts['t_min']:g}"
+    line += f", prior {facts['prior']}"
+    line += ", uniform dequantisation" if spec.levels else ""
+    for name in ("chain", "continuous"):
+        if f"{name}_bound" in summary:
+            found = summary[f"{name}_bound"]
+            line += f"; {name} bound {found['mean']:.4f} +- {found['stderr']:.4f}"
+    summary["line"] = line
+    return summary
+
+
+def _histogram(values: Mapping[str, np.ndarray], bits: bool, path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no histogram: matplotlib is not installed (pip install 'score-sde[plot]')")
+        return
+    name, label = ("bits_per_dim", "bits/dim") if bits else ("nats", "log-likelihood, nats")
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(values[name], bins=min(60, max(5, len(values[name]) // 5)))
+    mean = float(values[name].mean())
+    axes.axvline(mean, color="black", label=f"mean {mean:.3f}")
+    axes.set(xlabel=label, ylabel="items")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def encode_to_files(
+    workdir: str | Path,
+    split: str = "test",
+    num_samples: int = 64,
+    nfe: int = 64,
+    temperature: float = 1.0,
+    weights: str = "ema",
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Latents of a split's first items, and the items decoded from them, into a folder.
+
+    latents.npz holds x_T, the items and what comes back, in the model's range; grid.png shows items
+    above what comes back. temperature multiplies the latents before decoding. The round trip's
+    error is printed, and in settings.json.
+    """
+    if not temperature > 0:
+        raise RunError(f"temperature must be positive (got {temperature}).")
+    run = load(workdir, weights, device)
+    data, n = _items(run, split, num_samples)
+    x = _to_model(run, data.raw_items(range(n)))
+    setting = {"nfe": nfe, "data_std": run.data_std, "batch_size": 64}
+    latents = encode(run.sde, run.score, x, progress=True, **setting)  # type: ignore[arg-type]
+    back = decode(run.sde, run.score, temperature * latents, progress=True, **setting)  # type: ignore[arg-type]
+    rms = float((back - x).square().mean().sqrt())
+    folder = Path(out) if out else Path(workdir) / "latents" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {"latents": latents, "items": x, "decoded": back}
+    _write_npz(folder / "latents.npz", {k: v.float().cpu().numpy() for k, v in arrays.items()})
+    facts = {"items": n, "split": split, "nfe": 2 * nfe, "temperature": temperature}
+    facts |= {"round_trip_rms": rms, "data_std": run.data_std, "weights": weights}
+    (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
+    if run.data_spec.is_image:
+        pairs = torch.stack([x[:16], back[:16]]).flatten(0, 1)
+        pixels = run.data_spec.to_uint8(pairs).cpu()
+        save_png(grid_array(pixels, columns=min(n, 16)), folder / "grid.png")
+    size = float(latents.double().square().mean().sqrt()) / run.sde.prior_std()
+    print(f"{n} latents in {folder}; their size is {size:.3f} of the prior's; x -> x_T -> x is off "
+          f"by rms {rms:.2e} (data std {run.data_std:.3f}), NFE {nfe} + {nfe}")  # fmt: skip
+    return folder
+
+
+def interpolate_to_files(
+    workdir: str | Path,
+    split: str = "test",
+    pairs: int = 6,
+    points: int = 9,
+    nfe: int = 64,
+    weights: str = "ema",
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Ways between items 0 and 1, 2 and 3, ... of a split through their latents, into a folder.
+
+    interpolation.npz holds (pairs, points, *shape) in the model's range; grid.png has a row a pair.
+    """
+    if pairs < 1 or points < 2:
+        raise RunError(f"pairs must be >= 1 and points >= 2 (got {pairs}, {points}).")
+    run = load(workdir, weights, device)
+    data, n = _items(run, split, 2 * pairs)
+    if n < 2 * pairs:
+        raise RunError(f"{pairs} pairs need {2 * pairs} items; the {split} split has {n}.")
+    x = _to_model(run, data.raw_items(range(n)))
+    setting = {"nfe": nfe, "data_std": run.data_std, "batch_size": 64}
+    ends = encode(run.sde, run.score, x, **setting)  # type: ignore[arg-type]
+    ways = torch.cat([interpolate(ends[2 * i], ends[2 * i + 1], points) for i in range(pairs)])
+    images = decode(run.sde, run.score, ways, progress=True, **setting)  # type: ignore[arg-type]
+    folder = Path(out) if out else Path(workdir) / "interpolation" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    shaped = images.reshape(pairs, points, *images.shape[1:]).float().cpu().numpy()
+    _write_npz(folder / "interpolation.npz", {"images": shaped})
+    if run.data_spec.is_image:
+        pixels = run.data_spec.to_uint8(images).cpu()
+        save_png(grid_array(pixels, columns=points), folder / "grid.png")
+    print(f"{pairs} ways of {points} points in {folder}")
+    return folder
