@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 ALL_CONFIGS = [
-    *[("vp_cifar", v) for v in ("vp", "subvp", "ddpm", "cosine", "flow", "small")],
+    *[("vp_cifar", v) for v in ("vp", "subvp", "ddpm", "cosine", "iddpm", "flow", "small")],
     *[("ve_cifar", v) for v in ("ve", "small")],
     *[("edm_cifar", v) for v in ("edm", "small")],
     *[("toy2d", v) for v in ("ring8", "moons", "checkerboard", "swissroll")],
