@@ -121,7 +121,7 @@ def test_sampling_mode_and_conditions_pass_through():
     [
         ({"target": "noise"}, "model.target 'noise' is unknown"),
         ({"time_input": "sigma"}, "model.time_input"),
-        ({"precision": "fp16"}, "model.precision"),
+        ({"precision": "fp8"}, "model.precision"),
         ({"data_std": 0}, "positive"),
     ],
 )
