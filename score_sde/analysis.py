@@ -38,6 +38,11 @@ from score_sde.likelihood import (
 from score_sde.run import Run, RunError, load, pick_device
 from score_sde.training import distributed
 
+# Of `log_likelihood`, that a command may set; the others follow from the run.
+OPTIONS = {
+    "divergence", "probes", "probe_kind", "solver", "nfe", "rtol", "atol", "max_evaluations",
+    "truncation", "t_min", "prior",
+}  # fmt: skip
 BOUNDS = ("none", "chain", "continuous", "both")
 
 
@@ -91,6 +96,11 @@ def likelihood_to_files(
     """
     if bound not in BOUNDS:
         raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
+    for name in options or {}:
+        if name not in OPTIONS:
+            raise RunError(
+                f"likelihood has no option {name!r}; available: {', '.join(sorted(OPTIONS))}."
+            )
     if repeats < 1 or batch_size < 1:
         raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
     with distributed.processes(pick_device(device)) as chosen:
@@ -193,7 +203,7 @@ def _batch(
         / math.sqrt(len(draws)),
         "solver_error": torch.stack([d.solver_error for d in draws]).mean(0),
     }
-    facts: dict[str, Any] = {"nfe": draws[0].nfe * len(draws), **draws[0].settings}
+    facts: dict[str, Any] = {**draws[0].settings, "nfe": draws[0].nfe * len(draws)}
     offset = draws[0].offset if levels else 0.0
     dim = x[0].numel()
     if levels:

@@ -94,7 +94,11 @@ def test_two_processes_give_the_numbers_of_one(trained, tmp_path):
 @pytest.mark.usefixtures("one_thread")
 def test_all_items_of_data_without_levels_in_nats(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = ["--config.training.steps=20", "--config.sampling.steps=2", "--config.sampling.batch_size=4"]
+    small = [
+        "--config.training.steps=20",
+        "--config.sampling.steps=2",
+        "--config.sampling.batch_size=4",
+    ]
     rng = np.random.default_rng(0)
     np.savez("points.npz", train=rng.normal(size=(60, 2)), test=rng.normal(size=(7, 2)))
     assert command("--config", "toy2d", "--data", "points.npz", "--workdir=w", *small) == 0
@@ -133,7 +137,7 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
         (["--repeats=0"], "repeats and batch_size must be >= 1"),
         (["--probes=0"], "probes must be >= 1"),
         (["--option", "solver=euler"], "solver 'euler' is unknown"),
-        (["--option", "nfes=3"], "nfes"),
+        (["--option", "nfes=3"], "no option 'nfes'; available: atol, divergence"),
     ],
 )
 def test_bad_flags_are_explained(trained, tmp_path, capsys, arguments, message):
