@@ -173,10 +173,10 @@ def frame_of(x: Tensor, gaussian: Gaussian | None, data_std: float | None) -> tu
     return Frame(torch.tensor(mean, **options), torch.tensor(sd**2, **options)), sd
 
 
-def clock_of(frame: Frame, sd: float) -> Clock:
-    """k and c of `flow`, from the scale of the data."""
+def clock_of(frame: Frame, sd: float, adaptive: bool = False) -> Clock:
+    """k and c of `flow`, from the scale of the data. Adaptive steps need less help near them."""
     widest = float(frame.variances.max().sqrt())
-    return Clock(0.03 * sd, 2 * max(widest, sd))
+    return Clock((0.1 if adaptive else 0.03) * sd, 2 * max(widest, sd))
 
 
 def _log_prior(flow: Flow, latent: Tensor, matched: bool) -> Tensor:
@@ -240,8 +240,8 @@ def log_likelihood(
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
     solver: "adams", at most ``nfe`` evaluations of equal step; its solver_error is the difference
         to the integral by one order less. Or one of torchdiffeq's: dopri5, dopri8, bosh3, ... with
-        ``rtol``, ``atol`` and at most ``max_evaluations``; its solver_error is that of the first 4
-        samples when solved again at a tenth of the tolerance (nan for the others).
+        ``rtol``, ``atol`` and at most ``max_evaluations``; its solver_error is that of a few samples (1
+        in 16, at most 4) when solved again at a tenth of the tolerance, nan for the others.
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own.
     prior: "matched" or "sde".
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
@@ -284,7 +284,7 @@ def log_likelihood(
     tolerances = {"rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
     fixed = {"nfe": nfe} if solver == "adams" else tolerances
     solve = _Solve(
-        sde, score, frame, clock_of(frame, sd), solver, fixed, truncation, t_min, prior,
+        sde, score, frame, clock_of(frame, sd, solver != "adams"), solver, fixed, truncation, t_min, prior,
         None if exact else (probes, probe_kind),
     )  # fmt: skip
     parts, batch = [], batch_size or len(x)
@@ -379,9 +379,10 @@ class _Solve:
         share = max(0.5, min(1.0, math.sqrt(8 / width)))
         state = torch.cat([z, torch.zeros_like(first[1].T)], 1)
         whole = self._adapt(flow, state, start, end, share)
-        check = self._adapt(flow.part(4), state[:4], start, end, 0.1 * share)
+        few = min(4, 1 + len(z) // 16)
+        check = self._adapt(flow.part(few), state[:few], start, end, 0.1 * share)
         error = torch.full_like(z[:, 0], math.nan)
-        error[:4] = (_at_end(whole[:4], width) - _at_end(check, width)).abs()
+        error[:few] = (_at_end(whole[:few], width) - _at_end(check, width)).abs()
         return whole[:, :width], whole[:, width:].T, error
 
     def _adapt(self, flow: Flow, state: Tensor, start: float, end: float, share: float) -> Tensor:
