@@ -96,8 +96,11 @@ def speed(workdir: str, repeats: int, batch: int) -> None:
             )
             ratios[name].append(usual / (time.perf_counter() - start))
             error = float(result.solver_error.nanmean())
-            print(f"usual: {calls} calls, {usual:.1f} s; {name}: {result.nfe} calls, "
-                  f"{ratios[name][-1]:.2f} times as fast, solver error {error:.1g}", flush=True)  # fmt: skip
+            print(
+                f"usual: {calls} calls, {usual:.1f} s; {name}: {result.nfe} calls, "
+                f"{ratios[name][-1]:.2f} times as fast, solver error {error:.1g}",
+                flush=True,
+            )
     for name, found in ratios.items():
         print(f"{name}: min {min(found):.2f}, median {statistics.median(found):.2f} times as fast")
 

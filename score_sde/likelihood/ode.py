@@ -240,8 +240,8 @@ def log_likelihood(
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
     solver: "adams", at most ``nfe`` evaluations of equal step; its solver_error is the difference
         to the integral by one order less. Or one of torchdiffeq's: dopri5, dopri8, bosh3, ... with
-        ``rtol``, ``atol`` and at most ``max_evaluations``; its solver_error is that of a few samples (1
-        in 16, at most 4) when solved again at a tenth of the tolerance, nan for the others.
+        ``rtol``, ``atol`` and at most ``max_evaluations``; its solver_error is that of a few
+        samples (1 in 16, at most 4) solved again at a tenth of the tolerance, nan for the others.
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own.
     prior: "matched" or "sde".
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
@@ -284,8 +284,8 @@ def log_likelihood(
     tolerances = {"rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
     fixed = {"nfe": nfe} if solver == "adams" else tolerances
     solve = _Solve(
-        sde, score, frame, clock_of(frame, sd, solver != "adams"), solver, fixed, truncation, t_min, prior,
-        None if exact else (probes, probe_kind),
+        sde, score, frame, clock_of(frame, sd, solver != "adams"), solver, fixed, truncation,
+        t_min, prior, None if exact else (probes, probe_kind),
     )  # fmt: skip
     parts, batch = [], batch_size or len(x)
     for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
