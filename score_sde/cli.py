@@ -13,14 +13,14 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from score_sde import analysis, exchange, run
+from score_sde import analysis, exchange, plotting, run
 from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.sdes import VPSDE
 from score_sde.training import CheckpointError, DistributedError, Interrupted, TrainingError
-from score_sde.verify import save_report, verify
+from score_sde.verify import VerifyReport, save_report, verify
 
 MODES = {
     "train": "train a model as a config says",
@@ -253,6 +253,24 @@ def _sampling_overrides(values: flags.FlagValues, argv: Sequence[str]) -> dict[s
     return overrides
 
 
+def _plot_report(report: VerifyReport, folder: Path) -> None:
+    """The report's errors as a picture beside its JSON, where matplotlib is installed."""
+    curves = {"endpoint error": report.curve("error_rms"), "Wasserstein-2": report.curve("w2")}
+    curves = {what: curve for what, curve in curves.items() if curve[0]}
+    if not curves:
+        return
+    try:
+        figure, ax = plotting.subplots(width=4.6, height=3.6)
+    except plotting.PlottingError as error:
+        print(f"no plot: {error}")
+        return
+    plotting.plot_convergence(curves, ylabel="error relative to the data", ax=ax)
+    ax.set_title(report.method)
+    path = folder / f"{report.method}.png"
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path}")
+
+
 def _dispatch(argv: Sequence[str]) -> None:
     values = _parse(argv)
     if values.help:
@@ -278,8 +296,8 @@ def _dispatch(argv: Sequence[str]) -> None:
         report = verify(sde, values.sampler or "heun", **_given(given))
         print(report)
         folder = Path(values.out or values.workdir or "runs/verify")
-        for path in save_report(report, folder):
-            print(f"wrote {path}")
+        print(f"wrote {save_report(report, folder)}")
+        _plot_report(report, folder)
         return
     workdir = _workdir_of(values, argv)
     if values.mode == "import":

@@ -185,6 +185,10 @@ class ExactScore:
         """E[x_0 | x_t = x], like x."""
         return self.sde.denoise(x, t, self(x, t))
 
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x), whose gradient this is, in nats, (B,)."""
+        return self.data.log_prob(x, self.sde, torch.as_tensor(t))
+
 
 class Gaussian(GaussianMixture):
     """N(mean, covariance) on states of any shape, with its exact probability flow.

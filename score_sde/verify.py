@@ -109,6 +109,11 @@ class VerifyReport:
             ]
         )
 
+    def curve(self, name: str = "error_rms") -> tuple[list[int], list[float]]:
+        """(evaluations, figures) of the rows that have this figure, for `plot_convergence`."""
+        known = [(row.nfe, getattr(row, name)) for row in self.rows if getattr(row, name)]
+        return [nfe for nfe, _ in known], [value for _, value in known]
+
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dictionaries; "nan" and "inf" as strings, for strict JSON."""
         return cast(dict[str, Any], _plain(dataclasses.asdict(self) | {"passed": self.passed}))
@@ -409,24 +414,9 @@ def verify_matrix(
     return [verify(sde, method, **settings) for sde in sdes for method in chosen]
 
 
-def save_report(report: VerifyReport, folder: Path) -> list[Path]:
-    """Write the report as JSON and, where matplotlib is installed, its figures as a plot."""
+def save_report(report: VerifyReport, folder: Path) -> Path:
+    """Write the report as <folder>/<method>.json; returns the path."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{report.method}.json"]
-    written[0].write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install 'score-sde[plot]')")
-        return written
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, label in (("error_rms", "endpoint error"), ("w2", "Wasserstein-2 of the law")):
-        points = [(row.nfe, getattr(row, name)) for row in report.rows if getattr(row, name)]
-        if points:
-            axes.loglog(*zip(*points, strict=True), marker="o", label=label)
-    axes.set(xlabel="evaluations", ylabel="error relative to the data", title=report.method)
-    axes.legend()
-    written.append(folder / f"{report.method}.png")
-    figure.savefig(written[1], dpi=150)
-    return written
+    path = folder / f"{report.method}.json"
+    path.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    return path

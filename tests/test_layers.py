@@ -13,7 +13,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"exact"},
     {"models", "losses", "sampling", "nets", "data"},
     {"likelihood"},  # above sampling, whose ODE wrapper, grids and noise it shares
-    {"training", "verify", "convert"},
+    {"training", "verify", "convert", "plotting"},
     {"build"},
     {"run", "runs"},
     {"exchange", "analysis"},

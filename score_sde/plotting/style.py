@@ -1,0 +1,169 @@
+"""The look of all figures: tones, colour maps, and one fixed style a sampler.
+
+Every colour of a line or a letter has a luminance between 0.14 and 0.30: a contrast of at least
+3 : 1 to white pages and to the dark ones of documentation sites. Fields are drawn on a light card
+whose shades get darker with the value, so that they read in grey and dark ink stands out on all
+of them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from score_sde.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+TEXT = "#7d7d7d"  # letters, ticks, frames: on the page
+INK = "#20242b"  # arrows and points: on the card
+CARD = "#f7f9fc"  # where a density is 0
+SHADES = (CARD, "#dbe6f2", "#b7cee6", "#8db1d6")
+CYCLE = ("#0395ec", "#fe5322", "#13a461", "#b86afd", "#a78e10", "#d7058c", "#087e83", "#946900")
+MARKERS = "os^Dv<>pPX*hd"
+
+SAMPLER_COLOURS = {
+    "ancestral": "#e10639",
+    "euler_maruyama": "#cd7d09",
+    "reverse_diffusion": "#946900",
+    "pc": "#749c09",
+    "dpmpp_2m_sde": "#f045d3",
+    "dpmpp_3m_sde": "#b82ad2",
+    "exponential": "#b55606",
+    "edm_stochastic": "#747500",
+    "adaptive_sde": "#a78e10",
+    "ode": "#107aa1",
+    "rk45": "#159cb7",
+    "euler": "#7d7d7d",
+    "heun": "#0266fb",
+    "rk4": "#0395ec",
+    "ddim": "#13a461",
+    "lms": "#087e83",
+    "dpm_solver": "#d7058c",
+    "dpmpp_2m": "#8148fe",
+    "dpmpp_3m": "#b86afd",
+    "dpmpp_2s": "#7784fe",
+    "dpmpp_3s": "#018065",
+    "unipc": "#0da095",
+    "deis": "#1e8300",
+    "adams": "#fe5322",
+}
+
+_RC = {
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "text.color": TEXT,
+    "grid.color": TEXT,
+    "grid.alpha": 0.25,
+}
+
+
+class PlottingError(ValueError):
+    """A figure that cannot be drawn; the message says what to change."""
+
+
+def import_pyplot() -> ModuleType:
+    """matplotlib.pyplot; PlottingError if it, or the display that was asked for, is not there."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        if "backend" in str(error) or "display" in str(error):
+            raise PlottingError(_no_display(error)) from error
+        raise PlottingError(
+            "figures need matplotlib, which is not installed: pip install 'score-sde[plot]'."
+        ) from error
+    return plt
+
+
+def _no_display(error: Exception) -> str:
+    return (
+        f"matplotlib cannot open a window here ({error}). Set the environment variable "
+        "MPLBACKEND=Agg and save figures with figure.savefig('name.png')."
+    )
+
+
+def subplots(
+    rows: int = 1,
+    columns: int = 1,
+    width: float = 3.2,
+    height: float | None = None,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, Any]:
+    """A figure in the look of this module: (Figure, Axes), or an array of Axes if there are more.
+
+    width and height, in inches, are those of one panel; height is the width unless given.
+    """
+    plt = import_pyplot()
+    with plt.rc_context(_RC):
+        try:
+            figure = plt.figure(
+                figsize=(columns * width, rows * (height or width)), layout="constrained"
+            )
+        except ImportError as error:  # the backend is loaded with the first figure
+            raise PlottingError(_no_display(error)) from error
+        return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey)
+
+
+def axes_or_new(ax: Axes | None, width: float = 4.0, height: float | None = None) -> Axes:
+    """``ax``, or the Axes of a new figure."""
+    return subplots(width=width, height=height)[1] if ax is None else ax
+
+
+def density_map() -> Colormap:
+    """From the card to a mid blue: monotone in luminance, and light enough for dark ink."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("card_to_blue", SHADES)
+
+
+def sampler_style(name: str) -> dict[str, Any]:
+    """color, linestyle and marker of a sampler, by name; dashed when it draws noise.
+
+    Samplers of your own get a colour from their name.
+    """
+    known = SAMPLERS.get(name)
+    number = list(SAMPLERS).index(name) if known else zlib.crc32(name.encode())
+    colour = SAMPLER_COLOURS.get(name) or CYCLE[number % len(CYCLE)]
+    return {
+        "color": colour,
+        "linestyle": "--" if known is not None and known.stochastic else "-",
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def legend(ax: Axes, **where: Any) -> None:
+    """A legend without a box, in the colour of the tick labels of its Axes."""
+    colour = ax.xaxis.label.get_color()
+    ax.legend(frameon=False, fontsize=8, labelcolor=colour, **where)
+
+
+def square(ax: Axes, extent: Sequence[float]) -> None:
+    """Limits (left, right, bottom, top) at equal aspect, labelled as the plane of the states."""
+    ax.set(xlim=extent[:2], ylim=extent[2:], xlabel="$x_1$", ylabel="$x_2$")
+    ax.set_aspect("equal")
+
+
+def limits(extent: float | Sequence[float]) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) from one half-width or from all four."""
+    values = [-extent, extent] * 2 if isinstance(extent, int | float) else list(extent)
+    if len(values) != 4 or not (values[0] < values[1] and values[2] < values[3]):
+        raise PlottingError(
+            f"extent is a positive half-width or (left, right, bottom, top); got {extent}."
+        )
+    return values[0], values[1], values[2], values[3]
