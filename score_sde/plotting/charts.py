@@ -139,7 +139,7 @@ def image_grid(
     array = grid_array(pixels, columns, GAP)
     height, width = array.shape[:2]
     if ax is None:
-        inches = min(max(width / 75, 2.0), 8.0)
+        inches = min(max(width / 45, 2.5), 8.0)
         ax = axes_or_new(None, inches, inches * height / width)
     ax.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     pitch = images.shape[2] + GAP

@@ -52,11 +52,10 @@ SAMPLER_COLOURS = {
     "unipc": "#0da095",
     "deis": "#1e8300",
     "adams": "#fe5322",
+    "ipndm": "#c0564f",
 }
 
 _RC = {
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": TEXT,
     "axes.labelcolor": TEXT,
@@ -110,13 +109,13 @@ def subplots(
     width and height, in inches, are those of one panel; height is the width unless given.
     """
     plt = import_pyplot()
+    size = (columns * width, rows * (height or width))
+    try:
+        figure = plt.figure(figsize=size, layout="constrained", facecolor="none")
+    except ImportError as error:  # the backend is loaded with the first figure
+        raise PlottingError(_no_display(error)) from error
+    # Not around the figure: a notebook's backend sets rcParams as it is loaded, which must stay.
     with plt.rc_context(_RC):
-        try:
-            figure = plt.figure(
-                figsize=(columns * width, rows * (height or width)), layout="constrained"
-            )
-        except ImportError as error:  # the backend is loaded with the first figure
-            raise PlottingError(_no_display(error)) from error
         return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey)
 
 
