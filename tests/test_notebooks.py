@@ -1,0 +1,74 @@
+"""The notebooks: as committed (quick), and run from a fresh kernel (slow)."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIGURES = {"01": 5, "02": 5, "03": 4, "04": 5, "05": 5, "06": 4, "07": 5}  # at least
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(notebook):
+    return [o for cell in notebook.cells for o in cell.get("outputs", [])]
+
+
+def figures(notebook) -> int:
+    return sum(bool({"image/png", "image/gif"} & set(o.get("data", {}))) for o in outputs(notebook))
+
+
+def words(notebook) -> list[str]:
+    """What it prints, without numbers."""
+    printed = (o.text for o in outputs(notebook) if o.output_type == "stream")
+    return re.findall(r"[A-Za-z_]{3,}", "".join(printed))
+
+
+def test_all_seven_are_there():
+    assert [path.stem[:2] for path in NOTEBOOKS] == sorted(FIGURES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_with_outputs_and_without_accidents(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 500_000
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = {(o.output_type, o.get("name")) for o in outputs(notebook)}
+    assert not [kind for kind in kinds if kind[0] == "error" or kind[1] == "stderr"]
+    assert figures(notebook) >= FIGURES[path.stem[:2]]
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert first.startswith("# ") and "You will" in first  # what the reader will see
+    assert re.findall(r"^(\d)\. ", last.split("Three things to try")[1], flags=re.M) == list("123")
+    assert any("assert " in cell.source for cell in code)  # key numbers are checked as it runs
+    assert not re.search(r"/(work|root|home/\w+|tmp)/", path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_a_fresh_kernel(path, tmp_path, monkeypatch):
+    """No error (asserts on key numbers are cells), no warning, the figures and lines committed."""
+    client = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    copy = Path(shutil.copy(path, tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    notebook = read(copy)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=resources
+    ).execute()
+    warnings = [o.text for o in outputs(notebook) if o.get("name") == "stderr"]
+    assert not warnings
+    committed = read(path)
+    assert figures(notebook) == figures(committed)
+    assert words(notebook) == words(committed)  # what it prints, but for the numbers
