@@ -176,7 +176,7 @@ class _Impulses:
         self._size, self._like = (len(seeds), *shape), {"dtype": dtype, "device": device}
         return self
 
-    def draw(self, t: Any = None, s: Any = None) -> Tensor:
+    def draw(self, t: Any = None, s: Any = None, which: Tensor | None = None) -> Tensor:
         z = torch.zeros(self._size, **self._like)
         if self.draws + 2 < len(z):
             z[1 + self.draws] = 1
@@ -188,8 +188,9 @@ class _Impulses:
 class _Normals(_Impulses):
     """Noise source of ordinary independent normals, for Monte Carlo."""
 
-    def draw(self, t: Any = None, s: Any = None) -> Tensor:
-        z = torch.randn(self._size, generator=self._generator, dtype=F64).to(**self._like)
+    def draw(self, t: Any = None, s: Any = None, which: Tensor | None = None) -> Tensor:
+        size = self._size if which is None else (len(which), *self._size[1:])
+        z = torch.randn(size, generator=self._generator, dtype=F64).to(**self._like)
         self.probes.append(z[-1].clone())  # a method may work in place on what it drew
         return z
 
