@@ -232,3 +232,10 @@ def test_the_law_of_the_third_order_sde_solver_meets_its_figures():
     report = verify(VPSDE(), "dpmpp_3m_sde", steps=(20, 50, 100), data_std=0.5)
     for row, best in zip(report.rows, (1.3e-2, 3.3e-3, 8.7e-4), strict=True):
         assert row.w2 is not None and row.w2 < 0.45 * best
+
+
+def test_an_adaptive_sde_method_has_a_law():
+    """Its samples draw noise by themselves, not all at each step."""
+    report = verify(VPSDE(), "adaptive_sde", monte_carlo=512)
+    assert report.law.startswith("Monte Carlo") and report.rows[0].nfe > 20
+    assert report.rows[0].w2 < 0.1 and abs(report.rows[0].std_bias) < 0.1
