@@ -379,6 +379,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     being saved first.
     """
     argv = list(sys.argv if argv is None else argv)
+    if "" not in sys.path:
+        sys.path.append("")  # for classes of yours by dotted path, from where you are
     try:
         _dispatch(argv)
     except KeyboardInterrupt:

@@ -8,8 +8,8 @@ from conftest import PROCESSES, correlated_gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from score_sde import VESDE, VPSDE, TableSDE, list_samplers, sample
-from score_sde.sampling import SAMPLERS, ODEError, Predictor
+from score_sde import VESDE, VPSDE, TableSDE, list_samplers, sample, verify
+from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler
 from score_sde.sampling.grids import GRIDS, make_grid
 from score_sde.sampling.noise import SeededNoise
 from score_sde.states import expand
@@ -186,6 +186,20 @@ def test_a_users_predictor_needs_a_step_and_nothing_else():
     x_T = torch.randn(2, 3)
     x = sample(VPSDE(), lambda x, t: -x, x_T=x_T, method=Still(), steps=3, denoise=False)
     assert torch.equal(x, x_T)
+
+
+def test_a_users_predictor_is_found_by_dotted_path():
+    sde, score = VPSDE(), correlated_gaussian((2,)).score(VPSDE())
+    ours = sample(sde, score, (3, 2), method="test_verify.Clipped", steps=5, seeds=range(3))
+    direct = sample(sde, score, (3, 2), method=make_sampler("test_verify.Clipped"), steps=5,
+                    seeds=range(3))  # fmt: skip
+    assert torch.equal(ours, direct)
+    report = verify(sde, "test_verify.WeightedHeun", steps=(64, 128), weight=0.45)
+    assert report.passed is False and report.settings["weight"] == 0.45
+    with pytest.raises(ValueError, match="'nowhere.Mine' cannot be imported"):
+        sample(sde, score, (3, 2), method="nowhere.Mine")
+    with pytest.raises(ValueError, match="Unknown option of test_verify.WeightedHeun 'wait'"):
+        sample(sde, score, (3, 2), method="test_verify.WeightedHeun", wait=1)
 
 
 def test_dtype_and_start_are_kept():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 from typing import Any, cast
 
 from score_sde.sampling.adaptive import RK45, AdaptiveSDE
@@ -64,30 +65,45 @@ SAMPLERS: dict[str, type[Predictor]] = {
 def make_sampler(method: str | Predictor, **options: Any) -> Predictor:
     """A method by name (a key of `SAMPLERS`) with its options, or a predictor as it is.
 
-    Raises ValueError for an unknown name or option, naming the choices.
+    A class of yours is named by its dotted path, "my_samplers.Mine". Raises ValueError for an
+    unknown name or option, naming the choices.
     """
     if not isinstance(method, str):
         if options:
             raise ValueError(f"give the options {sorted(options)} to the method itself: {method}.")
         return method
-    if method not in SAMPLERS:
-        raise ValueError(_unknown("sampler", method, list(SAMPLERS)))
-    known = list(_defaults(SAMPLERS[method]))
+    cls = _find(method)
+    known = list(_defaults(cls))
     for name in options:
         if name not in known:
             raise ValueError(_unknown(f"option of {method}", name, known))
-    return SAMPLERS[method](**options)
+    return cls(**options)
+
+
+def _find(method: str) -> type[Predictor]:
+    """A built-in by its name, or anything importable by its dotted path."""
+    if method in SAMPLERS:
+        return SAMPLERS[method]
+    module, _, name = method.rpartition(".")
+    if not module:
+        raise ValueError(_unknown("sampler", method, list(SAMPLERS)))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"sampler {method!r} cannot be imported: {error}.") from error
 
 
 def _defaults(method: type[Predictor]) -> dict[str, Any]:
     """The options of a method and their defaults."""
+    if not dataclasses.is_dataclass(method):
+        return {}
     return {f.name: f.default for f in dataclasses.fields(cast(Any, method))}
 
 
 def needs_data_std(method: str | Predictor) -> bool:
     """Whether a method has the option data_std, the standard deviation of x_0."""
-    cls = SAMPLERS.get(method) if isinstance(method, str) else type(method)
-    return cls is not None and "data_std" in _defaults(cls)
+    cls = _find(method) if isinstance(method, str) else type(method)
+    return "data_std" in _defaults(cls)
 
 
 def _unknown(what: str, name: str, choices: list[str]) -> str:
