@@ -18,7 +18,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ SDES = {
 }
 NETS = {"unet": UNet, "mlp": MLP}
 Config = Mapping[str, Any]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class ConfigError(ValueError):
@@ -191,12 +192,11 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """Network and process as a score function, on the CPU, in a memory layout that suits it."""
     given = {"net": build_net(config, spec), "sde": build_sde(config)}
-    model = _call(ScoreModel, "model", _section(config, "model"), given)
-    return model.to(memory_format=torch.channels_last) if _suits_channels_last(model) else model
+    return in_fast_layout(_call(ScoreModel, "model", _section(config, "model"), given))
 
 
-def _suits_channels_last(model: nn.Module) -> bool:
-    """Whether convolutions are faster so, and group norms as exact.
+def in_fast_layout(model: Model) -> Model:
+    """Its weights in channels_last where convolutions are faster so, and group norms as exact.
 
     PyTorch's GroupNorm of this layout subtracts the square of the mean from the mean square: of
     inputs that are almost constant, groups of fewer than 4 channels keep only two or three digits.
@@ -204,7 +204,8 @@ def _suits_channels_last(model: nn.Module) -> bool:
     modules = list(model.modules())
     norms = [m for m in modules if isinstance(m, nn.GroupNorm)]
     images = any(isinstance(m, nn.Conv2d) for m in modules)
-    return images and all(m.num_channels >= 4 * m.num_groups for m in norms)
+    suits = images and all(m.num_channels >= 4 * m.num_groups for m in norms)
+    return model.to(memory_format=torch.channels_last) if suits else model  # type: ignore[call-overload]
 
 
 def build_objective(config: Config) -> ScoreMatching:

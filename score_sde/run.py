@@ -27,6 +27,7 @@ from score_sde import build
 from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array, image_array, picture_of, save_png
 from score_sde.models import ScoreModel
+from score_sde.nets import packed
 from score_sde.sampling import (
     Recipe,
     SampleResult,
@@ -104,7 +105,7 @@ class Run:
             options.pop("data_std", None)
         return sample(
             self.sde,
-            self.score,
+            packed(self.score),
             shape=(n, *self.data_spec.shape),
             method=chosen.method,
             steps=chosen.steps,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from score_sde import VPSDE, ScoreModel
-from score_sde.nets import MLP, UNet
+from score_sde.nets import MLP, UNet, packed
 from score_sde.nets.layers import FourierEmbedding, Resample, SinusoidalEmbedding
 
 SMALL = dict(width=16, multipliers=(1, 2), blocks=1, attention=())
@@ -211,3 +211,27 @@ def test_mlp_learns_a_gaussian_score():
         error = (model(x, t) - data.score(sde)(x, t)).square().mean().sqrt()
         scale = data.score(sde)(x, t).square().mean().sqrt()
     assert float(error / scale) < 0.12
+
+
+def test_a_packed_network_is_the_same_network():
+    torch.manual_seed(0)
+    net = UNet(3, (16, 16), width=32, multipliers=(1, 2), blocks=1, attention=(8,), resample="conv")
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    net = net.to(memory_format=torch.channels_last).eval()
+    twin = packed(net)
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
+    x, label = torch.randn(4, 3, 16, 16), torch.linspace(1, 900, 4)
+    with torch.no_grad():
+        for part in (x, x[:1], x[:3]):  # rearranged for the first batch, right for all
+            torch.testing.assert_close(
+                twin(part, label[: len(part)]), net(part, label[: len(part)]), rtol=1e-4, atol=1e-5
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            low, packed_low = net(x, label), twin(x, label)
+        assert packed_low.dtype == torch.bfloat16
+        assert (packed_low - low).norm() < 0.01 * low.norm()
+    x.requires_grad_()
+    gradient = torch.autograd.grad(net(x, label).square().sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(twin(x, label).square().sum(), x)[0], gradient)
+    assert torch.equal(twin.double()(x.double(), label), net.double()(x.double(), label))

@@ -1,5 +1,6 @@
 """Networks: any `nn.Module` with `forward(x, label, **condition)` serves; these are ours."""
 
 from score_sde.nets.mlp import MLP as MLP
+from score_sde.nets.packed import packed as packed
 from score_sde.nets.presets import PRESETS as PRESETS
 from score_sde.nets.unet import UNet as UNet
