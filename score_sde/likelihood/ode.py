@@ -173,10 +173,11 @@ def frame_of(x: Tensor, gaussian: Gaussian | None, data_std: float | None) -> tu
     return Frame(torch.tensor(mean, **options), torch.tensor(sd**2, **options)), sd
 
 
-def clock_of(frame: Frame, sd: float, adaptive: bool = False) -> Clock:
-    """k and c of `flow`, from the scale of the data. Adaptive steps need less help near them."""
+def clock_of(frame: Frame, sd: float, adaptive: bool = False, finest: float | None = None) -> Clock:
+    """k and c of `flow`, from the scales of the data. Adaptive steps need less help near them."""
     widest = float(frame.variances.max().sqrt())
-    return Clock((0.1 if adaptive else 0.03) * sd, 2 * max(widest, sd))
+    k = (0.1 if adaptive else 0.03) * sd
+    return Clock(k if finest is None else min(k, finest / 4), 2 * max(widest, sd))
 
 
 def _log_prior(flow: Flow, latent: Tensor, matched: bool) -> Tensor:
@@ -227,6 +228,7 @@ def log_likelihood(
     prior: str = "matched",
     gaussian: Gaussian | None = None,
     data_std: float | None = None,
+    finest: float | None = None,
     levels: int | None = None,
     scale: float = 1.0,
     seeds: Sequence[int] | None = None,
@@ -247,6 +249,8 @@ def log_likelihood(
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
         and its part of the divergence are made with it, the result does not depend on it. Else
         ``data_std`` or the spread of x takes its place.
+    finest: the smallest spread of thin data, if known: equal steps then resolve noise down to a
+        quarter of it. Start the flow below it as well (``t_min``).
     levels, scale: of discrete data, for bits/dim: the number of levels and the width of their whole
         range in the model's units (2 for [-1, 1]).
     seeds: one integer a sample, of its probes (and noise, for "bound").
@@ -275,6 +279,8 @@ def log_likelihood(
         raise ValueError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
     if t_min is not None and not 0 < t_min < sde.t_max:
         raise ValueError(f"t_min must lie in (0, {sde.t_max}) (got {t_min}).")
+    if finest is not None and not finest > 0:
+        raise ValueError(f"finest must be positive (got {finest}).")
     dim = x[0].numel()
     exact = divergence == "exact" or (divergence == "auto" and dim <= EXACT_UP_TO)
     seeds = fresh_seeds(len(x)) if seeds is None else list(seeds)
@@ -283,9 +289,10 @@ def log_likelihood(
     frame, sd = frame_of(x, gaussian, data_std)
     tolerances = {"rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
     fixed = {"nfe": nfe} if solver == "adams" else tolerances
+    clock = clock_of(frame, sd, solver != "adams", finest)
     solve = _Solve(
-        sde, score, frame, clock_of(frame, sd, solver != "adams"), solver, fixed, truncation,
-        t_min, prior, None if exact else (probes, probe_kind),
+        sde, score, frame, clock, solver, fixed, truncation, t_min, prior,
+        None if exact else (probes, probe_kind),
     )  # fmt: skip
     parts, batch = [], batch_size or len(x)
     for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
