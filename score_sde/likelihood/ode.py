@@ -243,7 +243,7 @@ def log_likelihood(
     solver: "adams", at most ``nfe`` evaluations of equal step; its solver_error is the difference
         to the integral by one order less. Or one of torchdiffeq's: dopri5, dopri8, bosh3, ... with
         ``rtol``, ``atol`` and at most ``max_evaluations``; its solver_error is that of a few
-        samples (1 in 16, at most 4) from a second solve at ten times the tolerance, else nan.
+        samples (1 in 32, at most 4) from a second solve at ten times the tolerance, else nan.
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own.
     prior: "matched" or "sde".
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
@@ -384,7 +384,7 @@ class _Solve:
         width = z.shape[1]
         state = torch.cat([z, torch.zeros_like(first[1].T)], 1)
         whole = self._adapt(flow, state, start, end, 1.0)
-        few = min(4, 1 + len(z) // 16)
+        few = min(4, 1 + len(z) // 32)
         # Errors are in proportion to the tolerance, so ten times it changes the result by nine.
         loose = self._adapt(flow.part(few), state[:few], start, end, 10.0)
         error = torch.full_like(z[:, 0], math.nan)
