@@ -201,19 +201,24 @@ def test_truncation_is_corrected(process):
     assert float(better.abs().mean()) < 1e-4
 
 
-def test_the_bound_of_the_truncation_holds_and_is_tight_for_small_t_min():
-    """E_eps of the bound is below log p_0, by less the smaller t_min; also for thin data."""
-    data = Gaussian(torch.zeros(3), torch.tensor([0.5, 0.1, 0.005], dtype=F64) ** 2)
-    x = data.sample(1, 3).expand(400, 3)
-    gaps = []
-    for t_min in (1e-3, 1e-5):
-        sde = VPSDE(t_min=t_min)
-        result = log_likelihood(sde, data.score(sde), x, truncation="bound", nfe=32, gaussian=data,
-                                seeds=range(400))  # fmt: skip
-        gap = result.nats - data.log_prob(x)
-        assert float(gap.mean()) < 2 * float(gap.std()) / 20
-        gaps.append(-float(gap.mean()))
-    assert gaps[0] > 5 * gaps[1] > 0 or gaps[1] < 0.01
+def test_the_bound_of_the_truncation_is_its_closed_form():
+    """Gaussian data, thin and thick beside s_min: with k = lambda/(lambda + v) and v = s_min^2,
+
+    E log p_min(y) + (1 - E (x - D)^2 / v) / 2,  E (x - D)^2 = (1 - k)^2 x^2 + k^2 v
+    """
+    variances = torch.tensor([0.5, 0.1, 0.005], dtype=F64) ** 2
+    data, sde = Gaussian(torch.zeros(3), variances), VPSDE()
+    x = data.sample(1, 3)
+    result = log_likelihood(sde, data.score(sde), x.expand(4000, 3), truncation="bound", nfe=16,
+                            gaussian=data, seeds=range(4000))  # fmt: skip
+    t = torch.tensor(sde.t_min, dtype=F64)
+    v = (sde.sigma(t) / sde.alpha(t)) ** 2
+    wide, k = variances + v, variances / (variances + v)
+    want = -0.5 * ((2 * math.pi * wide).log() + (x**2 + v) / wide)
+    want = want + 0.5 * (1 - ((1 - k) ** 2 * x**2 + k**2 * v) / v)
+    found, error = float(result.nats.mean()), float(result.nats.std()) / math.sqrt(4000)
+    assert found == pytest.approx(float(want.sum()), abs=4 * error) and error < 0.03
+    assert float(want.sum()) < float(data.log_prob(x)) - 0.1
 
 
 @pytest.mark.parametrize("process", ["vp", "ve"])
