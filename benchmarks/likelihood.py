@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,7 @@ def errors() -> None:
                 ("adams 48", {"nfe": 48}),
                 ("adams 64", {}),
                 ("adams 64, with its Gaussian", {"gaussian": frame}),
+                ("adaptive_adams 1e-5", {"solver": "adaptive_adams"}),
                 ("dopri5 1e-5", {"solver": "dopri5"}),
             )
             for label, options in ways:
@@ -83,7 +85,11 @@ def speed(workdir: str, repeats: int, batch: int) -> None:
     x = run.data_spec.to_model(build.build_data(run.config, "test").raw_items(range(batch)))
     probe = torch.randn(1, *x.shape).sign()
     setting = {"divergence": "hutchinson", "probes": 1, "prior": "sde", "truncation": "none"}
-    ways = {"dopri5 1e-5": {"solver": "dopri5"}, "adams 64": {"nfe": 64}}
+    ways: dict[str, dict[str, Any]] = {
+        "adaptive_adams 1e-5": {"solver": "adaptive_adams"},
+        "dopri5 1e-5": {"solver": "dopri5"},
+        "adams 64": {"nfe": 64},
+    }
     ratios: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         start = time.perf_counter()

@@ -26,9 +26,10 @@ from score_sde.likelihood import (
     interpolate,
     variational_bound,
 )
+from score_sde.likelihood.adams import AdamsError, integrate, integrate_adaptively
 from score_sde.likelihood.bounds import log_level_probability
 from score_sde.likelihood.divergence import score_and_traces
-from score_sde.likelihood.flow import Clock, Flow, Frame, integrate
+from score_sde.likelihood.flow import Clock, Flow, Frame
 from score_sde.losses import ScoreMatching
 from score_sde.sampling import ODEError
 
@@ -127,13 +128,30 @@ def test_thin_data_take_128_evaluations():
 @pytest.mark.parametrize("name", ["ring", "grid25"])
 def test_adaptive_solves_need_fewer_evaluations_than_in_plain_time(process, name):
     sde, data = SONG[process], DATA[name]
-    x = data.sample(16, 1)
-    result = log_likelihood(sde, data.score(sde), x, solver="dopri5", truncation="none")
+    x, most = data.sample(16, 1), dopri5_in_plain_time(sde, data, data.sample(16, 1))
+    for solver in ("dopri5", "adaptive_adams"):
+        result = log_likelihood(sde, data.score(sde), x, solver=solver, truncation="none")
+        error = (result.nats - at_t_min(data, sde, x)).abs()
+        assert float(error.mean()) < (2e-3 if solver == "dopri5" else 3e-5)
+        assert float(result.solver_error[:1].max()) < 2e-2
+        # Adams' methods know their error for every sample.
+        assert bool(result.solver_error[1:].isnan().all()) == (solver == "dopri5")
+        assert result.nfe <= most, (solver, result.nfe, most)
+
+
+def test_adaptive_adams_in_64_dimensions():
+    sde, data = SONG["vp"], DATA["clusters"]
+    x, frame = data.sample(16, 1), Gaussian(data.mean(), data.covariance())
+    result = log_likelihood(
+        sde, data.score(sde), x, solver="adaptive_adams", truncation="none", gaussian=frame
+    )
     error = (result.nats - at_t_min(data, sde, x)).abs()
     assert float(error.mean()) < 2e-3
-    assert float(result.solver_error[:1].max()) < 2e-2
-    assert bool(result.solver_error[1:].isnan().all())
+    assert result.nfe <= dopri5_in_plain_time(sde, data, x)
 
+
+def dopri5_in_plain_time(sde, data, x):
+    """Evaluations that torchdiffeq needs for the flow and its divergence in t, at 1e-5."""
     calls = 0
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=F64)
 
@@ -149,7 +167,50 @@ def test_adaptive_solves_need_fewer_evaluations_than_in_plain_time(process, name
     start = torch.cat([x * sde.alpha(ends[0]), torch.zeros(len(x), 1, dtype=F64)], 1)
     options = {"step_t": ends}
     odeint(plain, start, ends, rtol=1e-5, atol=1e-5, method="dopri5", options=options)
-    assert result.nfe <= calls, (result.nfe, calls)
+    return calls
+
+
+@pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, -1.0)])
+def test_adaptive_adams_is_as_exact_as_it_is_asked_to_be(start, end):
+    """On z' = -u z, whose solution is known; steps are in proportion to tolerance^(-1/6)."""
+    visited = []
+
+    def slopes(z, u):
+        visited.append(u)
+        return -u * z, torch.full((1, len(z)), 5 * math.cos(5 * u), dtype=F64)
+
+    z, counts = torch.tensor([[1.0, 2.0]], dtype=F64), []
+    exact = z * math.exp((start**2 - end**2) / 2), math.sin(5 * end) - math.sin(5 * start)
+    for tolerance in (1e-4, 1e-9):
+        visited.clear()
+        found = integrate_adaptively(slopes, z, start, end, tolerance, tolerance)
+        worst = max((found.z - exact[0]).abs().max(), (found.growth - exact[1]).abs().max())
+        assert 1e-3 * tolerance < float(worst) < 10 * tolerance
+        # The estimate is of one order less: cautious.
+        wrong = float((found.growth - exact[1]).abs())
+        assert wrong < float(found.growth_change.abs()) < 100 * tolerance
+        assert min(start, end) <= min(visited) and max(visited) <= max(start, end)
+        counts.append(len(visited))
+    assert counts[1] < 1e5 ** (1 / 6) * counts[0], counts
+
+
+def test_adaptive_adams_ends_in_a_sentence():
+    def broken(z, u):
+        return z * (math.nan if u > 0.5 else 1.0), torch.zeros(1, len(z), dtype=F64)
+
+    def discontinuous(z, u):
+        return torch.full_like(z, 1e20 * (u > 0.5)), torch.zeros(1, len(z), dtype=F64)
+
+    z = torch.ones(1, 2, dtype=F64)
+    with pytest.raises(AdamsError, match="not finite"):
+        integrate_adaptively(broken, z, 0.0, 1.0, 1e-5, 1e-5)
+    with pytest.raises(AdamsError, match="step size vanishes"):
+        integrate_adaptively(discontinuous, z, 0.0, 1.0, 0.0, 1e-5)
+    sde, data = SONG["vp"], ring()
+    with pytest.raises(ODEError, match="20 evaluations did not reach the end"):
+        log_likelihood(
+            sde, data.score(sde), data.sample(4, 0), solver="adaptive_adams", max_evaluations=20
+        )
 
 
 def test_the_adams_method_has_its_order():

@@ -12,27 +12,21 @@ the density of z (instantaneous change of variables, 1806.07366, thm. 1)
 
 Both vanish for that Gaussian, and its part of the trace is in closed form. Time is
 u = log((s + k)/(1 + s/c)): log s around the data's scale, linear in s below k, and saturating above
-c. On equal steps of u an Adams method of order p needs one evaluation a step: predict by the last p
-slopes, evaluate, correct by p + 1 (PEC). The first steps go again from the start each time, by the
-polynomial through all slopes so far.
+c. In it equal steps do nearly as well as adaptive ones (`adams`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.likelihood.adams import Slopes
 from score_sde.likelihood.divergence import score_and_traces
 from score_sde.sdes import SDE
 from score_sde.states import ScoreFn
-
-Slopes = tuple[Tensor, Tensor]
-"""dz/du (B, D) and d log p(z)/du (K, B)."""
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
@@ -171,68 +165,3 @@ class Flow:
         if not self.traced:
             return dz, traces
         return dz, s * speed * (traces + self.gaussian_trace(s, z))
-
-
-def polynomial_weights(nodes: list[int], start: int, end: int) -> list[float]:
-    """w_j with sum_j w_j f(j) = int_start^end f for all polynomials through the nodes."""
-    shifted = np.array(nodes, float) - end
-    powers = np.arange(len(nodes))
-    moments = -((start - end) ** (powers + 1.0)) / (powers + 1)
-    return np.linalg.solve(shifted[None, :] ** powers[:, None], moments).tolist()
-
-
-@dataclass(frozen=True)
-class Solution:
-    """z (B, D) at the end, the growth of log p (K, B), and how both differ from one order less."""
-
-    z: Tensor
-    growth: Tensor
-    z_change: Tensor
-    growth_change: Tensor
-
-
-def integrate(
-    slopes: Callable[[Tensor, float], Slopes],
-    z: Tensor,
-    start: float,
-    end: float,
-    steps: int,
-    order: int = 3,
-    first: Slopes | None = None,
-    progress: Callable[[], None] | None = None,
-) -> Solution:
-    """PEC-Adams on equal steps from time start to end; steps + 1 evaluations.
-
-    first: the slopes at the start, if they are known. progress: called after each step.
-    """
-    h = (end - start) / steps
-    values = [slopes(z, start) if first is None else first]
-    origin = base = z
-    growth = nothing = torch.zeros_like(values[0][1])
-    changes = [torch.zeros_like(z), nothing]
-
-    def total(weights: list[float], which: int) -> Tensor:
-        """h sum_j w_j f_j over the latest values, the newest last."""
-        recent = values[-len(weights) :]
-        return h * sum(w * v[which] for w, v in zip(weights, recent, strict=True))  # type: ignore
-
-    for n in range(1, steps + 1):
-        # Predict node n, from node n - 1, or from the origin as long as there are few values.
-        nodes = list(range(max(0, n - order), n))
-        begin = n - 1 if n > order else 0
-        guess = (base if n > order else origin) + total(polynomial_weights(nodes, begin, n), 0)
-        values.append(slopes(guess, start + n * h if n < steps else end))
-        # Correct it with the slope there.
-        nodes = list(range(max(0, n - order), n + 1))
-        weights = polynomial_weights(nodes, begin, n)
-        base = (base if n > order else origin) + total(weights, 0)
-        growth = (growth if n > order else nothing) + total(weights, 1)
-        if n >= order:
-            lower = polynomial_weights(nodes[1:], begin, n)
-            changes = [
-                change + total(weights, i) - total(lower, i) for i, change in enumerate(changes)
-            ]
-        values = values[-(order + 1) :]
-        if progress is not None:
-            progress()
-    return Solution(base, growth, *changes)

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.exact import Gaussian
-from score_sde.likelihood.flow import Flow, integrate, levels
+from score_sde.likelihood.adams import integrate
+from score_sde.likelihood.flow import Flow, levels
 from score_sde.likelihood.ode import check_state, clock_of, frame_of
 from score_sde.sdes import SDE
 from score_sde.states import ScoreFn

@@ -42,22 +42,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from score_sde.exact import Gaussian
-from score_sde.likelihood.divergence import score_and_traces
-from score_sde.likelihood.flow import (
-    Clock,
-    Flow,
-    Frame,
+from score_sde.likelihood.adams import (
+    AdamsError,
+    Slopes,
+    Solution,
     integrate,
-    levels,
+    integrate_adaptively,
     polynomial_weights,
-    work_dtype,
 )
+from score_sde.likelihood.divergence import score_and_traces
+from score_sde.likelihood.flow import Clock, Flow, Frame, levels, work_dtype
 from score_sde.sampling.noise import SeededNoise, fresh_seeds
 from score_sde.sampling.ode import SOLVERS, ODEError, solve_ode
 from score_sde.sdes import SDE
 from score_sde.states import ScoreFn
 
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
+ADAMS = ("adams", "adaptive_adams")
 TRUNCATIONS = ("corrected", "none", "bound")
 
 
@@ -240,10 +241,11 @@ def log_likelihood(
     score: any callable score(x, t) that autograd can differentiate by x.
     divergence: "exact", "hutchinson", or "auto": exact up to 64 coordinates.
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
-    solver: "adams", at most ``nfe`` evaluations of equal step; its solver_error is the difference
+    solver: "adams", at most ``nfe`` evaluations of equal step, or "adaptive_adams", with steps by
+        ``rtol``, ``atol`` and at most ``max_evaluations``; their solver_error is the difference
         to the integral by one order less. Or one of torchdiffeq's: dopri5, dopri8, bosh3, ... with
-        ``rtol``, ``atol`` and at most ``max_evaluations``; its solver_error is that of a few
-        samples (1 in 32, at most 4) from a second solve at ten times the tolerance, else nan.
+        the same settings; its solver_error is that of a few samples (1 in 32, at most 4) from a
+        second solve at ten times the tolerance, else nan.
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own.
     prior: "matched" or "sde".
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
@@ -263,7 +265,7 @@ def log_likelihood(
     for name, value, choices in (
         ("divergence", divergence, ("auto", "exact", "hutchinson")),
         ("probe_kind", probe_kind, ("rademacher", "gaussian")),
-        ("solver", solver, ("adams", *SOLVERS)),
+        ("solver", solver, (*ADAMS, *SOLVERS)),
         ("truncation", truncation, TRUNCATIONS),
         ("prior", prior, ("matched", "sde")),
     ):
@@ -371,13 +373,12 @@ class _Solve:
         return v if self.frame.axes is None else v @ self.frame.axes.T
 
     def _integrate(
-        self, flow: Flow, z: Tensor, first: Any, low: float, high: float
+        self, flow: Flow, z: Tensor, first: Slopes, low: float, high: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z at the end (B, D), growth of log p(z) (K, B), and the error of its mean (B,)."""
         start, end = self.clock.u(low), self.clock.u(high)
-        if self.solver == "adams":
-            steps = self.settings["nfe"] - flow.nfe - 2 * (self.prior == "matched")
-            found = integrate(flow.slopes, z, start, end, steps, first=first)
+        if self.solver in ADAMS:
+            found = self._adams(flow, z, first, start, end)
             # Of log N(z; 0, I) - growth, to first order.
             change = (found.z * found.z_change).sum(1) + found.growth_change.mean(0)
             return found.z, found.growth, change.abs()
@@ -390,6 +391,18 @@ class _Solve:
         error = torch.full_like(z[:, 0], math.nan)
         error[:few] = (_at_end(whole[:few], width) - _at_end(loose, width)).abs() / 9
         return whole[:, :width], whole[:, width:].T, error
+
+    def _adams(self, flow: Flow, z: Tensor, first: Slopes, start: float, end: float) -> Solution:
+        if self.solver == "adams":
+            steps = self.settings["nfe"] - flow.nfe - 2 * (self.prior == "matched")
+            return integrate(flow.slopes, z, start, end, steps, first=first)
+        try:
+            return integrate_adaptively(flow.slopes, z, start, end, first=first, **self.settings)
+        except AdamsError as error:
+            raise ODEError(
+                f"The flow stopped after {flow.nfe} evaluations: {error}. Check that the score is "
+                "finite; else loosen rtol and atol, raise t_min, or use solver=adams with nfe."
+            ) from error
 
     def _adapt(self, flow: Flow, state: Tensor, start: float, end: float, factor: float) -> Tensor:
         """(z, growth) (B, D + K) at time end, by torchdiffeq at a multiple of the tolerance."""

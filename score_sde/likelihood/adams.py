@@ -1,0 +1,196 @@
+r"""Adams' methods for the flow and the density along it: one evaluation a step.
+
+With the slopes f at the times so far, a step of order p is
+
+    predict    z' = z + int of the polynomial through the last p slopes
+    evaluate   f at z'
+    correct    z <- z + int of the polynomial through these p + 1 slopes
+
+(PEC; Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.1 and III.5). The
+weights are those of the times as they are, so steps may have any lengths: equal ones (`integrate`),
+or as long as the error allows (`integrate_adaptively`), the error being what the correction changes
+when the oldest slope is left out. The density needs no prediction. The first steps go again from
+the start each time, by the polynomial through all slopes so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Slopes = tuple[Tensor, Tensor]
+"""dz/du (B, D) and d log p(z)/du (K, B)."""
+Field = Callable[[Tensor, float], Slopes]
+SAFETY, SLOWEST, FASTEST = 0.8, 0.2, 2.0  # how steps may change from one to the next
+
+
+class AdamsError(RuntimeError):
+    """An adaptive solve that cannot go on; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """z (B, D) at the end, the growth of log p (K, B), and how both differ from one order less."""
+
+    z: Tensor
+    growth: Tensor
+    z_change: Tensor
+    growth_change: Tensor
+
+
+def polynomial_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """w_j with sum_j w_j f(j) = int_start^end f for all polynomials through the nodes."""
+    span = max(abs(node - end) for node in [*nodes, start])
+    shifted, powers = (np.array(nodes, float) - end) / span, np.arange(len(nodes))
+    moments = -(((start - end) / span) ** (powers + 1.0)) / (powers + 1)
+    return (span * np.linalg.solve(shifted[None, :] ** powers[:, None], moments)).tolist()
+
+
+def _total(weights: list[float], values: list[Slopes], which: int) -> Tensor:
+    terms = (w * value[which] for w, value in zip(weights, values, strict=True))
+    return sum(terms, start=torch.zeros_like(values[0][which]))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that may still be taken: the slope at its end, the state there, errors.
+
+    local: what the last order changes in this step, of z and growth; overall: the same since the
+    step's ``origin``, from which the state was computed.
+    """
+
+    u: float
+    slope: Slopes
+    state: Slopes
+    local: Slopes
+    overall: Slopes
+
+
+class _Adams:
+    """A solve on its way: the state at the last time, and the slopes that the next step needs."""
+
+    def __init__(self, field: Field, z: Tensor, u: float, order: int, first: Slopes | None):
+        slope = field(z, u) if first is None else first
+        self.field, self.order = field, order
+        self.times, self.values = [u], [slope]
+        self.origin = self.state = z, torch.zeros_like(slope[1])
+        self.change = torch.zeros_like(z), torch.zeros_like(slope[1])
+
+    @property
+    def starting(self) -> bool:
+        """Whether so few slopes are known that all are of use from the origin on."""
+        return len(self.times) <= self.order
+
+    def attempt(self, u: float) -> _Step:
+        """The step to time u; one evaluation."""
+        times, values = self.times[-self.order :], self.values[-self.order :]
+        begin, (z, growth) = (times[0] if self.starting else times[-1]), self.state
+        if self.starting:
+            z, growth = self.origin
+        slope = self.field(z + _total(polynomial_weights(times, begin, u), values, 0), u)
+        times, values = [*times, u], [*values, slope]
+        weights = polynomial_weights(times, begin, u)
+        state = z + _total(weights, values, 0), growth + _total(weights, values, 1)
+        return _Step(
+            u, slope, state, self._change(times, values, times[-2]),
+            self._change(times, values, begin),
+        )  # fmt: skip
+
+    @staticmethod
+    def _change(times: list[float], values: list[Slopes], begin: float) -> Slopes:
+        """What the integrals since ``begin`` lose without the oldest slope."""
+        full = polynomial_weights(times, begin, times[-1])
+        # Of two slopes the newest is left out: Euler's step.
+        less, rest = (times[1:], values[1:]) if len(times) > 2 else (times[:1], values[:1])
+        lower = polynomial_weights(less, begin, times[-1])
+        z, growth = (_total(full, values, i) - _total(lower, rest, i) for i in (0, 1))
+        return z, growth
+
+    def take(self, step: _Step) -> None:
+        """Go on from the end of a step."""
+        old = tuple(torch.zeros_like(c) for c in self.change) if self.starting else self.change
+        self.change = old[0] + step.overall[0], old[1] + step.overall[1]
+        self.state = step.state
+        self.times = [*self.times, step.u][-(self.order + 1) :]
+        self.values = [*self.values, step.slope][-(self.order + 1) :]
+
+    def solution(self) -> Solution:
+        return Solution(*self.state, *self.change)
+
+
+def integrate(
+    field: Field,
+    z: Tensor,
+    start: float,
+    end: float,
+    steps: int,
+    order: int = 3,
+    first: Slopes | None = None,
+    progress: Callable[[], None] | None = None,
+) -> Solution:
+    """From time start to end in equal steps; steps + 1 evaluations, the last at the end itself.
+
+    first: the slopes at the start, if they are known. progress: called after each step.
+    """
+    solve = _Adams(field, z, start, order, first)
+    for n in range(1, steps + 1):
+        solve.take(solve.attempt(start + n * (end - start) / steps if n < steps else end))
+        if progress is not None:
+            progress()
+    return solve.solution()
+
+
+def integrate_adaptively(
+    field: Field,
+    z: Tensor,
+    start: float,
+    end: float,
+    rtol: float,
+    atol: float,
+    order: int = 5,
+    first: Slopes | None = None,
+    max_evaluations: int = 10_000,
+) -> Solution:
+    """From time start to end (either may be larger) in steps that keep the error of each small.
+
+    The error of a step is the root mean square over the batch of its error in units of
+    atol + rtol |state|, of z or of the growth, whichever is larger. Steps are those of the batch
+    as a whole, and end at ``end``. Raises `AdamsError` for slopes that are not finite, steps that
+    vanish, and more than ``max_evaluations``.
+    """
+    solve = _Adams(field, z, start, order, first)
+    u, h, evaluations = start, (end - start) / 50, 0
+    while u != end:
+        left = end - u
+        if abs(left) < 1.01 * abs(h):
+            u_next = end
+        else:  # two equal steps rather than one and a tiny one
+            u_next = u + (left / 2 if abs(left) < 2 * abs(h) else h)
+        if evaluations == max_evaluations:
+            raise AdamsError(f"{max_evaluations} evaluations did not reach the end")
+        evaluations += 1
+        step = solve.attempt(u_next)
+        error = _size(step, rtol, atol)
+        if not math.isfinite(error):
+            raise AdamsError("a slope is not finite")
+        rate = SAFETY * max(error, 1e-12) ** (-1 / len(solve.times[-order:] + [u_next]))
+        h = (u_next - u) * min(max(rate, SLOWEST), FASTEST)
+        if error <= 1:
+            solve.take(step)
+            u = u_next
+        elif u + h / 2 == u:
+            raise AdamsError("the step size vanishes")
+    return solve.solution()
+
+
+def _size(step: _Step, rtol: float, atol: float) -> float:
+    relative = [
+        float((error / (atol + rtol * value.abs())).square().mean().sqrt())
+        for error, value in zip(step.local, step.state, strict=True)
+    ]
+    return max(relative) if all(map(math.isfinite, relative)) else math.nan
