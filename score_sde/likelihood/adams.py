@@ -158,10 +158,11 @@ def integrate_adaptively(
 ) -> Solution:
     """From time start to end (either may be larger) in steps that keep the error of each small.
 
-    The error of a step is the root mean square over the batch of its error in units of
-    atol + rtol |state|, of z or of the growth, whichever is larger. Steps are those of the batch
-    as a whole, and end at ``end``. Raises `AdamsError` for slopes that are not finite, steps that
-    vanish, and more than ``max_evaluations``.
+    The error of a step is that of z or that of the growth, whichever is larger: root mean squares
+    over the batch, in units of atol + rtol |value|. (One mean over both would hide the density
+    behind D coordinates.) Steps are those of the batch as a whole, and end at ``end``.
+    Raises `AdamsError` for slopes that are not finite, steps that vanish, and more than
+    ``max_evaluations``.
     """
     solve = _Adams(field, z, start, order, first)
     u, h, evaluations = start, (end - start) / 50, 0
@@ -189,8 +190,8 @@ def integrate_adaptively(
 
 
 def _size(step: _Step, rtol: float, atol: float) -> float:
-    relative = [
+    sizes = [
         float((error / (atol + rtol * value.abs())).square().mean().sqrt())
         for error, value in zip(step.local, step.state, strict=True)
     ]
-    return max(relative) if all(map(math.isfinite, relative)) else math.nan
+    return max(sizes) if all(map(math.isfinite, sizes)) else math.nan
