@@ -15,7 +15,8 @@ from score_sde import build
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
-from score_sde.run import Run, RunError, load, make_workdir
+from score_sde.run import Run, RunError, load
+from score_sde.train import make_workdir
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
 from score_sde.version import __version__
 
@@ -105,7 +106,8 @@ def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
     for note in foreign.notes:
         print(f"assumed: {note}")
     if classes:
-        print("a score without class_labels gets the row of zeros; give score(x, t, class_labels=)")
+        without = "none" if foreign.net.get("class_dropout") else "one drawn by its seed"
+        print(f"a sample's class is given by --class_labels; without, it has {without}")
     print(f"wrote {workdir}; sample it with --workdir {workdir} --mode sample")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde import build, cli, load, run
+from score_sde import build, cli, load
 from score_sde.build import ConfigError
 from score_sde.data import DataSpec
+from score_sde.training.checkpoints import load_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CIFAR = DataSpec((3, 32, 32), 0.0, 255.0, 256, 127.5, 127.5, name="cifar10")
@@ -168,10 +170,10 @@ def test_resume_goes_on_bit_for_bit(work):
     assert command(*common, *every, "--workdir", "whole") == 0
     assert command(*common, *every, "--workdir", "parts") == 0
     for kept in ("checkpoints/step_00000004",):
-        run.shutil.rmtree(work / "parts" / kept)
+        shutil.rmtree(work / "parts" / kept)
     assert command(*common, *every, "--workdir", "parts", "--resume") == 0
     for name in ("model", "ema"):
-        a, b = (run.load_weights(work / d, 4, name) for d in ("whole", "parts"))
+        a, b = (load_weights(work / d, 4, name) for d in ("whole", "parts"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     logs = [
         [json.loads(k) for k in (work / d / "log.jsonl").read_text().splitlines()]

@@ -239,6 +239,7 @@ def net_options(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
         attention=tuple(h for h in heights if h in attended),
         dropout=said.get("dropout", 0.1),
         classes=said.get("label_dim", 0),
+        class_dropout=said.get("label_dropout", 0.0),
         augment=said.get("augment_dim", 0),
     )
     if said.get("channel_mult_emb", 4) != 4:

@@ -82,6 +82,8 @@ class UNet(nn.Module):
     embedding: "positional" for labels of DDPM's size ("positional_adm" and "positional_edm" with
         the frequencies of these codes, see `SinusoidalEmbedding`), "fourier" for log sigma.
     classes, augment: number of classes, of augmentation labels.
+    class_dropout: share of the classes that training replaces by the row of zeros, which then
+        stands for any class (2207.12598).
     class_embedding: a class enters the "input" of the embedding's two layers, or their "output".
     progressive_input, progressive_combine: see `InputPyramid`.
     progressive_output: "skip" reads an image off every level of the decoder and adds them up.
@@ -121,6 +123,7 @@ class UNet(nn.Module):
         norm_eps: float = 1e-6,
         embedding: str = "positional",
         classes: int = 0,
+        class_dropout: float = 0.0,
         class_embedding: str = "input",
         augment: int = 0,
         taps: tuple[int, ...] = (1, 1),
@@ -141,7 +144,8 @@ class UNet(nn.Module):
             )
         self.channels, self.size, self.patch = channels, tuple(size), patch
         self.out_channels = channels if out_channels is None else out_channels
-        self.classes, self.augment, self.class_embedding = classes, augment, class_embedding
+        self.classes, self.class_dropout = classes, class_dropout
+        self.augment, self.class_embedding = augment, class_embedding
         options = BlockOptions(
             dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps,
             heads, head_channels, tuple(taps),
@@ -247,6 +251,8 @@ class UNet(nn.Module):
         classes = None
         if self.embed_class is not None:
             rows = self._class_rows(label, class_labels)
+            if self.training and self.class_dropout:
+                rows = rows * (torch.rand_like(rows[:, :1]) >= self.class_dropout)
             if self.class_embedding == "input":
                 rows = rows * self.classes**0.5  # of unit variance, as the features are nearly
             classes = self.embed_class(rows)
