@@ -102,7 +102,9 @@ def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
     target = foreign.model["target"]
     # A table of a thousand betas says nothing to a reader.
     short = {key: value for key, value in foreign.sde.items() if not isinstance(value, list)}
-    print(f"process {short}, network predicts {target}")
+    variances = " and variances (sampler ancestral uses them)"
+    learned = variances * bool(foreign.model.get("learned_variance"))
+    print(f"process {short}, network predicts {target}{learned}")
     for note in foreign.notes:
         print(f"assumed: {note}")
     if classes:

@@ -16,6 +16,7 @@ from score_sde import (
     VPSDE,
     ScoreModel,
     cli,
+    generate,
     import_checkpoint,
     load,
     log_likelihood,
@@ -30,6 +31,7 @@ from score_sde.likelihood import (
     variational_bound,
 )
 from score_sde.nets import UNet
+from score_sde.sampling import Recipe
 from score_sde.training import distributed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -302,7 +304,7 @@ def test_likelihood_under_the_classes_of_the_data(labelled, tmp_path):
     found = {}
     run = load(labelled, device="cpu")
     raw = torch.from_numpy(np.load(data)["test"][:3]).permute(0, 3, 1, 2)
-    x = dequantize(run.data_spec.to_model(raw), 256, -1.0, 2.0, range(3))
+    x = dequantize(run.data_spec.to_model(raw), 256, 0.0, 1.0, range(3))
     for given, want in classes.items():
         out = tmp_path / given
         assert cli.main(["score-sde", *flags, f"--class_labels={given}", f"--out={out}"]) == 0
@@ -335,9 +337,14 @@ def test_encode_and_interpolate_under_classes(labelled, tmp_path):
     assert saved["class_labels"].tolist() == [3, 5] and saved["images"].shape[:2] == (2, 9)
 
 
-def test_a_grid_is_calibrated_to_drawn_classes(labelled, tmp_path):
-    recipe = tmp_path / "recipe.json"
-    base = ["--workdir", str(labelled), "--device=cpu"]
-    assert command(*base, "--mode=calibrate", "--nfe=4", f"--out={recipe}") == 0
-    sampler = ["--sampler=adams", f"--grid={recipe}", f"--out={tmp_path / 'out'}"]
-    assert command(*base, "--mode=sample", "--num_samples=2", *sampler) == 0
+def test_a_grid_is_calibrated_to_drawn_classes(labelled, tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(sde, score, shape, nfe, **settings):
+        asked.append((score, shape))
+        return Recipe((1.0, 0.5), 2, 0.25, str(sde))
+
+    monkeypatch.setattr(generate, "calibrate", recorded)
+    generate.calibrate_run(labelled, out=tmp_path / "recipe.json", device="cpu")
+    score, shape = asked[0]
+    assert torch.equal(score.class_labels, drawn_labels(10, range(shape[0])))

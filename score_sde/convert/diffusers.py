@@ -60,6 +60,8 @@ def read(
     centred = bool(said.get("center_input_sample", False))
     notes: list[str] = []
     sde, model = _process(scheduler, net.enlarge is not None, notes)
+    if (scheduler or {}).get("variance_type") == "learned_range":
+        model["learned_variance"] = net.out_channels == 2 * channels
     return Foreign(
         layout=f"diffusers {'NCSN++' if net.enlarge is not None else 'DDPM'} U-Net",
         net=options,

@@ -125,6 +125,7 @@ def scheduler(sde: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any
         beta: dict[str, Any] = {"trained_betas": list(table)}
     else:
         beta = {"beta_schedule": tables[table], "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+    variance = "learned_range" if model.get("learned_variance") else "fixed_large"
     return {"_class_name": "DDPMScheduler", "num_train_timesteps": steps, "clip_sample": True,
-            "variance_type": "fixed_large", "prediction_type": targets[model["target"]],
+            "variance_type": variance, "prediction_type": targets[model["target"]],
             **beta}  # fmt: skip
