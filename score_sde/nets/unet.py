@@ -14,7 +14,7 @@ The noise label, class and augmentation labels enter each block through one embe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ class UNet(nn.Module):
     class_embedding: a class enters the "input" of the embedding's two layers, or their "output".
     progressive_input, progressive_combine: see `InputPyramid`.
     progressive_output: "skip" reads an image off every level of the decoder and adds them up.
+    norm_groups: groups of single group norms, by their names in the network, that are to have
+        others than the rule gives them.
     dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps, heads,
         head_channels, taps: see `BlockOptions`.
 
@@ -130,6 +132,7 @@ class UNet(nn.Module):
         progressive_input: str = "none",
         progressive_combine: str = "sum",
         progressive_output: str = "none",
+        norm_groups: Mapping[str, int] | None = None,
     ):
         super().__init__()
         given = locals()
@@ -204,6 +207,15 @@ class UNet(nn.Module):
         self.shares = [block.modulation_channels for _, block in self.modulated()]
         self.modulation = nn.Linear(4 * width, sum(self.shares))
         _initialize_rows(self.modulation, self.shares)
+        self._regroup(norm_groups or {})
+
+    def _regroup(self, groups: Mapping[str, int]) -> None:
+        known = {name: m for name, m in self.named_modules() if isinstance(m, nn.GroupNorm)}
+        for name, count in groups.items():
+            if name not in known or count < 1 or known[name].num_channels % count:
+                what = f"has {known[name].num_channels} channels" if name in known else "is unknown"
+                raise ValueError(f"norm_groups: {name} {what}; it cannot have {count} groups.")
+            known[name].num_groups = count
 
     def _make_embedding(self, width: int, kind: str) -> None:
         inputs, emb = (2 * width if kind == "fourier" else width), 4 * width
