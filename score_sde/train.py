@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build
+from score_sde.labels import classes_of
 from score_sde.models import ScoreModel
 from score_sde.run import Run, RunError, load, pick_device, read_config
 from score_sde.training import Interrupted, Trainer, distributed
@@ -122,6 +123,11 @@ def train(
             _check_same_model(read_config(workdir)["config"], config, workdir)
         torch.manual_seed(seed)
         model = build.build_model(config, spec).to(chosen)
+        if classes_of(model.net):
+            raise RunError(
+                f"net.classes is {classes_of(model.net)}, but training tells the network no "
+                "classes: leave it out."
+            )
         data_std = float(data.reference(1000).std())
         trainer = Trainer(model, objective, settings, seed, data_std)
         distributed.wait()  # all that can be wrong with the config has been found, by all

@@ -13,6 +13,8 @@ from PIL import Image
 from score_sde import build, cli, load
 from score_sde.build import ConfigError
 from score_sde.data import DataSpec
+from score_sde.run import RunError
+from score_sde.train import train
 from score_sde.training.checkpoints import load_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -354,3 +356,11 @@ def test_the_full_cifar_network_runs_two_steps(work, monkeypatch):
     quick = ["--sampler", "euler", "--steps", "2", "--config.training.tensorboard=False"]
     assert command(*arguments, *small, *quick) == 0
     assert load("runs/vp_cifar").step == 2
+
+
+def test_training_refuses_a_network_that_wants_classes(work):
+    config = config_of("vp_fashion")
+    config["net"]["classes"] = 10
+    with pytest.raises(RunError, match="net.classes is 10, but training tells the network no"):
+        train(config, "w", device="cpu")
+    assert not (work / "w").exists()
