@@ -6,20 +6,18 @@ a batch with a class for each sample; where a batch is taken apart, its samples 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from score_sde.models import ScoreModel
-from score_sde.sampling.noise import SeededNoise
 
 ClassLabels: TypeAlias = "int | str | Sequence[int] | Tensor | None"
 """One class for all samples, one for each, or words for them: see `class_labels_of`."""
-
-_STREAM = 2**44  # far from the seeds of the samples' noise
 
 
 class LabelError(ValueError):
@@ -38,7 +36,10 @@ class Labelled:
 
     def of(self, samples: slice | Tensor) -> Labelled:
         """The score of some of the samples, see `score_of`."""
-        return Labelled(self.model, self.class_labels[samples])
+        labels = self.class_labels
+        return Labelled(
+            self.model, labels[samples if isinstance(samples, slice) else samples.to(labels.device)]
+        )
 
     def _labels(self, x: Tensor) -> Tensor:
         if len(x) != len(self.class_labels):
@@ -79,13 +80,8 @@ def class_labels_of(net: nn.Module, given: ClassLabels, n: int) -> Tensor | None
     if not classes:
         raise LabelError("this network knows no classes: drop class_labels.")
     values = _from_text(given, classes) if isinstance(given, str) else given
-    if isinstance(values, bool | float) or (
-        isinstance(values, Tensor) and values.is_floating_point()
-    ):
-        raise LabelError(f"class labels are integers from 0 to {classes - 1} (got {given!r}).")
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    labels = [values] * n if isinstance(values, int) else list(values)
+    values = values.tolist() if isinstance(values, Tensor | np.ndarray | np.generic) else values
+    labels: list[Any] = list(values) if isinstance(values, Iterable) else [values] * n
     if isinstance(given, str):
         if len(labels) > n and given != "all":
             raise LabelError(f"{len(labels)} class labels are more than {n} samples.")
@@ -114,6 +110,5 @@ def _from_text(text: str, classes: int) -> list[int]:
 
 def drawn_labels(classes: int, seeds: Sequence[int]) -> Tensor:
     """A class for each seed, (B,) int64, all equally likely; a function of the seed alone."""
-    source = SeededNoise([seed + _STREAM for seed in seeds], (1,), torch.float64)
-    uniform = torch.special.ndtr(source.draw()[:, 0])
-    return (uniform * classes).long().clamp(max=classes - 1)
+    streams = (np.random.default_rng([seed % 2**64, classes]) for seed in seeds)
+    return torch.tensor([int(stream.integers(classes)) for stream in streams])

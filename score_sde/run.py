@@ -87,7 +87,8 @@ class Run:
     def score_of_classes(self, labels: Tensor | None, pack: bool = False) -> ScoreFn:
         """The score of samples of these classes; of ``pack`` see `packed`."""
         model = packed(self.score) if pack else self.score
-        return model if labels is None else Labelled(model, labels)
+        device = next(self.score.parameters()).device
+        return model if labels is None else Labelled(model, labels.to(device))
 
     def sample(
         self,

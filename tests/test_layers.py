@@ -12,7 +12,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"sdes"},
     {"exact"},
     {"models", "losses", "sampling", "nets", "data"},
-    {"likelihood", "labels"},  # above sampling, whose ODE wrapper, grids and noise they share
+    {"likelihood", "labels"},  # above sampling, whose ODE wrapper, grids and noise the first shares
     {"training", "verify", "convert", "plotting"},
     {"build"},
     {"run", "runs"},

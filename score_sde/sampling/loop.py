@@ -145,7 +145,7 @@ def sample(
     """Draw x_0 by running the process backwards from noise; (B, ...) in the model's range.
 
     score: any callable score(x, t); t comes as a float64 tensor (), or (B,) from `rk45` and
-        `adaptive_sde`. Whose samples differ (by class, say), has ``of``, see `score_of`.
+        `adaptive_sde`. A score that differs between samples has ``of``, see `score_of`.
     shape or x_T: (B, ...) of the samples, or the noise to start from.
     method: a name of `list_samplers()` with its ``options``, or a `Predictor`. None is "adams"
         where it can run, that is for up to 50 evaluations or a recipe with data_std known, and
