@@ -1,4 +1,4 @@
-"""What a run says of data: likelihoods with their protocol, latents, ways between images.
+"""The likelihood of data under a run, with its protocol: `--mode likelihood`.
 
 runs/vp_fashion/likelihood/test/
     likelihood.npz     per item: nats, stderr, solver_error, bits_per_dim, and the bounds asked for
@@ -23,19 +23,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from score_sde import build
-from score_sde.data import DataError
-from score_sde.data.pictures import grid_array, save_png
+from score_sde.items import items_of, labels_of, to_model, write_npz
+from score_sde.labels import ClassLabels
 from score_sde.likelihood import (
     continuous_bound,
-    decode,
     dequantize,
-    encode,
-    interpolate,
     log_likelihood,
     variational_bound,
 )
 from score_sde.run import Run, RunError, load, pick_device
+from score_sde.states import ScoreFn
 from score_sde.training import distributed
 
 # Of `log_likelihood`, that a command may set; the others follow from the run.
@@ -44,32 +41,6 @@ OPTIONS = {
     "truncation", "t_min", "prior",
 }  # fmt: skip
 BOUNDS = ("none", "chain", "continuous", "both")
-
-
-def _items(run: Run, split: str, limit: int | None) -> tuple[Any, int]:
-    """The data of a split, checked against the run, and how many of them are asked for."""
-    data = build.build_data(run.config, split)
-    if data.spec.shape != run.data_spec.shape:
-        raise DataError(
-            f"the {split} items have shape {data.spec.shape}, the model's {run.data_spec.shape}."
-        )
-    if limit is not None and limit < 1:
-        raise RunError(f"num_samples must be >= 1 (got {limit}).")
-    return data, len(data) if limit is None else min(limit, len(data))
-
-
-def _to_model(run: Run, raw: Tensor) -> Tensor:
-    """Raw items in the model's range; DataError for what cannot be such an item."""
-    spec = run.data_spec
-    if not bool(torch.isfinite(raw.double()).all()):
-        raise DataError("the data hold values that are not finite.")
-    low, high = float(raw.min()), float(raw.max())
-    if spec.low is not None and spec.high is not None and (low < spec.low or high > spec.high):
-        raise DataError(
-            f"values from {low:g} to {high:g} lie outside the data's range {spec.low:g} to "
-            f"{spec.high:g}: give data of the range that the model was trained on."
-        )
-    return spec.to_model(raw).to(next(run.score.parameters()).device)
 
 
 def likelihood_to_files(
@@ -84,15 +55,19 @@ def likelihood_to_files(
     out: str | Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    class_labels: ClassLabels = None,
+    data: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The likelihood of a split's first num_samples items (all of them if None), into files.
 
     bound: a variational bound beside it: chain, continuous, both. repeats: dequantisations of each
     item that has levels; their mean is reported, and the tighter importance-weighted bound
-    log mean exp (1509.00519) as well. options: of `log_likelihood` (probes, nfe, solver, ...); the
-    defaults here are the sampling prior and, for data with levels, the truncation's bound.
-    Returns the summary that likelihood.json holds.
+    log mean exp (1509.00519) as well. class_labels: of the items, as of `class_labels_of`, or
+    "data" for their own: the likelihood is then log p(x | class). data: the name of other data
+    than the run's. options: of `log_likelihood` (probes, nfe, solver, ...); the defaults here are
+    the sampling prior and, for data with levels, the truncation's bound. Returns the summary that
+    likelihood.json holds.
     """
     if bound not in BOUNDS:
         raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
@@ -105,14 +80,18 @@ def likelihood_to_files(
         raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen))
-        data, n = _items(run, split, num_samples)
+        items, n = items_of(run, split, num_samples, data)
+        labels = labels_of(run, items, n, class_labels)
         spec = run.data_spec
         settings: dict[str, Any] = {"prior": "sde", "data_std": run.data_std}
         settings["truncation"] = "bound" if spec.levels else "corrected"
         settings |= dict(options or {})
         what = {"split": split, "bound": bound, "repeats": repeats if spec.levels else 1}
         protocol = what | {"weights": weights, "step": run.step, "options": settings}
-        protocol |= {"process": str(run.sde), "data": spec.name, "levels": spec.levels}
+        protocol |= {"process": str(run.sde), "data": items.spec.name, "levels": spec.levels}
+        if labels is not None:
+            named = isinstance(class_labels, str | int)
+            protocol["class_labels"] = class_labels if named else labels.tolist()
         protocol["dequantisation"] = "uniform" if spec.levels else None
         folder = Path(out) if out else Path(workdir) / "likelihood" / split
         if spec.levels is None:
@@ -127,8 +106,14 @@ def likelihood_to_files(
             part = _part(folder, rows)
             if part.is_file():
                 continue
-            values, facts = _batch(run, data.raw_items(rows), rows, settings, bound, repeats)
-            _write_npz(part, values | {"facts": np.array(json.dumps(facts))})
+            own = None if labels is None else labels[rows.start : rows.stop]
+            score = run.score_of_classes(own)
+            values, facts = _batch(
+                run, score, items.raw_items(rows), rows, settings, bound, repeats
+            )
+            if own is not None:
+                values["class_labels"] = own.numpy()
+            write_npz(part, values | {"facts": np.array(json.dumps(facts))})
         distributed.wait()
         summary: dict[str, Any] = {}
         if distributed.is_writer():
@@ -139,7 +124,7 @@ def likelihood_to_files(
             facts = json.loads(str(parts[0]["facts"]))
             values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "facts"}
             summary = _summary(values, spec, protocol, facts)
-            _write_npz(folder / "likelihood.npz", values)
+            write_npz(folder / "likelihood.npz", values)
             (folder / "likelihood.json").write_text(json.dumps(summary, indent=1) + "\n")
             _histogram(values, spec.levels is not None, folder / "histogram.png")
             print(summary["line"])
@@ -149,14 +134,6 @@ def likelihood_to_files(
 
 def _part(folder: Path, rows: range) -> Path:
     return folder / "parts" / f"{rows.start:08d}_{rows.stop:08d}.npz"
-
-
-def _write_npz(path: Path, values: Mapping[str, np.ndarray]) -> None:
-    """All or nothing: written under another name first."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **dict(values))  # type: ignore[arg-type]
-    partial.replace(path)
 
 
 def _open(folder: Path, protocol: Mapping[str, Any], batch_size: int, resume: bool) -> None:
@@ -177,10 +154,16 @@ def _open(folder: Path, protocol: Mapping[str, Any], batch_size: int, resume: bo
 
 
 def _batch(
-    run: Run, raw: Tensor, rows: range, settings: Mapping[str, Any], bound: str, repeats: int
+    run: Run,
+    score: ScoreFn,
+    raw: Tensor,
+    rows: range,
+    settings: Mapping[str, Any],
+    bound: str,
+    repeats: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Values per item, and facts that are the same for all."""
-    spec, x = run.data_spec, _to_model(run, raw)
+    spec, x = run.data_spec, to_model(run, raw)
     seeds = list(rows)
     levels: dict[str, Any] = {}
     if spec.levels is not None and spec.low is not None and spec.high is not None:
@@ -193,9 +176,7 @@ def _batch(
             inputs = dequantize(x, spec.levels or 2, levels["low"], levels["scale"], seeds, k)
         known = {key: levels[key] for key in ("levels", "scale") if levels}
         mine = [seed + k * 2**42 for seed in seeds]
-        draws.append(
-            log_likelihood(run.sde, run.score, inputs, seeds=mine, **known, **dict(settings))
-        )
+        draws.append(log_likelihood(run.sde, score, inputs, seeds=mine, **known, **dict(settings)))
     nats = torch.stack([draw.nats for draw in draws])
     found = {
         "nats": nats.mean(0),
@@ -218,7 +199,7 @@ def _batch(
         more: dict[str, Any] = {"steps": _chain_steps(run)} if name == "chain" else {}
         if name == "chain":
             more["variance"] = "learned" if run.score.learned_variance else "posterior"
-        result = make(run.sde, run.score, x, seeds=seeds, **levels, **more)  # type: ignore[operator]
+        result = make(run.sde, score, x, seeds=seeds, **levels, **more)  # type: ignore[operator]
         for term in ("prior", "decoder"):
             found[f"{name}_{term}"] = getattr(result, term)
         found[f"{name}_steps"] = result.steps.sum(0)
@@ -286,81 +267,3 @@ def _histogram(values: Mapping[str, np.ndarray], bits: bool, path: Path) -> None
     axes.set(xlabel=label, ylabel="items")
     axes.legend()
     figure.savefig(path, dpi=150)
-
-
-def encode_to_files(
-    workdir: str | Path,
-    split: str = "test",
-    num_samples: int = 64,
-    nfe: int = 64,
-    temperature: float = 1.0,
-    weights: str = "ema",
-    out: str | Path | None = None,
-    device: str = "auto",
-) -> Path:
-    """Latents of a split's first items, and the items decoded from them, into a folder.
-
-    latents.npz holds x_T, the items and what comes back, in the model's range; grid.png shows items
-    above what comes back. temperature multiplies the latents before decoding. The round trip's
-    error is printed, and in settings.json.
-    """
-    if not temperature > 0:
-        raise RunError(f"temperature must be positive (got {temperature}).")
-    run = load(workdir, weights, device)
-    data, n = _items(run, split, num_samples)
-    x = _to_model(run, data.raw_items(range(n)))
-    setting = {"nfe": nfe, "data_std": run.data_std, "batch_size": 64}
-    latents = encode(run.sde, run.score, x, progress=True, **setting)  # type: ignore[arg-type]
-    back = decode(run.sde, run.score, temperature * latents, progress=True, **setting)  # type: ignore[arg-type]
-    rms = float((back - x).square().mean().sqrt())
-    folder = Path(out) if out else Path(workdir) / "latents" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"latents": latents, "items": x, "decoded": back}
-    _write_npz(folder / "latents.npz", {k: v.float().cpu().numpy() for k, v in arrays.items()})
-    facts = {"items": n, "split": split, "nfe": 2 * nfe, "temperature": temperature}
-    facts |= {"round_trip_rms": rms, "data_std": run.data_std, "weights": weights}
-    (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
-    if run.data_spec.is_image:
-        pairs = torch.stack([x[:16], back[:16]]).flatten(0, 1)
-        pixels = run.data_spec.to_uint8(pairs).cpu()
-        save_png(grid_array(pixels, columns=min(n, 16)), folder / "grid.png")
-    size = float(latents.double().square().mean().sqrt()) / run.sde.prior_std()
-    print(f"{n} latents in {folder}; their size is {size:.3f} of the prior's; x -> x_T -> x is off "
-          f"by rms {rms:.2e} (data std {run.data_std:.3f}), NFE {nfe} + {nfe}")  # fmt: skip
-    return folder
-
-
-def interpolate_to_files(
-    workdir: str | Path,
-    split: str = "test",
-    pairs: int = 6,
-    points: int = 9,
-    nfe: int = 64,
-    weights: str = "ema",
-    out: str | Path | None = None,
-    device: str = "auto",
-) -> Path:
-    """Ways between items 0 and 1, 2 and 3, ... of a split through their latents, into a folder.
-
-    interpolation.npz holds (pairs, points, *shape) in the model's range; grid.png has a row a pair.
-    """
-    if pairs < 1 or points < 2:
-        raise RunError(f"pairs must be >= 1 and points >= 2 (got {pairs}, {points}).")
-    run = load(workdir, weights, device)
-    data, n = _items(run, split, 2 * pairs)
-    if n < 2 * pairs:
-        raise RunError(f"{pairs} pairs need {2 * pairs} items; the {split} split has {n}.")
-    x = _to_model(run, data.raw_items(range(n)))
-    setting = {"nfe": nfe, "data_std": run.data_std, "batch_size": 64}
-    ends = encode(run.sde, run.score, x, **setting)  # type: ignore[arg-type]
-    ways = torch.cat([interpolate(ends[2 * i], ends[2 * i + 1], points) for i in range(pairs)])
-    images = decode(run.sde, run.score, ways, progress=True, **setting)  # type: ignore[arg-type]
-    folder = Path(out) if out else Path(workdir) / "interpolation" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    shaped = images.reshape(pairs, points, *images.shape[1:]).float().cpu().numpy()
-    _write_npz(folder / "interpolation.npz", {"images": shaped})
-    if run.data_spec.is_image:
-        pixels = run.data_spec.to_uint8(images).cpu()
-        save_png(grid_array(pixels, columns=points), folder / "grid.png")
-    print(f"{pairs} ways of {points} points in {folder}")
-    return folder

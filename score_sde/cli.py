@@ -13,9 +13,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from score_sde import analysis, exchange, plotting, run
+from score_sde import analysis, exchange, generate, latents, plotting, train
 from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
+from score_sde.run import RunError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.sdes import VPSDE
@@ -35,7 +36,7 @@ MODES = {
     "verify": "measure a sampler (--sampler) on data whose score is known",
 }
 USER_ERRORS = (
-    run.RunError, ConfigError, DataError, CheckpointError, TrainingError, DistributedError,
+    RunError, ConfigError, DataError, CheckpointError, TrainingError, DistributedError,
     ODEError, ValueError,
 )  # fmt: skip
 EXAMPLES = """
@@ -91,7 +92,7 @@ def _define_flags() -> flags.FlagValues:
         "Go on with the run in workdir; auto: if it has a checkpoint, and else start.", **text,
     )  # fmt: skip
     flags.DEFINE_bool("overwrite", False, "Delete the run in workdir and start anew.", **text)
-    flags.DEFINE_string("data", None, "Set, folder or file: --config.data.name.", **text)
+    flags.DEFINE_string("data", None, "Set, folder or file, in place of config.data.name.", **text)
     flags.DEFINE_string("device", "auto", "auto, cpu, cuda, cuda:1, mps.", **text)
     flags.DEFINE_string("sampler", None, f"Sampler: {', '.join(SAMPLERS)}.", **text)
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", **text)
@@ -104,6 +105,11 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "weights", "ema", "ema (averaged), model (as trained), another average's name.", **text
     )
+    flags.DEFINE_string(
+        "class_labels", None,
+        "A class for all, some to take in turn (0,1,2), all; or data, the classes of a split.",
+        **text,
+    )  # fmt: skip
     flags.DEFINE_float("sigma_rel", None, "Relative width of the average of --mode ema.", **text)
     flags.DEFINE_bool("wandb", False, "Log to Weights & Biases as well.", **text)
     flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
@@ -313,13 +319,13 @@ def _dispatch(argv: Sequence[str]) -> None:
     if values.mode == "ema":
         if values.sigma_rel is None:
             raise UsageError("--mode ema needs --sigma_rel, for example --sigma_rel=0.08.")
-        run.make_average(workdir, values.sigma_rel, values.steps, values.device)
+        train.make_average(workdir, values.sigma_rel, values.steps, values.device)
         return
     if values.mode in ("likelihood", "encode", "interpolate"):
         _analyse(values, workdir)
         return
     if values.mode == "calibrate":
-        run.calibrate_run(
+        generate.calibrate_run(
             workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device
         )
         return
@@ -333,9 +339,9 @@ def _dispatch(argv: Sequence[str]) -> None:
     }
     if values.mode == "sample":
         changes = {**_sampling_overrides(values, argv), **_given(changes)}
-        run.sample_to_files(
+        generate.sample_to_files(
             workdir, 64 if values.num_samples is None else values.num_samples, values.first_seed,
-            values.weights, values.out, values.device, **changes,
+            values.weights, values.out, values.device, values.class_labels, **changes,
         )  # fmt: skip
         return
     if values.config is None:
@@ -347,12 +353,13 @@ def _dispatch(argv: Sequence[str]) -> None:
     if values.wandb:
         config.setdefault("training", {})["wandb"] = True
     resume = {"no": False, "yes": True}.get(values.resume, "auto")
-    run.train(config, workdir, resume, values.overwrite, values.device)
+    train.train(config, workdir, resume, values.overwrite, values.device)
 
 
 def _analyse(values: flags.FlagValues, workdir: Path) -> None:
     """The modes that look at data through a run."""
     common = {"weights": values.weights, "out": values.out, "device": values.device}
+    common |= {"class_labels": values.class_labels, "data": values.data}
     if values.mode == "likelihood":
         options = {"probes": values.probes, "nfe": values.nfe, **(_options(values.option) or {})}
         analysis.likelihood_to_files(
@@ -364,12 +371,12 @@ def _analyse(values: flags.FlagValues, workdir: Path) -> None:
     nfe = {} if values.nfe is None else {"nfe": values.nfe}
     if values.mode == "encode":
         count = 64 if values.num_samples is None else values.num_samples
-        analysis.encode_to_files(
+        latents.encode_to_files(
             workdir, values.split, count, temperature=values.temperature, **nfe, **common
         )
     else:
         pairs = 6 if values.num_samples is None else values.num_samples
-        analysis.interpolate_to_files(workdir, values.split, pairs, **nfe, **common)
+        latents.interpolate_to_files(workdir, values.split, pairs, **nfe, **common)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

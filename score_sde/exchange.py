@@ -15,7 +15,8 @@ from score_sde import build
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
-from score_sde.run import Run, RunError, load, make_workdir
+from score_sde.run import Run, RunError, load
+from score_sde.train import make_workdir
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
 from score_sde.version import __version__
 
@@ -101,11 +102,14 @@ def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
     target = foreign.model["target"]
     # A table of a thousand betas says nothing to a reader.
     short = {key: value for key, value in foreign.sde.items() if not isinstance(value, list)}
-    print(f"process {short}, network predicts {target}")
+    variances = " and variances (sampler ancestral uses them)"
+    learned = variances * bool(foreign.model.get("learned_variance"))
+    print(f"process {short}, network predicts {target}{learned}")
     for note in foreign.notes:
         print(f"assumed: {note}")
     if classes:
-        print("a score without class_labels gets the row of zeros; give score(x, t, class_labels=)")
+        without = "none" if foreign.net.get("class_dropout") else "one drawn by its seed"
+        print(f"a sample's class is given by --class_labels; without, it has {without}")
     print(f"wrote {workdir}; sample it with --workdir {workdir} --mode sample")
 
 

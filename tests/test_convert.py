@@ -15,7 +15,7 @@ from golden_cases import CASES, GOLDEN, Case, gap
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from score_sde import import_checkpoint, load
+from score_sde import import_checkpoint, load, sample
 from score_sde.cli import main
 from score_sde.convert import ConversionError, openai
 
@@ -315,17 +315,21 @@ def openai_weights(case):
     return theirs
 
 
-def test_openai(tmp_path, monkeypatch):
+@pytest.fixture
+def openai_run(tmp_path, monkeypatch):
     """EDM took this network over, with fewer groups where it is narrow."""
-    case = Case("edm_precond_iddpm")
-    torch.save(openai_weights(case), tmp_path / "model.pt")
+    torch.save(openai_weights(Case("edm_precond_iddpm")), tmp_path / "model.pt")
     options = openai.net_options
 
     def narrow(theirs, given):
         return options(theirs, given) | {"group_channels": 4}
 
     monkeypatch.setattr(openai, "net_options", narrow)
-    run = import_checkpoint(tmp_path / "model.pt", tmp_path / "run", {"size": 16, "steps": 1000})
+    return import_checkpoint(tmp_path / "model.pt", tmp_path / "run", {"size": 16, "steps": 1000})
+
+
+def test_openai(openai_run):
+    case, run = Case("edm_precond_iddpm"), openai_run
     assert run.config["net"]["out_channels"] == 6 and run.config["net"]["attention"] == [8, 4]
     labels = torch.tensor([207.0, 914.0])  # nearest to these sigmas in its table
     for call in case.calls:
@@ -340,10 +344,52 @@ def test_openai(tmp_path, monkeypatch):
     assert gap(eps, run.score.net(x, labels)[:, :3].double()) < 1e-4
 
 
-def test_pytorch_versions_of_hos_ddpm(tmp_path):
-    case = Case("diffusers_ddpm_cifar10")
+class GivenNoise:
+    """A noise source whose every draw is the same."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def draw(self, t=None, s=None, which=None):
+        return self.z
+
+
+@pytest.mark.parametrize("i", [1000, 730, 2])
+def test_learned_variances_of_openai_are_those_of_the_paper(openai_run, i):
+    """x_{i-1} = mu + Sigma^(1/2) z, Sigma = exp(v log beta + (1 - v) log beta~), 2102.09672."""
+    run = openai_run
+    assert run.score.learned_variance and run.config["sde"]["table"] == "linear"
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    bars = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
+    beta, tilde = float(betas[i - 1]), float(betas[i - 1] * (1 - bars[i - 1]) / (1 - bars[i]))
+    gen = torch.Generator().manual_seed(i)
+    x, z = torch.randn(2, 2, 3, 16, 16, generator=gen)
+    classes = torch.tensor([3, 8])
+    with torch.no_grad():
+        out = run.score.net(x, torch.full((2,), i - 1.0), class_labels=classes).double()
+    eps, v = out[:, :3], (out[:, 3:] + 1) / 2
+    assert float(v.std()) > 0.01  # it makes a difference
+    mean = (x - beta / (1 - bars[i]).sqrt() * eps) / (1 - beta) ** 0.5
+    want = mean + torch.exp(0.5 * (v * math.log(beta) + (1 - v) * math.log(tilde))) * z
+    got = sample(run.sde, run.score_of_classes(classes), x_T=x, method="ancestral",
+                 variance="learned", grid=[i / 1000, (i - 1) / 1000], denoise=False,
+                 noise=lambda *_: GivenNoise(z))  # fmt: skip
+    assert gap(got.double(), want) < 1e-5
+
+
+def test_ancestral_takes_learned_variances_unless_told(openai_run, tmp_path):
+    command = ["main.py", "--workdir", str(openai_run.path), "--mode", "sample", "--device", "cpu",
+               "--sampler", "ancestral", "--steps", "3", "--num_samples", "2"]  # fmt: skip
+    for name, option in (("learned", []), ("posterior", ["--option", "variance=posterior"])):
+        assert main([*command, *option, "--out", str(tmp_path / name)]) == 0
+        facts = json.loads((tmp_path / name / "settings.json").read_text())
+        assert facts["variance"] == name and len(facts["class_labels"]) == 2
+
+
+def ho_weights():
+    """diffusers' weights of this network under its older names."""
     old = {}
-    for key, value in case.weights().items():
+    for key, value in Case("diffusers_ddpm_cifar10").weights().items():
         for new, name in (
             ("time_embedding.linear_1", "temb.dense.0"),
             ("time_embedding.linear_2", "temb.dense.1"), ("conv_norm_out", "norm_out"),
@@ -361,7 +407,12 @@ def test_pytorch_versions_of_hos_ddpm(tmp_path):
             _, level, rest = key.split(".", 2)
             key = f"up.{3 - int(level)}.{rest}"
         old[key] = value
-    torch.save(old, tmp_path / "model-790000.ckpt")
+    return old
+
+
+def test_pytorch_versions_of_hos_ddpm(tmp_path):
+    case = Case("diffusers_ddpm_cifar10")
+    torch.save(ho_weights(), tmp_path / "model-790000.ckpt")
     run = import_checkpoint(tmp_path / "model-790000.ckpt", tmp_path / "run")
     assert run.data_spec.shape == (3, 32, 32)
     for call in case.calls:
@@ -370,28 +421,46 @@ def test_pytorch_versions_of_hos_ddpm(tmp_path):
         check_score(run, x, t, -case.output(call) / run.sde.sigma(t)[:, None, None, None])
 
 
-@pytest.mark.parametrize("layout", ["song", "edm", "diffusers", "openai"])
+SAMPLED = ["song", "ho", "diffusers", "diffusers_ncsnpp_w128", "openai", *WRAPPED]
+
+
+@pytest.mark.parametrize("layout", SAMPLED)
 def test_import_and_sample_from_the_command_line(layout, tmp_path, capsys, edm_modules):
     option = []
     if layout == "song":
         path, option = tiny_checkpoint(tmp_path / "c.pth"), ["--option", "size=16"]
-    elif layout == "edm":
-        path = edm_file(Case("edm_precond_edm_ddpmpp"), tmp_path / "net.pkl")
-    elif layout == "diffusers":
-        path = diffusers_folder(Case("diffusers_unet_defaults"), tmp_path / "hub")
+    elif layout in WRAPPED:
+        path = edm_file(Case(layout), tmp_path / "net.pkl")
+    elif layout.startswith("diffusers"):
+        name = layout if "ncsnpp" in layout else "diffusers_unet_defaults"
+        path = diffusers_folder(Case(name), tmp_path / "hub")
     else:
-        path, option = tmp_path / "m.pt", ["--option", "size=16"]
-        torch.save(openai_weights(Case("edm_precond_iddpm")), path)
+        path, option = tmp_path / "m.ckpt", ["--option", "size=16"]
+        weights = openai_weights(Case("edm_precond_iddpm")) if layout == "openai" else ho_weights()
+        torch.save(weights, path)
     work = str(tmp_path / "run")
     command = ["main.py", "--workdir", work, "--device", "cpu"]
     assert main([*command, "--mode", "import", "--checkpoint", str(path), *option]) == 0
     assert "parameters" in capsys.readouterr().out
     sampler = ["--sampler", "adams", "--nfe", "10", "--num_samples", "2"]
     assert main([*command, "--mode", "sample", *sampler]) == 0
-    files = tmp_path / "run" / "samples" / "adams_10_evaluations"
-    assert np.load(files / "samples.npz")["samples"].shape == (2, 16, 16, 3)
+    files = np.load(tmp_path / "run" / "samples" / "adams_10_evaluations" / "samples.npz")
+    assert files["samples"].shape == (2, 16, 16, 3)
+    assert ("class_labels" in files) == (layout in ("openai", *WRAPPED))
     assert main([*command, "--mode", "import", "--checkpoint", str(path), *option]) == 2
     assert "in use" in capsys.readouterr().err
+
+
+def test_edm_networks_that_lost_their_labels_at_times_need_none(tmp_path, edm_modules):
+    case = Case("edm_precond_edm_ddpmpp")
+    said = {**case.settings, "label_dropout": 0.1}
+    always = import_checkpoint(edm_file(case, tmp_path / "a.pkl"), tmp_path / "a", device="cpu")
+    times = import_checkpoint(
+        edm_file(case, tmp_path / "b.pkl", said), tmp_path / "b", device="cpu"
+    )
+    assert times.score.net.class_dropout == 0.1 and times.class_labels(None, range(3)) is None
+    assert len(always.class_labels(None, range(3))) == 3
+    assert times.class_labels(7, range(3)).tolist() == [7, 7, 7]
 
 
 class Hostile:
@@ -635,7 +704,8 @@ def test_export_as_safetensors_is_loaded_like_a_run(tmp_path):
 
 
 def test_an_imported_run_cannot_be_resumed_but_says_so(tmp_path):
-    from score_sde.run import RunError, train
+    from score_sde.run import RunError
+    from score_sde.train import train
 
     run = import_checkpoint(tiny_checkpoint(tmp_path / "c.pth"), tmp_path / "run", {"size": 16})
     np.save(

@@ -76,21 +76,21 @@ def test_network_computes_what_the_peer_computes(name):
             assert gap(answer(case, precise, call, torch.float64), want) < 1e-9, call["name"]
 
 
-def test_skip_blocks_narrower_than_128_differ_only_in_their_groups(monkeypatch):
+def test_skip_blocks_narrower_than_128_have_other_groups():
     """diffusers gives its AttnSkip blocks 32 groups at any width; NCSN++ and we do not."""
     case = Case("diffusers_ncsnpp_w32")
-    with pytest.raises(ValueError, match="narrower than 128"):
-        built(case)
-    monkeypatch.setattr(diffusers, "_refuse", lambda said, skip: None)
-    net = built(case)
-    for part in (*net.encoder, *net.decoder):
-        for block in part.blocks:
-            if part in net.decoder and part.blocks[-1].attention:
-                block.norm0.num_groups = 32
-            if block.attention:
-                block.attention.norm.num_groups = 32
+    options = diffusers.net_options(case.settings)
+    names = ("encoder.1.blocks.0.attention.norm", "decoder.1.blocks.1.norm0",
+             "decoder.1.blocks.1.attention.norm")  # fmt: skip
+    assert options["norm_groups"] == dict.fromkeys(names, 32)
+    wide = diffusers.net_options(Case("diffusers_ncsnpp_w128").settings)
+    assert wide["norm_groups"] == {}
     call = case.calls[0]
-    assert gap(answer(case, net, call, torch.float32), case.output(call)) < 1e-5
+    assert gap(answer(case, built(case), call, torch.float32), case.output(call)) < 1e-5
+    with pytest.raises(ValueError, match="decoder.1.blocks.0.norm0 has 128 channels; .* 24 groups"):
+        UNet(**options | {"norm_groups": {"decoder.1.blocks.0.norm0": 24}})
+    with pytest.raises(ValueError, match="norm_groups: middle.0.norm is unknown"):
+        UNet(**options | {"norm_groups": {"middle.0.norm": 8}})
 
 
 def test_attention_is_the_same_with_and_without_gradients():

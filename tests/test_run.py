@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde import build, cli, load, run
+from score_sde import build, cli, load
 from score_sde.build import ConfigError
 from score_sde.data import DataSpec
+from score_sde.run import RunError
+from score_sde.train import train
+from score_sde.training.checkpoints import load_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CIFAR = DataSpec((3, 32, 32), 0.0, 255.0, 256, 127.5, 127.5, name="cifar10")
@@ -168,10 +172,10 @@ def test_resume_goes_on_bit_for_bit(work):
     assert command(*common, *every, "--workdir", "whole") == 0
     assert command(*common, *every, "--workdir", "parts") == 0
     for kept in ("checkpoints/step_00000004",):
-        run.shutil.rmtree(work / "parts" / kept)
+        shutil.rmtree(work / "parts" / kept)
     assert command(*common, *every, "--workdir", "parts", "--resume") == 0
     for name in ("model", "ema"):
-        a, b = (run.load_weights(work / d, 4, name) for d in ("whole", "parts"))
+        a, b = (load_weights(work / d, 4, name) for d in ("whole", "parts"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     logs = [
         [json.loads(k) for k in (work / d / "log.jsonl").read_text().splitlines()]
@@ -352,3 +356,11 @@ def test_the_full_cifar_network_runs_two_steps(work, monkeypatch):
     quick = ["--sampler", "euler", "--steps", "2", "--config.training.tensorboard=False"]
     assert command(*arguments, *small, *quick) == 0
     assert load("runs/vp_cifar").step == 2
+
+
+def test_training_refuses_a_network_that_wants_classes(work):
+    config = config_of("vp_fashion")
+    config["net"]["classes"] = 10
+    with pytest.raises(RunError, match="net.classes is 10, but training tells the network no"):
+        train(config, "w", device="cpu")
+    assert not (work / "w").exists()

@@ -60,6 +60,8 @@ def read(
     centred = bool(said.get("center_input_sample", False))
     notes: list[str] = []
     sde, model = _process(scheduler, net.enlarge is not None, notes)
+    if (scheduler or {}).get("variance_type") == "learned_range":
+        model["learned_variance"] = net.out_channels == 2 * channels
     return Foreign(
         layout=f"diffusers {'NCSN++' if net.enlarge is not None else 'DDPM'} U-Net",
         net=options,
@@ -175,10 +177,11 @@ def net_options(said: Mapping[str, Any]) -> dict[str, Any]:
         classes=said.get("num_class_embeds") or 0,
     )  # fmt: skip
     if skip:
-        return options | dict(
+        options |= dict(
             group_channels=4, skip_scale=math.sqrt(0.5), embedding="fourier", taps=(1, 3, 3, 1),
             progressive_input="skip", progressive_output="skip",
         )  # fmt: skip
+        return options | {"norm_groups": skip_groups(options, said.get("norm_num_groups", 32))}
     shift = said.get("freq_shift", 0)
     return options | dict(
         group_channels=1,
@@ -187,6 +190,31 @@ def net_options(said: Mapping[str, Any]) -> dict[str, Any]:
         decoder_attention="every",
         embedding="positional" if shift == 1 else "positional_adm",
     )
+
+
+def skip_groups(options: Mapping[str, Any], groups: int | None) -> dict[str, int]:
+    """Norms of Skip blocks whose group counts are not NCSN++'s min(channels / 4, 32), by name.
+
+    Where blocks are narrower than 128 channels. Attention has 32 groups at any width, the first
+    norm of a residual block of AttnSkipUpBlock2D has min(inputs + skipped // 4, 32), and the middle
+    and the last norm have ``groups`` (norm_num_groups) unless that is None.
+    """
+    with torch.device("meta"):
+        net = UNet(**{**options, "norm_groups": None})
+    widths = [level.blocks[-1].conv1.out_channels for level in net.decoder]
+    found: dict[str, int] = {}
+    for i, level in enumerate(net.decoder):
+        for j, block in enumerate(level.blocks if level.blocks[-1].attention else ()):
+            skipped = widths[max(i - 1, 0)] if j == len(level.blocks) - 1 else widths[i]
+            inputs = block.norm0.num_channels - skipped
+            found[f"decoder.{i}.blocks.{j}.norm0"] = min(inputs + skipped // 4, 32)
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, torch.nn.GroupNorm)}
+    for name in norms:
+        if name.startswith("middle.") or name == "decoder.0.output.norm":
+            found |= {name: groups} if groups else {}
+        elif name.endswith("attention.norm"):
+            found[name] = 32
+    return {name: count for name, count in found.items() if norms[name].num_groups != count}
 
 
 def _refuse(said: Mapping[str, Any], skip: bool) -> None:
@@ -207,11 +235,8 @@ def _refuse(said: Mapping[str, Any], skip: bool) -> None:
         del wanted["mid_block_scale_factor"]
         if not math.isclose(said.get("mid_block_scale_factor", 1), math.sqrt(2), rel_tol=1e-6):
             raise ConversionError("Skip blocks go with mid_block_scale_factor sqrt(2).")
-        if min(widths) < 128 or said.get("in_channels", 3) != 3:
-            raise ConversionError(
-                "Skip blocks narrower than 128 channels have other group counts in diffusers than "
-                "in NCSN++, and are not supported."
-            )
+        if (said.get("in_channels", 3), said.get("out_channels", 3)) != (3, 3):
+            raise ConversionError("diffusers has Skip blocks for images of 3 channels only.")
     for key, (default, allowed) in wanted.items():
         value = said.get(key, default)
         if value not in allowed:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from score_sde.convert.diffusers import ATTENTION, TARGETS, names
+from score_sde.convert.diffusers import ATTENTION, TARGETS, names, skip_groups
 from score_sde.convert.parts import ConversionError, State
 from score_sde.nets import UNet
 
@@ -49,8 +49,13 @@ def settings(options: Mapping[str, Any]) -> dict[str, Any]:
     names = [("Attn" if there else "") + ("Skip" if skip else "") for there in attended]
     square = options["size"][0] == options["size"][1]
     widths = [options["width"] * m for m in options["multipliers"]]
-    if skip and min(widths) < 128:
-        raise ConversionError("diffusers' Skip blocks need at least 128 channels everywhere.")
+    regrouped = options["norm_groups"] or {}
+    groups = regrouped.get("decoder.0.output.norm") if skip else options["groups"]
+    if regrouped != (skip_groups(options, groups) if skip else {}):
+        raise ConversionError(
+            "diffusers' blocks of these widths have other group counts than this network (Skip "
+            "blocks of less than 128 channels do). Use --format safetensors."
+        )
     heads = options["heads"]
     attended_widths = {w for w, there in zip(widths, attended, strict=True) if there} | {widths[-1]}
     if heads > 1 and len(attended_widths) > 1:
@@ -74,7 +79,7 @@ def settings(options: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": options["dropout"],
         "act_fn": "silu",
         "attention_head_dim": options["head_channels"] or size,
-        "norm_num_groups": None if skip else options["groups"],
+        "norm_num_groups": groups,
         "norm_eps": options["norm_eps"],
     }
 
@@ -125,6 +130,7 @@ def scheduler(sde: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any
         beta: dict[str, Any] = {"trained_betas": list(table)}
     else:
         beta = {"beta_schedule": tables[table], "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+    variance = "learned_range" if model.get("learned_variance") else "fixed_large"
     return {"_class_name": "DDPMScheduler", "num_train_timesteps": steps, "clip_sample": True,
-            "variance_type": "fixed_large", "prediction_type": targets[model["target"]],
+            "variance_type": variance, "prediction_type": targets[model["target"]],
             **beta}  # fmt: skip

@@ -144,7 +144,9 @@ def read(path: Path, given: Mapping[str, Any]) -> Foreign:
     adm = kind in ("EDMPrecond", "iDDPMPrecond")
     inner = str(said.get("model_type", "DhariwalUNet" if adm else "SongUNet"))
     images = int(said.get("img_channels", 3))
-    learned = 2 if kind == "iDDPMPrecond" else 1  # it predicts variances too
+    # It predicts variances too, which EDM never looks at: they are those of steps of DDPM's chain,
+    # that is of beta and beta~ there, and the process here is another.
+    learned = 2 if kind == "iDDPMPrecond" else 1
     said = {"label_dim": 0} | said | {"in_channels": images, "out_channels": images * learned}
     theirs = strip_prefix(tensors, "model.")
     options = net_options(inner, said)
@@ -239,6 +241,7 @@ def net_options(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
         attention=tuple(h for h in heights if h in attended),
         dropout=said.get("dropout", 0.1),
         classes=said.get("label_dim", 0),
+        class_dropout=said.get("label_dropout", 0.0),
         augment=said.get("augment_dim", 0),
     )
     if said.get("channel_mult_emb", 4) != 4:

@@ -47,13 +47,15 @@ def read(theirs: Mapping[str, Tensor], given: Mapping[str, Any]) -> Foreign:
     with torch.device("meta"):
         net = UNet(channels, size, **options)
     weights = to_ours(net, theirs, order)
+    model = {"target": "eps", "data_std": 0.5, "time_scale": 1000.0, "time_shift": -1000 / steps}
+    model |= {"learned_variance": options["out_channels"] == 2 * channels}
     heads = options["head_channels"] or options["heads"]
     kind = "channels each" if options["head_channels"] else "of them"
     return Foreign(
         layout="guided-diffusion" if guided else "improved-diffusion",
         net=options,
         sde={"name": "table", "table": schedule, "steps": steps, "t_min": 1 / steps},
-        model={"target": "eps", "data_std": 0.5, "time_scale": 1000.0, "time_shift": -1000 / steps},
+        model=model,
         spec=image_spec(channels, size, classes=options["classes"]),
         data_std=0.5,
         averaged=weights,

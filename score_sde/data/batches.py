@@ -88,6 +88,10 @@ class ArrayData:
         """These items as they are stored, (len(rows), *shape)."""
         return self.raw[rows.start : rows.stop]
 
+    def label_items(self, rows: range) -> Tensor | None:
+        """The classes of these items, (len(rows),) int64; None if they have none."""
+        return None if self.labels is None else self.labels[rows.start : rows.stop]
+
     def batches(
         self,
         batch_size: int,
@@ -160,6 +164,11 @@ class StreamData:
         """These items as they are stored, (len(rows), *shape)."""
         items = _Items(self.dataset)
         return torch.stack([items[i][0] for i in rows])
+
+    def label_items(self, rows: range) -> Tensor | None:
+        """The classes of these items, (len(rows),) int64; None if they have none."""
+        items = _Items(self.dataset)
+        return torch.tensor([items[i][1] for i in rows]) if self.spec.classes else None
 
     def batches(
         self,

@@ -33,7 +33,7 @@ from score_sde.likelihood.ode import check_state
 from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
 from score_sde.sampling.noise import NoiseFactory, SeededNoise, fresh_seeds
 from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, expand
+from score_sde.states import ScoreFn, expand, score_of
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def variational_bound(
             f"variance {variance!r}: choose posterior, transition, learned or a number in [0, 1]."
         )
     seeds = fresh_seeds(len(x)) if seeds is None else list(seeds)
-    read = _Reader(sde, score, learned)
     batch, parts = batch_size or len(x), []
     bar = tqdm(total=len(t) * -(-len(x) // batch), disable=not progress, unit="step")
     for first in range(0, len(x), batch):
-        x0 = x[first : first + batch].to(work_dtype(x))
-        source = noise(seeds[first : first + batch], x.shape[1:], x.dtype, x.device)
+        rows = slice(first, first + batch)
+        x0, read = x[rows].to(work_dtype(x)), _Reader(sde, score_of(score, rows), learned)
+        source = noise(seeds[rows], x.shape[1:], x.dtype, x.device)
         terms = []
         for i in range(len(t)):
             mean, std = sde.marginal(x0, t[i])
@@ -252,8 +252,8 @@ def continuous_bound(
     batch, parts = batch_size or len(x), []
     bar = tqdm(total=points * -(-len(x) // batch), disable=not progress, unit="level")
     for first in range(0, len(x), batch):
-        x0 = x[first : first + batch].to(work_dtype(x))
-        mine = seeds[first : first + batch]
+        rows = slice(first, first + batch)
+        x0, mine, here = x[rows].to(work_dtype(x)), seeds[rows], score_of(score, rows)
         source = SeededNoise(mine, x.shape[1:], x.dtype, x.device)
         places = SeededNoise([s + 2**40 for s in mine], (points,), torch.float64).draw()
         places = torch.special.ndtr(places)  # uniform, one row a sample
@@ -263,7 +263,7 @@ def continuous_bound(
             t = sde.time_of_log_snr(log_snr).clamp(*ends.tolist()).to(x.device)
             mean, std = sde.marginal(x0, t)
             eps = source.draw(None, None).to(x0)
-            value = score((mean + std * eps).to(x.dtype), t)
+            value = here((mean + std * eps).to(x.dtype), t)
             values.append((eps + std * value.to(x0)).square().flatten(1).sum(1))
             bar.update()
         each = torch.stack(values)
@@ -271,7 +271,7 @@ def continuous_bound(
         prior = gaussian_kl(mean, std, torch.zeros_like(mean), torch.tensor(sde.prior_std()).to(x0))
         mean, std = sde.marginal(x0, ends[0])
         x_min = mean + std * source.draw(None, None).to(x0)
-        denoised = sde.denoise(x_min, ends[0], score(x_min.to(x.dtype), ends[0]).to(x0))
+        denoised = sde.denoise(x_min, ends[0], here(x_min.to(x.dtype), ends[0]).to(x0))
         decoder = -_decoder(x0, denoised, std / expand(sde.alpha(ends[0]), x0), levels, low, scale)
         # Strata of one point: the error is estimated from neighbours.
         noise = 0.5 * each.diff(dim=0).square().mean(0).sqrt() * width * math.sqrt(points / 2)

@@ -16,7 +16,7 @@ from score_sde.likelihood.adams import integrate
 from score_sde.likelihood.flow import Flow, levels
 from score_sde.likelihood.ode import check_state, clock_of, frame_of
 from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.states import ScoreFn, score_of
 
 
 def encode(
@@ -75,10 +75,9 @@ def _carry(
     low, high = levels(sde)
     parts, batch = [], batch_size or len(x)
     for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
-        piece = x[first : first + batch]
-        flow = Flow(
-            sde, score, frame, clock, tuple(x.shape[1:]), x.dtype, traced=False
-        )  # fmt: skip
+        rows = slice(first, first + batch)
+        piece, here = x[rows], score_of(score, rows)
+        flow = Flow(sde, here, frame, clock, tuple(x.shape[1:]), x.dtype, traced=False)
         begin, end = (low, high) if forward else (high, low)
         # Data stand for x/alpha at t_min: alpha is 1 there but for rounding, and x is then exact.
         z = frame.to_z(piece.flatten(1).to(frame.mean), low) if forward else None

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ from score_sde.likelihood.flow import Clock, Flow, Frame, levels, work_dtype
 from score_sde.sampling.noise import SeededNoise, fresh_seeds
 from score_sde.sampling.ode import SOLVERS, ODEError, solve_ode
 from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.states import ScoreFn, score_of
 
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
 ADAMS = ("adams", "adaptive_adams")
@@ -298,7 +298,8 @@ def log_likelihood(
     )  # fmt: skip
     parts, batch = [], batch_size or len(x)
     for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
-        parts.append(solve(x[first : first + batch], seeds[first : first + batch]))
+        rows = slice(first, first + batch)
+        parts.append(replace(solve, score=score_of(score, rows))(x[rows], seeds[rows]))
     nats, errors, latents = (torch.cat(column) for column in zip(*(p[:3] for p in parts)))  # noqa: B905
     if not bool(torch.isfinite(nats).all()):
         raise ODEError(

@@ -14,7 +14,7 @@ The noise label, class and augmentation labels enter each block through one embe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,9 +82,13 @@ class UNet(nn.Module):
     embedding: "positional" for labels of DDPM's size ("positional_adm" and "positional_edm" with
         the frequencies of these codes, see `SinusoidalEmbedding`), "fourier" for log sigma.
     classes, augment: number of classes, of augmentation labels.
+    class_dropout: share of the classes that training replaces by the row of zeros, which then
+        stands for any class (2207.12598).
     class_embedding: a class enters the "input" of the embedding's two layers, or their "output".
     progressive_input, progressive_combine: see `InputPyramid`.
     progressive_output: "skip" reads an image off every level of the decoder and adds them up.
+    norm_groups: groups of single group norms, by their names in the network, that are to have
+        others than the rule gives them.
     dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps, heads,
         head_channels, taps: see `BlockOptions`.
 
@@ -121,12 +125,14 @@ class UNet(nn.Module):
         norm_eps: float = 1e-6,
         embedding: str = "positional",
         classes: int = 0,
+        class_dropout: float = 0.0,
         class_embedding: str = "input",
         augment: int = 0,
         taps: tuple[int, ...] = (1, 1),
         progressive_input: str = "none",
         progressive_combine: str = "sum",
         progressive_output: str = "none",
+        norm_groups: Mapping[str, int] | None = None,
     ):
         super().__init__()
         given = locals()
@@ -141,7 +147,8 @@ class UNet(nn.Module):
             )
         self.channels, self.size, self.patch = channels, tuple(size), patch
         self.out_channels = channels if out_channels is None else out_channels
-        self.classes, self.augment, self.class_embedding = classes, augment, class_embedding
+        self.classes, self.class_dropout = classes, class_dropout
+        self.augment, self.class_embedding = augment, class_embedding
         options = BlockOptions(
             dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps,
             heads, head_channels, tuple(taps),
@@ -200,6 +207,15 @@ class UNet(nn.Module):
         self.shares = [block.modulation_channels for _, block in self.modulated()]
         self.modulation = nn.Linear(4 * width, sum(self.shares))
         _initialize_rows(self.modulation, self.shares)
+        self._regroup(norm_groups or {})
+
+    def _regroup(self, groups: Mapping[str, int]) -> None:
+        known = {name: m for name, m in self.named_modules() if isinstance(m, nn.GroupNorm)}
+        for name, count in groups.items():
+            if name not in known or count < 1 or known[name].num_channels % count:
+                what = f"has {known[name].num_channels} channels" if name in known else "is unknown"
+                raise ValueError(f"norm_groups: {name} {what}; it cannot have {count} groups.")
+            known[name].num_groups = count
 
     def _make_embedding(self, width: int, kind: str) -> None:
         inputs, emb = (2 * width if kind == "fourier" else width), 4 * width
@@ -247,6 +263,8 @@ class UNet(nn.Module):
         classes = None
         if self.embed_class is not None:
             rows = self._class_rows(label, class_labels)
+            if self.training and self.class_dropout:
+                rows = rows * (torch.rand_like(rows[:, :1]) >= self.class_dropout)
             if self.class_embedding == "input":
                 rows = rows * self.classes**0.5  # of unit variance, as the features are nearly
             classes = self.embed_class(rows)

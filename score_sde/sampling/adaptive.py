@@ -23,7 +23,7 @@ from score_sde.sampling import frames
 from score_sde.sampling.ode import ODEError
 from score_sde.sampling.predictors import Predictor, Trajectory
 from score_sde.sdes import SDE
-from score_sde.states import expand
+from score_sde.states import expand, score_of
 
 # Dormand-Prince 5(4): stages, and the difference of its two results.
 _A = (
@@ -92,8 +92,8 @@ class RK45(Predictor):
         nodes = torch.tensor(_C[1:], dtype=dtype, device=x.device)[:, None]
         h = torch.full_like(lam, 0.05 * (end - start))
         t0, c, r = self._coefficients(sde, lam[None], x)
-        z = x / r[0]
-        first = c[0] * torch.addcmul(z, run.score(x, t0[0]), r[0])
+        z, score = x / r[0], run.score
+        first = c[0] * torch.addcmul(z, score(x, t0[0]), r[0])
         count = 1
         while len(where):
             count += len(_C) - 1
@@ -105,7 +105,7 @@ class RK45(Predictor):
             k = [first]
             for i, row in enumerate(_A[1:]):
                 y = torch.addcmul(z, _weighted(k, row), size)
-                k.append(c[i] * torch.addcmul(y, run.score(y * r[i], times[i]), r[i]))
+                k.append(c[i] * torch.addcmul(y, score(y * r[i], times[i]), r[i]))
             error = _weighted(k, _E) * size
             tolerance = self.atol + self.rtol * torch.maximum(z.abs(), y.abs())
             ratio = (error / tolerance).flatten(1).square().mean(1).sqrt().to(dtype)
@@ -122,6 +122,7 @@ class RK45(Predictor):
                 result[where[arrived]] = (y * r[-1])[arrived]
                 left = ~arrived
                 where, z, first, lam, h = where[left], z[left], first[left], lam[left], h[left]
+                score = score_of(run.score, where)
             if bool((h < 1e-10 * (end - start)).any()):
                 raise _stopped(run, lam, h, count, finite=True)
         return result
@@ -206,4 +207,5 @@ class AdaptiveSDE(Predictor):
                 left = ~arrived
                 where, x, before = where[left], x[left], before[left]
                 time, h = time[left], h[left]
+                reverse = run.sde.reverse(score_of(run.score, where))
         return result

@@ -25,7 +25,7 @@ from score_sde.sampling.noise import (
 from score_sde.sampling.ode import ODEError
 from score_sde.sampling.predictors import Predictor, Trajectory
 from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.states import ScoreFn, score_of
 
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -67,13 +67,17 @@ def _count_steps(method: Predictor, steps: int | None, nfe: int | None, denoise:
 class _Watched:
     """The score, counted, and checked once for what a score must return."""
 
-    def __init__(self, score: ScoreFn):
-        self.score, self.calls = score, 0
+    def __init__(self, score: ScoreFn, whole: _Watched | None = None):
+        self.score, self.calls, self.whole = score, 0, whole or self
+
+    def of(self, samples: slice | Tensor) -> _Watched:
+        """The score of these samples; its calls are counted here."""
+        return _Watched(score_of(self.score, samples), self.whole)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
+        self.whole.calls += 1
         value = self.score(x, t)
-        if self.calls == 1 and (value.shape != x.shape or value.dtype != x.dtype):
+        if self.whole.calls == 1 and (value.shape != x.shape or value.dtype != x.dtype):
             raise ValueError(
                 f"the score must be like x, {tuple(x.shape)} {x.dtype}; it returned "
                 f"{tuple(value.shape)} {value.dtype}."
@@ -82,7 +86,7 @@ class _Watched:
 
     def score_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The score and the share of a learned variance; counted as one evaluation."""
-        self.calls += 1
+        self.whole.calls += 1
         if not hasattr(self.score, "score_and_share"):
             raise ValueError("variance=learned needs a model trained with model.learned_variance.")
         return self.score.score_and_share(x, t)
@@ -141,7 +145,7 @@ def sample(
     """Draw x_0 by running the process backwards from noise; (B, ...) in the model's range.
 
     score: any callable score(x, t); t comes as a float64 tensor (), or (B,) from `rk45` and
-        `adaptive_sde`.
+        `adaptive_sde`. A score that differs between samples has ``of``, see `score_of`.
     shape or x_T: (B, ...) of the samples, or the noise to start from.
     method: a name of `list_samplers()` with its ``options``, or a `Predictor`. None is "adams"
         where it can run, that is for up to 50 evaluations or a recipe with data_std known, and
@@ -218,7 +222,7 @@ def sample(
             x = x_T[first : first + batch].to(dtype).to(device)
         here = [at[0], at[1]]
         fresh = _StepNoise(drawn, here, noise_scale, skip_start=x_T is not None)
-        run = Trajectory(sde, watched, fresh)
+        run = Trajectory(sde, watched.of(slice(first, first + batch)), fresh)
         for i, row in enumerate(prepared):
             here[:] = at[i : i + 2]
             x = method.step(run, x, points[i], points[i + 1], *row)
@@ -227,7 +231,7 @@ def sample(
                 x = x if changed is None else changed
             if progress:
                 bar.update()
-        chunks.append(sde.denoise(x, points[-1], watched) if denoise else x)
+        chunks.append(run.denoise(x, points[-1]) if denoise else x)
     bar.close()
 
     x = torch.cat(chunks) if len(chunks) > 1 else chunks[0]

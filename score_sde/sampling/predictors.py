@@ -31,6 +31,7 @@ class Trajectory:
 
     noise: `noise()` is a fresh standard normal state (B, ...), reproducible by seed; `noise(which)`
         is one for the samples in these places, who draw from streams of their own.
+        A method whose samples go their own ways takes the score of some by `score_of`.
     memory: a dictionary of the run, for methods that remember earlier steps.
     """
 

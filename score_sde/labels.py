@@ -1,0 +1,114 @@
+"""Classes of samples: which they are, and the score p_t(x | class) that goes with them.
+
+Samplers and likelihoods take a score(x, t) and know of no classes. `Labelled` is such a score for
+a batch with a class for each sample; where a batch is taken apart, its samples keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from score_sde.models import ScoreModel
+
+ClassLabels: TypeAlias = "int | str | Sequence[int] | Tensor | None"
+"""One class for all samples, one for each, or words for them: see `class_labels_of`."""
+
+
+class LabelError(ValueError):
+    """Class labels that a network does not take; the message says which it does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The score of samples of known classes: (x, t) -> grad log p_t(x | class), like x.
+
+    class_labels: integers (B,), one for each sample of the batch that it will be asked about.
+    """
+
+    model: ScoreModel
+    class_labels: Tensor
+
+    def of(self, samples: slice | Tensor) -> Labelled:
+        """The score of some of the samples, see `score_of`."""
+        labels = self.class_labels
+        return Labelled(
+            self.model, labels[samples if isinstance(samples, slice) else samples.to(labels.device)]
+        )
+
+    def _labels(self, x: Tensor) -> Tensor:
+        if len(x) != len(self.class_labels):
+            raise LabelError(f"{len(self.class_labels)} class labels do not fit {len(x)} samples.")
+        return self.class_labels.to(x.device)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.model(x, t, class_labels=self._labels(x))
+
+    def score_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `ScoreModel`."""
+        return self.model.score_and_share(x, t, class_labels=self._labels(x))
+
+
+def classes_of(net: nn.Module) -> int:
+    """How many classes a network knows: its ``classes``, 0 if it has no such number."""
+    classes = getattr(net, "classes", 0)
+    return classes if isinstance(classes, int) else 0
+
+
+def needs_labels(net: nn.Module) -> bool:
+    """Whether a network was always told the class, so that its answer without one means nothing.
+
+    One with ``class_dropout`` was trained without as well.
+    """
+    return classes_of(net) > 0 and not getattr(net, "class_dropout", 0.0)
+
+
+def class_labels_of(net: nn.Module, given: ClassLabels, n: int) -> Tensor | None:
+    """The classes (n,) of n samples, int64; None without any.
+
+    given: an integer for all; n of them; or text, as of a command line: "3", "0,1,2" (in turn), or
+    "all" classes in turn. Raises `LabelError` for what the network does not take.
+    """
+    if given is None:
+        return None
+    classes = classes_of(net)
+    if not classes:
+        raise LabelError("this network knows no classes: drop class_labels.")
+    values = _from_text(given, classes) if isinstance(given, str) else given
+    values = values.tolist() if isinstance(values, Tensor | np.ndarray | np.generic) else values
+    labels: list[Any] = list(values) if isinstance(values, Iterable) else [values] * n
+    if isinstance(given, str):
+        if len(labels) > n and given != "all":
+            raise LabelError(f"{len(labels)} class labels are more than {n} samples.")
+        labels = [labels[i % len(labels)] for i in range(n)]
+    if len(labels) != n:
+        raise LabelError(f"{n} samples need {n} class labels, or one for all; got {len(labels)}.")
+    for label in labels:
+        whole = hasattr(label, "__index__") and not isinstance(label, bool)
+        if not whole or not 0 <= int(label) < classes:
+            raise LabelError(f"class {label!r} does not exist; there are 0 to {classes - 1}.")
+    return torch.tensor([int(label) for label in labels], dtype=torch.int64)
+
+
+def _from_text(text: str, classes: int) -> list[int]:
+    """The classes that a text lists."""
+    if text == "all":
+        return list(range(classes))
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise LabelError(
+            f"class_labels {text!r} is not a class from 0 to {classes - 1}, several with commas "
+            "between (taken in turn), or all."
+        ) from None
+
+
+def drawn_labels(classes: int, seeds: Sequence[int]) -> Tensor:
+    """A class for each seed, (B,) int64, all equally likely; a function of the seed alone."""
+    streams = (np.random.default_rng([seed % 2**64, classes]) for seed in seeds)
+    return torch.tensor([int(stream.integers(classes)) for stream in streams])
