@@ -9,7 +9,7 @@ With the slopes f at the times so far, a step of order p is
 (PEC; Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.1 and III.5). The
 weights are those of the times as they are, so steps may have any lengths: equal ones (`integrate`),
 or as long as the error allows (`integrate_adaptively`), the error being what the correction changes
-when the oldest slope is left out. The density needs no prediction. The first steps go again from
+when the oldest slope is left out; then p varies as well. The density needs no prediction. The first steps go again from
 the start each time, by the polynomial through all slopes so far.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 Slopes = tuple[Tensor, Tensor]
 """dz/du (B, D) and d log p(z)/du (K, B)."""
 Field = Callable[[Tensor, float], Slopes]
-SAFETY, SLOWEST, FASTEST = 0.8, 0.2, 2.0  # how steps may change from one to the next
+SAFETY, SLOWEST, FASTEST = 0.75, 0.2, 2.0  # how steps may change from one to the next
 
 
 class AdamsError(RuntimeError):
@@ -58,25 +58,34 @@ def _total(weights: list[float], values: list[Slopes], which: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that may still be taken: the slope at its end, the state there, errors.
+    """A step that may still be taken: slopes and their times, its own at the end; the state there.
 
-    local: what the last order changes in this step, of z and growth; overall: the same since the
-    step's ``origin``, from which the state was computed.
+    order: how many slopes were used before. begin: from when the state was computed.
     """
 
-    u: float
-    slope: Slopes
+    times: list[float]
+    values: list[Slopes]
     state: Slopes
-    local: Slopes
-    overall: Slopes
+    order: int
+    begin: float
+
+    def change(self, begin: float, order: int) -> Slopes:
+        """What the integrals from ``begin`` lose without the oldest of order + 1 slopes."""
+        times, values = self.times[-order - 1 :], self.values[-order - 1 :]
+        # Of two slopes the newest is left out: Euler's step.
+        rest = slice(1, None) if len(times) > 2 else slice(0, 1)
+        full = polynomial_weights(times, begin, times[-1])
+        less = polynomial_weights(times[rest], begin, times[-1])
+        z, growth = (_total(full, values, i) - _total(less, values[rest], i) for i in (0, 1))
+        return z, growth
 
 
 class _Adams:
-    """A solve on its way: the state at the last time, and the slopes that the next step needs."""
+    """A solve on its way: the state at the last time, and the slopes that are still of use."""
 
     def __init__(self, field: Field, z: Tensor, u: float, order: int, first: Slopes | None):
         slope = field(z, u) if first is None else first
-        self.field, self.order = field, order
+        self.field, self.highest = field, order
         self.times, self.values = [u], [slope]
         self.origin = self.state = z, torch.zeros_like(slope[1])
         self.change = torch.zeros_like(z), torch.zeros_like(slope[1])
@@ -84,42 +93,29 @@ class _Adams:
     @property
     def starting(self) -> bool:
         """Whether so few slopes are known that all are of use from the origin on."""
-        return len(self.times) <= self.order
+        return len(self.times) <= self.highest
 
-    def attempt(self, u: float) -> _Step:
-        """The step to time u; one evaluation."""
-        times, values = self.times[-self.order :], self.values[-self.order :]
-        begin, (z, growth) = (times[0] if self.starting else times[-1]), self.state
-        if self.starting:
-            z, growth = self.origin
+    def attempt(self, u: float, order: int) -> _Step:
+        """The step to time u by the latest ``order`` slopes; one evaluation."""
+        order = len(self.times) if self.starting else order
+        times, values = self.times[-order:], self.values[-order:]
+        begin, (z, growth) = (times[0], self.origin) if self.starting else (times[-1], self.state)
         slope = self.field(z + _total(polynomial_weights(times, begin, u), values, 0), u)
         times, values = [*times, u], [*values, slope]
         weights = polynomial_weights(times, begin, u)
         state = z + _total(weights, values, 0), growth + _total(weights, values, 1)
-        return _Step(
-            u, slope, state, self._change(times, values, times[-2]),
-            self._change(times, values, begin),
-        )  # fmt: skip
-
-    @staticmethod
-    def _change(times: list[float], values: list[Slopes], begin: float) -> Slopes:
-        """What the integrals since ``begin`` lose without the oldest slope."""
-        full = polynomial_weights(times, begin, times[-1])
-        # Of two slopes the newest is left out: Euler's step.
-        less, rest = (times[1:], values[1:]) if len(times) > 2 else (times[:1], values[:1])
-        lower = polynomial_weights(less, begin, times[-1])
-        z, growth = (_total(full, values, i) - _total(lower, rest, i) for i in (0, 1))
-        return z, growth
+        return _Step([*self.times, u], [*self.values, slope], state, order, begin)
 
     def take(self, step: _Step) -> None:
         """Go on from the end of a step."""
-        old = tuple(torch.zeros_like(c) for c in self.change) if self.starting else self.change
-        self.change = old[0] + step.overall[0], old[1] + step.overall[1]
+        new, old = step.change(step.begin, step.order), self.change
+        self.change = new if self.starting else (old[0] + new[0], old[1] + new[1])
         self.state = step.state
-        self.times = [*self.times, step.u][-(self.order + 1) :]
-        self.values = [*self.values, step.slope][-(self.order + 1) :]
+        kept = self.highest + 2  # one more than are used: for the error of the next order
+        self.times, self.values = step.times[-kept:], step.values[-kept:]
 
     def solution(self) -> Solution:
+        """Where it has come to."""
         return Solution(*self.state, *self.change)
 
 
@@ -139,7 +135,8 @@ def integrate(
     """
     solve = _Adams(field, z, start, order, first)
     for n in range(1, steps + 1):
-        solve.take(solve.attempt(start + n * (end - start) / steps if n < steps else end))
+        u = start + n * (end - start) / steps if n < steps else end
+        solve.take(solve.attempt(u, order))
         if progress is not None:
             progress()
     return solve.solution()
@@ -158,6 +155,8 @@ def integrate_adaptively(
 ) -> Solution:
     """From time start to end (either may be larger) in steps that keep the error of each small.
 
+    order: the highest; the order of a step is the one that promises the longest next one.
+
     The error of a step is that of z or that of the growth, whichever is larger: root mean squares
     over the batch, in units of atol + rtol |value|. (One mean over both would hide the density
     behind D coordinates.) Steps are those of the batch as a whole, and end at ``end``.
@@ -165,7 +164,7 @@ def integrate_adaptively(
     ``max_evaluations``.
     """
     solve = _Adams(field, z, start, order, first)
-    u, h, evaluations = start, (end - start) / 50, 0
+    u, h, p, evaluations = start, (end - start) / 50, 1, 0
     while u != end:
         left = end - u
         if abs(left) < 1.01 * abs(h):
@@ -175,11 +174,14 @@ def integrate_adaptively(
         if evaluations == max_evaluations:
             raise AdamsError(f"{max_evaluations} evaluations did not reach the end")
         evaluations += 1
-        step = solve.attempt(u_next)
-        error = _size(step, rtol, atol)
+        step = solve.attempt(u_next, p)
+        orders = range(max(1, step.order - 1), min(order, len(solve.times) - 1, step.order + 1) + 1)
+        errors = {q: _size(step, u, q, rtol, atol) for q in {step.order, *orders}}
+        error = errors[step.order]
         if not math.isfinite(error):
             raise AdamsError("a slope is not finite")
-        rate = SAFETY * max(error, 1e-12) ** (-1 / len(solve.times[-order:] + [u_next]))
+        p = min(errors, key=lambda q: errors[q])
+        rate = SAFETY * max(errors[p], 1e-12) ** (-1 / (p + 1))
         h = (u_next - u) * min(max(rate, SLOWEST), FASTEST)
         if error <= 1:
             solve.take(step)
@@ -189,9 +191,9 @@ def integrate_adaptively(
     return solve.solution()
 
 
-def _size(step: _Step, rtol: float, atol: float) -> float:
+def _size(step: _Step, begin: float, order: int, rtol: float, atol: float) -> float:
     sizes = [
         float((error / (atol + rtol * value.abs())).square().mean().sqrt())
-        for error, value in zip(step.local, step.state, strict=True)
+        for error, value in zip(step.change(begin, order), step.state, strict=True)
     ]
     return max(sizes) if all(map(math.isfinite, sizes)) else math.nan
