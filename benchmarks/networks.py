@@ -4,19 +4,21 @@
     python benchmarks/networks.py --batches 8 --rounds 9 --output networks.json
     python benchmarks/networks.py --threads 1 --cpu_time          # on a machine that is busy
     python benchmarks/networks.py --network small                 # the quick start's network alone
+    SCORE_SDE_PYTORCH=../score_sde_pytorch python benchmarks/networks.py --network ddpm
 
 `ddpm_ho` is the architecture of google/ddpm-cifar10-32 (35.7 M parameters). diffusers' UNet2DModel
 gets the very same weights, random and of unit scale throughout, and the outputs are compared before
 anything is timed; azula's UNet is another network, of similar width and without attention. Peers
-that are not installed are skipped.
+that are not installed are skipped. `ddpm` is score_sde_pytorch's network of that name, beside the
+original in a clone of its repository.
 
 A forward pass is one call without gradients; "packed" is the network as `Run.sample` calls it. A
 training step is forward pass, mean square, backward pass and fused Adam, the same for all, with
 dropout 0.1 in every network. All take turns within a round, in an order that rotates, and so do
 products of large matrices, by PyTorch's `mm` and as a 1 x 1 convolution (other libraries, and on
 some processors other speeds): "of peak" is a share of the fastest one seen in that precision.
-Arithmetic is counted by torch.utils.flop_counter. Ratios are to diffusers in float32, of the minima
-and of the medians.
+Arithmetic is counted by torch.utils.flop_counter. Ratios are to diffusers (or score_sde_pytorch)
+in float32, of the minima and of the medians.
 
 Memory is measured in processes of their own: after a first call, how far the resident memory rises
 above where it was (Linux's VmHWM, reset before), with an allocator that gives freed blocks back at
@@ -36,6 +38,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,11 +47,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from score_sde import build
-from score_sde.convert import diffusers_export
+from score_sde.convert import diffusers_export, song
 from score_sde.nets import PRESETS, UNet, packed
 
 PRECISIONS = ("fp32", "bf16")
-REFERENCE, PACKED = "diffusers", "score_sde packed"
+REFERENCES = {"ddpm_ho": "diffusers", "ddpm": "score_sde_pytorch"}
+PACKED = "score_sde packed"
 SIDE = 2048
 Call = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,6 +65,8 @@ def draw_weights(net: nn.Module) -> None:
             nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
             if layer.bias is not None:
                 nn.init.uniform_(layer.bias, -0.05, 0.05)
+        elif type(layer).__name__ == "NIN":  # score_sde_pytorch's convolution of single pixels
+            nn.init.kaiming_uniform_(layer.W.data.T, a=5**0.5)
 
 
 def ours() -> tuple[UNet, Call]:
@@ -96,6 +102,36 @@ def of_azula() -> tuple[nn.Module, Call]:
     return net, lambda x, label: net(x, torch.sin(label[:, None] * frequencies))
 
 
+def of_song() -> tuple[nn.Module, Call]:
+    """score_sde_pytorch's DDPM, with the settings of configs/vp/ddpm/cifar10.py."""
+    clone = os.environ.get("SCORE_SDE_PYTORCH")
+    if not clone:
+        raise ImportError("set SCORE_SDE_PYTORCH to the folder of its clone")
+    if clone not in sys.path:
+        sys.path.append(clone)
+    model = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 2, "attn_resolutions": (16,),
+             "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish",
+             "scale_by_sigma": False, "sigma_min": 0.01, "sigma_max": 50, "num_scales": 1000,
+             "normalization": "GroupNorm"}  # fmt: skip
+    data = {"image_size": 32, "num_channels": 3, "centered": True}
+    settings = SimpleNamespace(model=SimpleNamespace(**model), data=SimpleNamespace(**data))
+    net = import_module("models.ddpm").DDPM(settings)
+    draw_weights(net)
+    return net, net
+
+
+def song_as_ours() -> tuple[UNet, Call]:
+    net = UNet.preset("ddpm", 3, (32, 32))
+    net.load_state_dict(song.to_ours(net, of_song()[0].state_dict()))
+    net = build.in_fast_layout(net)
+    return net, net
+
+
+def song_packed() -> tuple[UNet, Call]:
+    net = song_as_ours()[0].eval()
+    return net, packed(net)
+
+
 def quick_start_packed() -> tuple[nn.Module, Call]:
     net = quick_start()[0].eval()
     return net, packed(net)
@@ -110,8 +146,9 @@ def quick_start() -> tuple[nn.Module, Call]:
 
 NETWORKS: dict[str, dict[str, Callable[[], tuple[nn.Module, Call]]]] = {
     "ddpm_ho": {
-        "score_sde": ours, PACKED: ours_packed, REFERENCE: of_diffusers, "azula": of_azula,
+        "score_sde": ours, PACKED: ours_packed, "diffusers": of_diffusers, "azula": of_azula,
     },
+    "ddpm": {"score_sde": song_as_ours, PACKED: song_packed, "score_sde_pytorch": of_song},
     "small": {"score_sde": quick_start, PACKED: quick_start_packed},
 }  # fmt: skip
 
@@ -164,21 +201,22 @@ def contenders(network: str, wanted: list[str] | None = None) -> dict[str, Conte
 
 def check(found: dict[str, Contender], network: str) -> None:
     """How far our outputs are from the reference's in float32."""
-    if REFERENCE not in found:
+    reference = REFERENCES.get(network)
+    if reference not in found:
         return
     x, label = inputs(network, 8)
-    exact = found[REFERENCE].forward(x, label, "fp32").double()
+    exact = found[reference].forward(x, label, "fp32").double()
     for name, precision, bound in (
         ("score_sde", "fp32", 1e-5),
         (PACKED, "fp32", 1e-5),
         ("score_sde", "bf16", 2e-2),
         (PACKED, "bf16", 2e-2),
-        (REFERENCE, "bf16", None),
+        (reference, "bf16", None),
     ):
         gap = found[name].forward(x, label, precision).double() - exact
         largest = (gap.abs().max() / exact.abs().max()).item()
         relative = (gap.norm() / exact.norm()).item()
-        print(f"{name} {precision}: relative error to {REFERENCE} fp32 {largest:.1e} (largest), "
+        print(f"{name} {precision}: relative error to {reference} fp32 {largest:.1e} (largest), "
               f"{relative:.1e} (L2)")  # fmt: skip
         if bound is not None and relative > bound:
             raise SystemExit(f"{name} {precision} is not the same network: above {bound:g}.")
@@ -221,7 +259,7 @@ def measure(
         precision: 2 * SIDE**3 / min(min(seconds.pop((name, precision))) for name in products)
         for precision in PRECISIONS
     }
-    reference = seconds.get((REFERENCE, "fp32"))
+    reference = seconds.get((REFERENCES.get(network, ""), "fp32"))
     print(f"\n{what}, batch {batch}, {rounds} rounds; products of matrices: "
           f"{peaks['fp32'] / 1e9:.0f} GFLOP/s in fp32, {peaks['bf16'] / 1e9:.0f} in bf16; "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
