@@ -78,7 +78,7 @@ def total(values: Sequence[float]) -> list[float]:
     if size() == 1:
         return list(values)
     summed = torch.tensor(list(values), dtype=torch.float64, device=_exchange_device())
-    with _explained():
+    with exchange():
         dist.all_reduce(summed)
     return summed.tolist()
 
@@ -96,7 +96,7 @@ def gather(mine: Tensor, n: int) -> Tensor:
     padded = mine.new_zeros((most, *mine.shape[1:]), device=_exchange_device())
     padded[: len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in range(size())]
-    with _explained():
+    with exchange():
         dist.all_gather(parts, padded)
     counts = [(r + 1) * n // size() - r * n // size() for r in range(size())]
     return torch.cat([part[:count].cpu() for part, count in zip(parts, counts, strict=True)])
@@ -116,7 +116,8 @@ def without_exchange(net: nn.Module, when: bool) -> AbstractContextManager[None]
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def exchange() -> Iterator[None]:
+    """While in use, what torch says of lost processes becomes a DistributedError."""
     try:
         yield
     except RuntimeError as error:
