@@ -20,7 +20,8 @@ def packed(net: Net) -> Net:
 
     Everything else is shared with ``net``, so this takes a second copy of those weights, in the
     precision of that call. With gradients, on other devices and where PyTorch has no oneDNN the
-    convolutions are the ordinary ones, as are those of a network divided over processes. Later changes of ``net``'s weights may or may not be seen.
+    convolutions are the ordinary ones, as are those of a network divided over processes. Later
+    changes of ``net``'s weights may or may not be seen.
     """
     shared = [*net.parameters(), *net.buffers()]
     plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in shared)

@@ -31,13 +31,17 @@ from score_sde.training.optim import learning_rate_factor, make_optimizers
 from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
 from score_sde.training.randomness import StepRandomness
-from score_sde.training.sharding import load_net, load_optimizer, shard, whole
 from score_sde.training.settings import TrainingSettings
+from score_sde.training.sharding import load_net, load_optimizer, shard, whole
 from score_sde.training.stopping import Interrupted, StopSignals
 
 
 class Trainer:
-    """A model, its objective, optimisers and averages: `update` does one step."""
+    """A model, its objective, optimisers and averages: `update` does one step.
+
+    device: where to train; where the network is, if None. A network to be sharded is best on the
+    CPU: it then never is whole on the device.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,16 @@ class Trainer:
             raise TrainingError(
                 f"training.batch_size={settings.batch_size} leaves nothing to some of the "
                 f"{distributed.size()} processes. Use a larger batch or fewer processes."
+            )
+        if (
+            self.sharded
+            and settings.batch_per_device == 1
+            and settings.batch_size % distributed.size()
+        ):
+            raise TrainingError(
+                f"training.sharding=full needs as many passes from all of {distributed.size()} "
+                f"processes, and training.batch_per_device=1 divides batch_size="
+                f"{settings.batch_size} unevenly. Use a multiple of {distributed.size()}, or 2."
             )
         self.scaler = set_precision(model.precision, self.device)
         self.ema = self._average(settings.ema_decay, settings.ema_sigma_rel)
@@ -82,15 +96,16 @@ class Trainer:
     def _average(self, decay: float = 0.0, sigma_rel: float | None = None,
                  halflife: float | None = None) -> EMA:  # fmt: skip
         ema = EMA(self.model.net, decay, sigma_rel, halflife)
-        self._place(ema.net)  # one after the other: whole ones, of which each process has copies
+        self._place(ema.net)  # before the next one: whole copies are never many
         return ema
 
     def _place(self, net: nn.Module) -> None:
-        """To the device of this process; sharded, its part."""
-        if self.sharded:
-            shard(net, self.device)
-        else:
-            net.to(self.device)
+        shard(net, self.device) if self.sharded else net.to(self.device)
+
+    def _every_average(self) -> dict[str, EMA]:
+        """By the names that they have in checkpoints."""
+        powers = {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
+        return {"ema": self.ema, **self.averages, **powers}
 
     @property
     def progress(self) -> float:
@@ -133,7 +148,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["base_lr"]
                 self.scaler.step(optimizer)
-            for ema in (self.ema, *self.averages.values(), *self.powers.values()):
+            for ema in self._every_average().values():
                 ema.update(self.model.net)
         else:
             self._skip(merged)
@@ -197,28 +212,25 @@ class Trainer:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "scaler": self.scaler.state_dict(),
         }
-        more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
+        averages = self._every_average()
         meta = {
             "seconds": self.seconds,
             "seed": self.seed,
-            "ema_updates": {"ema": self.ema.updates, **{k: e.updates for k, e in more.items()}},
+            "ema_updates": {name: ema.updates for name, ema in averages.items()},
             "loss_smooth": self.smooth_loss if math.isfinite(self.smooth_loss) else None,
             "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
             "bins": self.bins.sums(),
         }
-        states = {name: ema.net.state_dict() for name, ema in more.items()}
-        return Checkpoint(
-            self.model.net.state_dict(), self.ema.net.state_dict(), training, meta, states
-        )
+        states = {name: ema.net.state_dict() for name, ema in averages.items()}
+        return Checkpoint(self.model.net.state_dict(), states.pop("ema"), training, meta, states)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""
         nothing = {"seed": self.seed, "seconds": 0.0, "loss_smooth": None, "bad_steps": 0}
         meta = nothing | {"skipped_steps": 0, "ema_updates": {}, "bins": None} | checkpoint.meta
         load_net(self.model.net, checkpoint.model)
-        more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
-        for name, ema in {"ema": self.ema, **more}.items():
+        for name, ema in self._every_average().items():
             saved = checkpoint.ema if name == "ema" else checkpoint.averages.get(name)
             load_net(ema.net, checkpoint.model if saved is None else saved)
             ema.updates = 0 if saved is None else meta["ema_updates"].get(name, meta["step"])
