@@ -1,9 +1,14 @@
 """Networks divided over two processes (FSDP) are trained, saved and sampled as one process does."""
 
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_distributed import Processes
+from PIL import Image
+from safetensors.torch import load_file
+from test_distributed import Processes, command, losses
 from test_training import small_data
 
 from score_sde import VPSDE, ScoreModel
@@ -11,6 +16,8 @@ from score_sde.build import in_fast_layout
 from score_sde.losses import ScoreMatching
 from score_sde.nets import MLP, UNet
 from score_sde.training import Trainer, TrainingError, TrainingSettings, distributed
+from score_sde.training.checkpoints import load_checkpoint
+from score_sde.training.posthoc import snapshot_path
 from score_sde.training.sharding import _groups, is_sharded, local, rows_of, whole
 from score_sde.training.writer import copy_to_host
 
@@ -60,7 +67,7 @@ def test_settings_that_cannot_be_are_explained():
         TrainingSettings(sharding="full", compile=True)
 
 
-def test_one_process_has_nothing_to_divide(tmp_path, capsys, monkeypatch):
+def test_one_process_has_nothing_to_divide():
     trainer = small_trainer(sharding="full")
     assert not trainer.sharded and not any(map(is_sharded, trainer.model.net.parameters()))
 
@@ -197,3 +204,58 @@ def test_updates_are_those_of_one_process_in_half_the_memory(tmp_path, processes
         for what, total in size.items():
             halves = [parts[name][2][what] / total for parts in (first, second)]
             assert sum(halves) == pytest.approx(1, rel=0.02) and max(halves) < 0.53, (name, what)
+
+
+# A run --------------------------------------------------------------------------------------------
+
+
+def cut_copy(run: Path, name: str) -> Path:
+    """A copy of a run of ten updates that was stopped after five."""
+    copy = run.with_name(name)
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step_00000010")
+    snapshot_path(copy, 10).unlink()
+    shutil.rmtree(copy / "progress")
+    log = copy / "log.jsonl"
+    log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:5]))
+    return copy
+
+
+def assert_same_end(run: Path, other: Path, rtol: float, atol: float) -> None:
+    """Losses, every tensor of the last checkpoint, counters, and the last snapshot."""
+    np.testing.assert_allclose(losses(run), losses(other), rtol=min(rtol, 1e-6))
+    ends = [vars(load_checkpoint(path)) for path in (run, other)]
+    for end in ends:
+        for key in ("seconds", "checksums", "bins", "loss_smooth"):
+            end["meta"].pop(key)
+    assert ends[0]["meta"]["step"] == 10 and len(ends[0]["averages"]) == 3
+    assert_close(*ends, rtol, atol)
+    assert_close(*(load_file(snapshot_path(path, 10)) for path in (run, other)), rtol, atol)
+
+
+def test_runs_are_saved_whole_and_go_on_in_any_number_of_processes(tmp_path, processes):
+    assert processes.run(command, 1, *RUN, SHARDED, "--workdir=one") == [0]
+    assert processes.output(0).count("training.sharding=full: one process has all of it") == 1
+    assert processes.run(command, 2, *RUN, SHARDED, "--workdir=two", seconds=200) == [0, 0]
+    assert "1 more processes, which share the network" in processes.output(0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert_same_end(two, one, 1e-4, 1e-6)
+    files = [
+        {str(path.relative_to(run)) for path in run.rglob("*") if path.suffix != ".partial"}
+        for run in (one, two)
+    ]
+    assert files[0] == files[1]
+    for name in ("step_00000010.png", "step_00000010_raw.png"):  # drawn by averages and weights
+        a, b = (np.asarray(Image.open(run / "progress" / name)).astype(int) for run in (one, two))
+        assert a.std() > 5 and np.abs(a - b).max() <= 1
+
+    again, by_one, from_one = (
+        cut_copy(run, name) for run, name in ((two, "again"), (two, "by_one"), (one, "from_one"))
+    )
+    more = [*RUN, SHARDED, "--resume"]
+    assert processes.run(command, 2, *more, "--workdir=again", seconds=200) == [0, 0]
+    assert_same_end(again, two, 0.0, 0.0)
+    assert processes.run(command, 1, *RUN, "--resume", "--workdir=by_one") == [0]
+    assert processes.run(command, 2, *more, "--workdir=from_one", seconds=200) == [0, 0]
+    assert_same_end(by_one, one, 1e-4, 1e-6)
+    assert_same_end(from_one, one, 1e-4, 1e-6)
