@@ -56,7 +56,7 @@ def small_trainer(**settings) -> Trainer:
 @pytest.fixture
 def processes(tmp_path):
     started = Processes(tmp_path)
-    started.context.set_forkserver_preload(["score_sde.cli", "test_distributed", "test_sharding"])
+    started.context.set_forkserver_preload(["test_sharding", "torch.distributed.fsdp"])
     return started
 
 

@@ -7,6 +7,7 @@ Without torchrun there is one process, every item is its own, and nothing is set
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -175,6 +176,8 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     if device.type == "cuda" and backend == "gloo" and here == 0:
         print("NCCL is not in this build of torch: gloo connects the GPUs, which is slower")
+    # Imported later, by DTensor, its default arguments would keep the group and its threads alive.
+    importlib.import_module("torch.distributed.nn.functional")
     store = _meet(here, count, found)
     dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=PATIENCE)
     yield device
