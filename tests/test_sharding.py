@@ -124,6 +124,7 @@ CASES = {  # and the number of updates
     "adam": ({"grad_clip": 0.05, **KEPT}, 30),
     "passes": ({"batch_per_device": 2}, 5),
     "muon": ({"optimizer": "muon"}, 5),
+    "scaled": ({"grad_clip": 0.05}, 5),
 }
 
 
@@ -133,6 +134,8 @@ def update_in_all_ways() -> None:
     with distributed.processes(torch.device("cpu")):
         for name, (changes, steps) in CASES.items():
             trainer = small_trainer(sharding="full", **changes)
+            if name == "scaled":  # as fp16 is, on CUDA
+                trainer.scaler = torch.amp.GradScaler("cpu", 2.0**10, growth_interval=2)
             if trainer.sharded:
                 for net in (trainer.model.net, trainer.ema.net):
                     assert all(map(is_sharded, net.parameters()))
