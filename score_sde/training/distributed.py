@@ -182,6 +182,10 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=PATIENCE)
     yield device
     wait()
+    if backend == "gloo":
+        # A thread of gloo may still hold the tensor of this exchange, as a Python object, and abort
+        # when it drops it while Python ends. A barrier has none, and gives it the time.
+        dist.barrier()
     dist.destroy_process_group()
 
 
