@@ -112,6 +112,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     training.sample_nfe = 10  # evaluations for each of them, by dpmpp_2m; 0: as in sampling
     training.max_bad_steps = 20  # in a row without a finite gradient, after which to stop
     training.compile = False  # torch.compile
+    training.sharding = "none"  # full: divide a large network over the processes (FSDP)
     training.tensorboard = True
     training.wandb = False  # Weights & Biases: pip install "score-sde[wandb]"
 

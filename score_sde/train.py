@@ -122,14 +122,15 @@ def train(
         if resume:
             _check_same_model(read_config(workdir)["config"], config, workdir)
         torch.manual_seed(seed)
-        model = build.build_model(config, spec).to(chosen)
+        model = build.build_model(config, spec)
+        name = type(model.net).__name__
         if classes_of(model.net):
             raise RunError(
                 f"net.classes is {classes_of(model.net)}, but training tells the network no "
                 "classes: leave it out."
             )
         data_std = float(data.reference(1000).std())
-        trainer = Trainer(model, objective, settings, seed, data_std)
+        trainer = Trainer(model, objective, settings, seed, data_std, chosen)
         distributed.wait()  # all that can be wrong with the config has been found, by all
         if distributed.is_writer():
             make_workdir(workdir, overwrite)
@@ -148,8 +149,11 @@ def train(
             distributed.say(f"resumed {workdir} at step {trainer.step}")
         parameters = sum(p.numel() for p in model.parameters())
         many = f" and {distributed.size() - 1} more processes" if distributed.size() > 1 else ""
+        many += ", which share the network" if trainer.sharded else ""
+        if settings.sharding != "none" and not trainer.sharded:
+            distributed.say(f"training.sharding={settings.sharding}: one process has all of it")
         distributed.say(
-            f"training {type(model.net).__name__} ({parameters:,} parameters) under {model.sde} "
+            f"training {name} ({parameters:,} parameters) under {model.sde} "
             f"on {chosen}{many}, into {workdir}"
         )
         saved_config = _plain(config)
@@ -161,6 +165,8 @@ def train(
 
             def draw() -> Tensor:
                 score.eval()  # the next update sets the weights as trained back to training
+                if trainer.sharded:  # all call the network equally often
+                    return run.sample(count, **(cheap if settings.sample_nfe else {})).x
                 return run.sample_shared(count, **(cheap if settings.sample_nfe else {})).x
 
             return draw
@@ -180,7 +186,7 @@ def train(
             f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}"
         )
         distributed.wait()
-        return load(workdir, device=str(chosen))
+        return load(workdir, device="cpu" if trainer.sharded else str(chosen))
 
 
 def make_average(

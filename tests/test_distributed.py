@@ -69,11 +69,11 @@ class Processes:
             started[-1].start()
         return started
 
-    def run(self, function, size: int, *arguments, ranks=None) -> list[int]:
+    def run(self, function, size: int, *arguments, ranks=None, seconds=60) -> list[int]:
         """Exit codes."""
         started = self.start(function, size, *arguments, ranks=ranks)
         for process in started:
-            process.join(60)
+            process.join(seconds)
             process.kill()
         return [process.exitcode for process in started]
 

@@ -174,7 +174,7 @@ def test_averages_without_snapshots_are_explained(tmp_path, monkeypatch, capsys)
 
 
 def test_damaged_and_missing_snapshots_are_named(tmp_path):
-    state = posthoc.snapshot_state(posthoc.make_snapshot_averages(WithBuffers()))
+    state = posthoc.snapshot_state({w: EMA(WithBuffers(), sigma_rel=w) for w in posthoc.WIDTHS})
     for step in (1, 2, 3):
         save_tensors(posthoc.snapshot_path(tmp_path, step), state)
     step, made = posthoc.reconstruct(tmp_path, 0.1)

@@ -20,11 +20,13 @@ def packed(net: Net) -> Net:
 
     Everything else is shared with ``net``, so this takes a second copy of those weights, in the
     precision of that call. With gradients, on other devices and where PyTorch has no oneDNN the
-    convolutions are the ordinary ones. Later changes of ``net``'s weights may or may not be seen.
+    convolutions are the ordinary ones, as are those of a network divided over processes. Later
+    changes of ``net``'s weights may or may not be seen.
     """
-    if not torch.backends.mkldnn.is_available() or not _has_operators():
-        return net
     shared = [*net.parameters(), *net.buffers()]
+    plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in shared)
+    if not plain or not torch.backends.mkldnn.is_available() or not _has_operators():
+        return net
     twin = copy.deepcopy(net, {id(tensor): tensor for tensor in shared})
     for module in list(twin.modules()):
         for name, child in module.named_children():

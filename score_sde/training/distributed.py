@@ -7,6 +7,7 @@ Without torchrun there is one process, every item is its own, and nothing is set
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -78,7 +79,7 @@ def total(values: Sequence[float]) -> list[float]:
     if size() == 1:
         return list(values)
     summed = torch.tensor(list(values), dtype=torch.float64, device=_exchange_device())
-    with _explained():
+    with exchange():
         dist.all_reduce(summed)
     return summed.tolist()
 
@@ -96,7 +97,7 @@ def gather(mine: Tensor, n: int) -> Tensor:
     padded = mine.new_zeros((most, *mine.shape[1:]), device=_exchange_device())
     padded[: len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in range(size())]
-    with _explained():
+    with exchange():
         dist.all_gather(parts, padded)
     counts = [(r + 1) * n // size() - r * n // size() for r in range(size())]
     return torch.cat([part[:count].cpu() for part, count in zip(parts, counts, strict=True)])
@@ -116,7 +117,8 @@ def without_exchange(net: nn.Module, when: bool) -> AbstractContextManager[None]
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def exchange() -> Iterator[None]:
+    """While in use, what torch says of lost processes becomes a DistributedError."""
     try:
         yield
     except RuntimeError as error:
@@ -174,10 +176,16 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     if device.type == "cuda" and backend == "gloo" and here == 0:
         print("NCCL is not in this build of torch: gloo connects the GPUs, which is slower")
+    # Imported later, by DTensor, its default arguments would keep the group and its threads alive.
+    importlib.import_module("torch.distributed.nn.functional")
     store = _meet(here, count, found)
     dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=PATIENCE)
     yield device
     wait()
+    if backend == "gloo":
+        # A thread of gloo may still hold the tensor of this exchange, as a Python object, and abort
+        # when it drops it while Python ends. A barrier has none, and gives it the time.
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from score_sde.training import distributed
+from score_sde.training.sharding import local
+
 
 def power_of(sigma_rel: float) -> float:
     """The exponent gamma of a power-function average of this relative width (2312.02696, eq. 126).
@@ -22,7 +25,8 @@ def power_of(sigma_rel: float) -> float:
 
 
 def _weights(net: nn.Module) -> list[Tensor]:
-    return list(net.parameters())
+    """What this process has of them: averages are divided over the processes as the network is."""
+    return [local(p) for p in net.parameters()]
 
 
 class EMA:
@@ -82,8 +86,14 @@ class EMA:
             )
 
     def distance(self, net: nn.Module) -> float:
-        """|averaged - live| / |live| over all weights: a lag that grows and grows is a fault."""
+        """|averaged - live| / |live| over all weights: a lag that grows and grows is a fault.
+
+        All processes call it.
+        """
         averaged, live = _weights(self.net), _weights(net)
         with torch.no_grad():
             apart = torch.stack(torch._foreach_norm(torch._foreach_add(averaged, live, alpha=-1)))
-            return float(apart.norm() / torch.stack(torch._foreach_norm(live)).norm())
+            size = torch.stack(torch._foreach_norm(live))
+            squares = torch.stack([apart, size]).double().square().sum(1).tolist()
+            apart, size = torch.tensor(distributed.total(squares), dtype=torch.float64).sqrt()
+            return float(apart / size)

@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from score_sde.training.sharding import as_part, local, rows_of, whole
+
 OPTIMIZERS = ("adam", "muon")
 
 
@@ -39,7 +41,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update of each weight matrix is orthogonalised (Jordan et al., 2024).
 
     For weights of at least two axes; convolutions count as matrices (out, in * kernel). Weights
-    of equal shape are orthogonalised together, in ``dtype``.
+    of equal shape are orthogonalised together, in ``dtype``; of sharded weights all processes do so
+    with the whole matrices of one shape, and each keeps its rows.
     """
 
     def __init__(
@@ -57,25 +60,29 @@ class Muon(torch.optim.Optimizer):
         """One update; ``closure`` is part of the interface and not used."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            gradients = [cast(Tensor, p.grad) for p in params]
+            gradients = [local(cast(Tensor, p.grad)) for p in params]
             for p in params:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta = [self.state[p]["momentum"] for p in params]
+            momenta = [local(self.state[p]["momentum"]) for p in params]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p, update in zip(params, nesterov, strict=True):
-                order, shape = _memory_order(p), (p.shape[0], p[0].numel())
-                matrices = (p.permute(order).view(shape), update.permute(order).reshape(shape))
-                by_shape.setdefault(shape, []).append(matrices)
+                shape = (p.shape[0], p.numel() // p.shape[0])
+                by_shape.setdefault(shape, []).append((p, update))
             for (rows, columns), pairs in by_shape.items():
                 scale = max(1.0, rows / columns) ** 0.5
-                stacked = torch.stack([update.to(self.dtype) for _, update in pairs])
-                updates = orthogonalize(stacked, dtype=self.dtype)
-                weights = [weight for weight, _ in pairs]
+                weights, matrices = [], []
+                for p, update in pairs:
+                    order = _memory_order(p)
+                    weights.append(local(p).permute(order).view(-1, columns))
+                    matrix = whole(as_part(update.to(self.dtype), p)).permute(order)
+                    matrices.append(matrix.reshape(rows, columns))
+                updates = orthogonalize(torch.stack(matrices), dtype=self.dtype)
+                parts = [rows_of(u, p) for u, (p, _) in zip(updates, pairs, strict=True)]
                 torch._foreach_add_(
-                    weights, list(updates.to(weights[0].dtype)), alpha=-group["lr"] * scale
+                    weights, [u.to(weights[0].dtype) for u in parts], alpha=-group["lr"] * scale
                 )
 
 

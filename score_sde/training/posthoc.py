@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from score_sde.training.checkpoints import CheckpointError, State, save_tensors
 from score_sde.training.ema import EMA, power_of
@@ -113,8 +113,3 @@ def load_average(run: Path, name: str) -> tuple[int, State] | None:
     if not path.is_file():
         return None
     return json.loads(path.with_suffix(".json").read_text())["step"], load_file(path)
-
-
-def make_snapshot_averages(net: nn.Module) -> dict[float, EMA]:
-    """The averages that snapshots are taken of, by width."""
-    return {width: EMA(net, sigma_rel=width) for width in WIDTHS}

@@ -66,7 +66,7 @@ class Session:
         """Stop soon after a write has failed; keep a snapshot where one is due."""
         self.writer.check()
         every, step = self.settings.ema_snapshot_every, self.trainer.step
-        if every and step % every == 0 and distributed.is_writer():
+        if every and step % every == 0:
             path = snapshot_path(self.workdir, step)
             state = snapshot_state(self.trainer.powers)
             self.writer.submit("snapshot", lambda copied: save_tensors(path, copied), state)
@@ -77,15 +77,14 @@ class Session:
             return
         checkpoint, step = self.trainer.checkpoint(), self.trainer.step
         self.saved_step = step
-        if distributed.is_writer():
-            keep, keep_every = self.settings.keep, self.settings.keep_every
-            self.writer.submit(
-                "checkpoint",
-                lambda parts: save_checkpoint(
-                    self.workdir, step, Checkpoint(**parts), keep, keep_every
-                ),
-                vars(checkpoint),
-            )
+        keep, keep_every = self.settings.keep, self.settings.keep_every
+        self.writer.submit(
+            "checkpoint",
+            lambda parts: save_checkpoint(
+                self.workdir, step, Checkpoint(**parts), keep, keep_every
+            ),
+            vars(checkpoint),
+        )
 
     def draw(self) -> None:
         """Grids of the same noise, by the averaged and by the raw weights."""

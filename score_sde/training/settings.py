@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SHARDINGS = ("none", "full")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -29,6 +31,8 @@ class TrainingSettings:
         sampler of the config.
     max_bad_steps: steps in a row with a gradient that is not finite after which the run stops.
     compile: run the network through torch.compile.
+    sharding: of many processes, each has all of the network ("none"), or the "full" network, its
+        optimiser and averages are divided over them (`sharding`), for those too large for a device.
     tensorboard, wandb: write TensorBoard files, or to Weights & Biases, beside log.jsonl.
     """
 
@@ -57,6 +61,7 @@ class TrainingSettings:
     sample_nfe: int = 0
     max_bad_steps: int = 20
     compile: bool = False
+    sharding: str = "none"
     tensorboard: bool = True
     wandb: bool = False
 
@@ -67,6 +72,15 @@ class TrainingSettings:
         for name in ("minutes", "keep_every", "ema_snapshot_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"training.{name} must be at least 0 (got {getattr(self, name)}).")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(
+                f"training.sharding {self.sharding!r} is unknown; choose from {SHARDINGS}."
+            )
+        if self.sharding != "none" and self.compile:
+            raise ValueError(
+                f"training.sharding={self.sharding} and training.compile=True exclude each other: "
+                "choose one."
+            )
         if not 0 <= self.decay <= 1:
             raise ValueError(f"training.decay must lie in [0, 1] (got {self.decay}).")
         if self.batch_per_device is not None and self.batch_per_device < 1:

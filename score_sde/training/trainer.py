@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from score_sde.data import Data
@@ -28,15 +28,20 @@ from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
 from score_sde.training.logs import Logger, NoiseBins, bin_names, peak_memory
 from score_sde.training.optim import learning_rate_factor, make_optimizers
-from score_sde.training.posthoc import make_snapshot_averages
+from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
 from score_sde.training.randomness import StepRandomness
 from score_sde.training.settings import TrainingSettings
+from score_sde.training.sharding import load_net, load_optimizer, shard, whole
 from score_sde.training.stopping import Interrupted, StopSignals
 
 
 class Trainer:
-    """A model, its objective, optimisers and averages: `update` does one step."""
+    """A model, its objective, optimisers and averages: `update` does one step.
+
+    device: where to train; where the network is, if None. A network to be sharded is best on the
+    CPU: it then never is whole on the device.
+    """
 
     def __init__(
         self,
@@ -45,27 +50,41 @@ class Trainer:
         settings: TrainingSettings,
         seed: int = 0,
         data_std: float = 1.0,
+        device: torch.device | None = None,
     ):
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
         self.data_std = data_std
-        self.device = next(model.net.parameters()).device
+        self.device = device or next(model.net.parameters()).device
+        self.sharded = settings.sharding == "full" and distributed.size() > 1
         self.rows = distributed.share(settings.batch_size)
         if not self.rows:
             raise TrainingError(
                 f"training.batch_size={settings.batch_size} leaves nothing to some of the "
                 f"{distributed.size()} processes. Use a larger batch or fewer processes."
             )
+        if (
+            self.sharded
+            and settings.batch_per_device == 1
+            and settings.batch_size % distributed.size()
+        ):
+            raise TrainingError(
+                f"training.sharding=full needs as many passes from all of {distributed.size()} "
+                f"processes, and training.batch_per_device=1 divides batch_size="
+                f"{settings.batch_size} unevenly. Use a multiple of {distributed.size()}, or 2."
+            )
         self.scaler = set_precision(model.precision, self.device)
+        self.ema = self._average(settings.ema_decay, settings.ema_sigma_rel)
+        self.averages = {f"ema_halflife_{h:g}": self._average(halflife=h)
+                         for h in settings.ema_halflives}  # fmt: skip
+        widths = WIDTHS if settings.ema_snapshot_every else ()
+        self.powers = {width: self._average(sigma_rel=width) for width in widths}
+        self._place(model.net)
         self.optimizers = make_optimizers(
             model.net, settings.optimizer, settings.lr, settings.betas,
             settings.weight_decay, settings.muon_lr, PRECISIONS[model.precision],
         )  # fmt: skip
-        self.ema = EMA(model.net, settings.ema_decay, settings.ema_sigma_rel)
-        self.averages = {f"ema_halflife_{h:g}": EMA(model.net, halflife=h)
-                         for h in settings.ema_halflives}  # fmt: skip
-        self.powers = make_snapshot_averages(model.net) if settings.ema_snapshot_every else {}
         # The network as it is called; weights are read, averaged and saved from model.net itself.
-        self.called_net = distributed.wrap(model.net)
+        self.called_net = model.net if self.sharded else distributed.wrap(model.net)
         if settings.compile:
             self.called_net = torch.compile(self.called_net)  # type: ignore[assignment]
         self.called_model = model.with_net(self.called_net)
@@ -73,6 +92,20 @@ class Trainer:
         self.bad_steps, self.skipped_steps = 0, 0
         self.bins = NoiseBins()
         self.name_row: Callable[[int], str] = "row {}".format
+
+    def _average(self, decay: float = 0.0, sigma_rel: float | None = None,
+                 halflife: float | None = None) -> EMA:  # fmt: skip
+        ema = EMA(self.model.net, decay, sigma_rel, halflife)
+        self._place(ema.net)  # before the next one: whole copies are never many
+        return ema
+
+    def _place(self, net: nn.Module) -> None:
+        shard(net, self.device) if self.sharded else net.to(self.device)
+
+    def _every_average(self) -> dict[str, EMA]:
+        """By the names that they have in checkpoints."""
+        powers = {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
+        return {"ema": self.ema, **self.averages, **powers}
 
     @property
     def progress(self) -> float:
@@ -104,7 +137,8 @@ class Trainer:
             terms.append(LossTerms(*(value.detach() for value in term)))
         merged = LossTerms(*(torch.cat(values) for values in zip(*terms, strict=True)))
 
-        norm = self._clip_gradient()
+        with explained(self.settings):
+            norm = self._clip_gradient()
         factor = learning_rate_factor(
             self.step, settings.warmup_steps, self.progress, settings.decay
         )
@@ -114,7 +148,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["base_lr"]
                 self.scaler.step(optimizer)
-            for ema in (self.ema, *self.averages.values(), *self.powers.values()):
+            for ema in self._every_average().values():
                 ema.update(self.model.net)
         else:
             self._skip(merged)
@@ -142,7 +176,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.settings.grad_clip or float("inf")
-        return float(torch.nn.utils.clip_grad_norm_(self.model.net.parameters(), limit))
+        return float(whole(nn.utils.clip_grad_norm_(self.model.net.parameters(), limit)))
 
     def _count(self, terms: LossTerms) -> None:
         log_snr = self.model.sde.log_snr(terms.t)
@@ -173,40 +207,37 @@ class Trainer:
     # A run ------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """All that is needed to go on; called by all processes."""
+        """All that is needed to go on, not copied; sharded tensors are still so (`writer`)."""
         training = {
             "optimizers": [o.state_dict() for o in self.optimizers],
             "scaler": self.scaler.state_dict(),
         }
-        more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
+        averages = self._every_average()
         meta = {
             "seconds": self.seconds,
             "seed": self.seed,
-            "ema_updates": {"ema": self.ema.updates, **{k: e.updates for k, e in more.items()}},
+            "ema_updates": {name: ema.updates for name, ema in averages.items()},
             "loss_smooth": self.smooth_loss if math.isfinite(self.smooth_loss) else None,
             "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
             "bins": self.bins.sums(),
         }
-        states = {name: ema.net.state_dict() for name, ema in more.items()}
-        return Checkpoint(
-            self.model.net.state_dict(), self.ema.net.state_dict(), training, meta, states
-        )
+        states = {name: ema.net.state_dict() for name, ema in averages.items()}
+        return Checkpoint(self.model.net.state_dict(), states.pop("ema"), training, meta, states)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""
         nothing = {"seed": self.seed, "seconds": 0.0, "loss_smooth": None, "bad_steps": 0}
         meta = nothing | {"skipped_steps": 0, "ema_updates": {}, "bins": None} | checkpoint.meta
-        self.model.net.load_state_dict(checkpoint.model)
-        more = self.averages | {f"ema_power_{width:g}": ema for width, ema in self.powers.items()}
-        for name, ema in {"ema": self.ema, **more}.items():
+        load_net(self.model.net, checkpoint.model)
+        for name, ema in self._every_average().items():
             saved = checkpoint.ema if name == "ema" else checkpoint.averages.get(name)
-            ema.net.load_state_dict(checkpoint.model if saved is None else saved)
+            load_net(ema.net, checkpoint.model if saved is None else saved)
             ema.updates = 0 if saved is None else meta["ema_updates"].get(name, meta["step"])
         states = checkpoint.training.get("optimizers")
         for optimizer, state in zip(self.optimizers, states, strict=True) if states else ():
             base = [group["base_lr"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(state)
+            load_optimizer(optimizer, state)
             # The learning rate of the config counts, also when it was changed for the resumption.
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["base_lr"] = lr

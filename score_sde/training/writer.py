@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.training import distributed
+from score_sde.training.sharding import take_part, whole
+
 
 def copy_to_host(value: Any, previous: Any = None) -> Any:
     """Tensors in nested dicts and lists copied to the CPU, into ``previous`` where they fit.
 
+    Sharded ones are put together, one at a time (`sharding.take_part` is for the other processes).
     Reused memory makes the copy cheap: pages of new memory cost more than the copying.
     """
     if isinstance(value, Tensor):
+        value = whole(value)
         fits = (
             isinstance(previous, Tensor)
             and (previous.shape, previous.dtype) == (value.shape, value.dtype)
@@ -44,8 +49,11 @@ class BackgroundWriter:
     def submit(self, kind: str, write: Callable[[Any], object], value: Any) -> None:
         """Copy ``value`` and call write(copy) in the background, after the write before it.
 
+        All processes call it, and the one that writes does; sharded tensors are written whole.
         kind names what is written: its memory is used again for the next of this kind.
         """
+        if not distributed.is_writer():
+            return take_part(value)
         self.wait()
         copied = copy_to_host(value, self._buffers.get(kind))
         if torch.cuda.is_available():
