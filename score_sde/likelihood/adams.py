@@ -9,8 +9,8 @@ With the slopes f at the times so far, a step of order p is
 (PEC; Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.1 and III.5). The
 weights are those of the times as they are, so steps may have any lengths: equal ones (`integrate`),
 or as long as the error allows (`integrate_adaptively`), the error being what the correction changes
-when the oldest slope is left out; then p varies as well. The density needs no prediction. The first steps go again from
-the start each time, by the polynomial through all slopes so far.
+when the oldest slope is left out; then p varies as well. The density needs no prediction. The first
+steps go again from the start each time, by the polynomial through all slopes so far.
 """
 
 from __future__ import annotations
