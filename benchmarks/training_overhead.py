@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from score_sde import build
+from score_sde.memory import keep_freed_memory
 from score_sde.training import Logger, Trainer, optim
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
 from score_sde.training.randomness import StepRandomness
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as main.py does
     for precision, optimizer in (("bf16", "muon"), ("bf16", "adam"), ("fp32", "adam")):
         report(precision, optimizer, arguments.steps)
     report_checkpoint()

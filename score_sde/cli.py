@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from score_sde import analysis, exchange, generate, latents, plotting, train
 from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
+from score_sde.memory import keep_freed_memory
 from score_sde.run import RunError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
 from score_sde.sampling.grids import GRIDS
@@ -388,6 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     if "" not in sys.path:
         sys.path.append("")  # for classes of yours by dotted path, from where you are
+    keep_freed_memory()
     try:
         _dispatch(argv)
     except KeyboardInterrupt:

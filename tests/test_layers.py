@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "score_sde"
 LAYERS = [  # from the bottom; a file may import what is in lower rows, and its own package
-    {"version", "states"},
+    {"version", "states", "memory"},
     {"chain"},
     {"sdes"},
     {"exact"},
