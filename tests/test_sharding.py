@@ -202,9 +202,10 @@ def test_updates_are_those_of_one_process_in_half_the_memory(tmp_path, processes
         for parts in (first, second):
             their_log, their_kept, their_size, their_drawn = parts[name]
             assert_close(their_log, log, 1e-6, 0.0, name)
-            assert_close(their_kept["model"], kept["model"], 1e-4, 1e-6, name)
-            for part in ("ema", "averages", "training"):
-                assert_close(their_kept[part], kept[part], 1e-4, 1e-6, name)
+            # Muon multiplies the rounding of a gradient by up to 3.4^5, times lr = 0.03, 5 times.
+            atol = 1e-5 if name == "muon" else 1e-6
+            for part in ("model", "ema", "averages", "training"):
+                assert_close(their_kept[part], kept[part], 1e-4, atol, name)
             assert_close(their_drawn, drawn, 1e-4, 1e-5, name)
         for what, total in size.items():
             halves = [parts[name][2][what] / total for parts in (first, second)]
