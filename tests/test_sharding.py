@@ -130,6 +130,7 @@ CASES = {  # and the number of updates
 
 def update_in_all_ways() -> None:
     """Saves what comes of each case, and what may be checked here and now."""
+    torch.set_num_threads(1)  # more round in other places, which Muon's iteration magnifies
     results = {}
     with distributed.processes(torch.device("cpu")):
         for name, (changes, steps) in CASES.items():
