@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from score_sde.training.sharding import as_part, is_sharded, local, rows_of, whole
+from score_sde.training.sharding import as_part, local, rows_of, whole
 
 OPTIMIZERS = ("adam", "muon")
 
 
-def orthogonalize(
-    batches: Sequence[Tensor], steps: int = 5, dtype: torch.dtype = torch.bfloat16
-) -> list[Tensor]:
-    """The nearest semi-orthogonal matrices, roughly: singular values near 1, in ``dtype``.
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly, by a quintic Newton-Schulz iteration.
 
-    batches: (N, rows, columns) each. Jordan et al. (2024), "Muon", multiply X of norm 1 by
-    a I + b G + c G^2 with G = X X^T, again and again. All these factors are polynomials of the
-    first G, so what is multiplied here are they, small and in float32, and X once by their product.
+    matrices (N, rows, columns) -> the same shape with singular values near 1, in ``dtype``, in
+    which the iteration runs. Coefficients of Jordan et al. (2024), "Muon".
     """
-    wide = [x.to(dtype) if x.shape[1] <= x.shape[2] else x.to(dtype).mT for x in batches]
-    grams = [x.float() @ x.float().mT for x in wide]
-    factors: dict[int, Tensor] = {}  # by side, for all matrices of this side at once
-    for side in {len(gram[0]) for gram in grams}:
-        alike = torch.cat([gram for gram in grams if len(gram[0]) == side])
-        factors[side] = _factor(alike, steps).to(dtype)
-    found = []
-    for x, given in zip(wide, batches, strict=True):
-        here, factors[x.shape[1]] = factors[x.shape[1]].tensor_split([len(x)])
-        y = here @ x
-        found.append(y if y.shape == given.shape else y.mT)
-    return found
-
-
-def _factor(gram: Tensor, steps: int) -> Tensor:
-    """Q (N, m, m) that makes the singular values of Q X near 1, of G = X X^T (N, m, m)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()[:, None, None] + 1e-7
-    one = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    gram, product = gram / norm**2, one / norm
-    for step in range(steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * one
-        product = factor @ product
-        if step < steps - 1:
-            gram = factor @ gram @ factor
-    return product
+    x = matrices.to(dtype)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
 
 
 def _memory_order(weight: Tensor) -> tuple[int, ...]:
@@ -56,17 +37,12 @@ def _memory_order(weight: Tensor) -> tuple[int, ...]:
     return (0, 2, 3, 1) if last else tuple(range(weight.ndim))
 
 
-def _shape(weight: Tensor) -> tuple[int, int]:
-    """Rows and columns of a weight as a matrix."""
-    return weight.shape[0], weight.numel() // weight.shape[0]
-
-
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each weight matrix is orthogonalised (Jordan et al., 2024).
 
-    For weights of at least two axes; convolutions count as matrices (out, in * kernel), in
-    ``dtype``. Of sharded weights all processes orthogonalise the whole matrices of one shape, and
-    each keeps its rows.
+    For weights of at least two axes; convolutions count as matrices (out, in * kernel). Weights
+    of equal shape are orthogonalised together, in ``dtype``; of sharded weights all processes do so
+    with the whole matrices of one shape, and each keeps its rows.
     """
 
     def __init__(
@@ -91,34 +67,23 @@ class Muon(torch.optim.Optimizer):
             momenta = [local(self.state[p]["momentum"]) for p in params]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p, update in zip(params, nesterov, strict=True):
-                by_shape.setdefault(_shape(p), []).append((p, update))
-            # Of a sharded network few matrices are to be whole at a time.
-            sharded = any(map(is_sharded, params))
-            for part in (
-                [[pairs] for pairs in by_shape.values()] if sharded else [by_shape.values()]
-            ):
-                self._update(list(part), group["lr"])
-
-    def _update(self, alike: list[list[tuple[Tensor, Tensor]]], lr: float) -> None:
-        """Take a step with weights and their momenta, in lists of equal shape."""
-        stacks = []
-        for pairs in alike:
-            matrices = []
-            for p, update in pairs:
-                matrix = whole(as_part(update.to(self.dtype), p)).permute(_memory_order(p))
-                matrices.append(matrix.reshape(_shape(p)))
-            stacks.append(torch.stack(matrices))
-        for pairs, updates in zip(alike, orthogonalize(stacks, dtype=self.dtype), strict=True):
-            rows, columns = updates.shape[1:]
-            weights = [local(p).permute(_memory_order(p)).view(-1, columns) for p, _ in pairs]
-            parts = [rows_of(u, p) for u, (p, _) in zip(updates, pairs, strict=True)]
-            torch._foreach_add_(
-                weights,
-                [u.to(weights[0].dtype) for u in parts],
-                alpha=-lr * max(1.0, rows / columns) ** 0.5,
-            )
+                shape = (p.shape[0], p.numel() // p.shape[0])
+                by_shape.setdefault(shape, []).append((p, update))
+            for (rows, columns), pairs in by_shape.items():
+                scale = max(1.0, rows / columns) ** 0.5
+                weights, matrices = [], []
+                for p, update in pairs:
+                    order = _memory_order(p)
+                    weights.append(local(p).permute(order).view(-1, columns))
+                    matrix = whole(as_part(update.to(self.dtype), p)).permute(order)
+                    matrices.append(matrix.reshape(rows, columns))
+                updates = orthogonalize(torch.stack(matrices), dtype=self.dtype)
+                parts = [rows_of(u, p) for u, (p, _) in zip(updates, pairs, strict=True)]
+                torch._foreach_add_(
+                    weights, [u.to(weights[0].dtype) for u in parts], alpha=-group["lr"] * scale
+                )
 
 
 def make_optimizers(
@@ -130,7 +95,10 @@ def make_optimizers(
     muon_lr: float,
     muon_dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
-    """Adam for everything, or Muon for the weights of convolutions and Adam for the rest."""
+    """Adam for everything, or Muon for the inner weight matrices and Adam for the rest.
+
+    The first and last layer and embeddings stay with Adam: their columns are not alike.
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"training.optimizer {name!r} is unknown; choose from {OPTIMIZERS}.")
     named = list(net.named_parameters())
