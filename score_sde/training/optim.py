@@ -95,10 +95,7 @@ def make_optimizers(
     muon_lr: float,
     muon_dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
-    """Adam for everything, or Muon for the inner weight matrices and Adam for the rest.
-
-    The first and last layer and embeddings stay with Adam: their columns are not alike.
-    """
+    """Adam for everything, or Muon for the weights of convolutions and Adam for the rest."""
     if name not in OPTIMIZERS:
         raise ValueError(f"training.optimizer {name!r} is unknown; choose from {OPTIMIZERS}.")
     named = list(net.named_parameters())
