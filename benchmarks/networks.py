@@ -76,8 +76,8 @@ def ours() -> tuple[UNet, Call]:
     return net, net
 
 
-def ours_packed() -> tuple[UNet, Call]:
-    net = ours()[0].eval()
+def as_sampled(make: Callable[[], tuple[nn.Module, Call]]) -> tuple[nn.Module, Call]:
+    net = make()[0].eval()
     return net, packed(net)
 
 
@@ -127,16 +127,6 @@ def song_as_ours() -> tuple[UNet, Call]:
     return net, net
 
 
-def song_packed() -> tuple[UNet, Call]:
-    net = song_as_ours()[0].eval()
-    return net, packed(net)
-
-
-def quick_start_packed() -> tuple[nn.Module, Call]:
-    net = quick_start()[0].eval()
-    return net, packed(net)
-
-
 def quick_start() -> tuple[nn.Module, Call]:
     path = Path(__file__).parent.parent / "configs" / "vp_fashion.py"
     config = runpy.run_path(str(path))["get_config"]().to_dict()
@@ -146,10 +136,14 @@ def quick_start() -> tuple[nn.Module, Call]:
 
 NETWORKS: dict[str, dict[str, Callable[[], tuple[nn.Module, Call]]]] = {
     "ddpm_ho": {
-        "score_sde": ours, PACKED: ours_packed, "diffusers": of_diffusers, "azula": of_azula,
+        "score_sde": ours, PACKED: partial(as_sampled, ours),
+        "diffusers": of_diffusers, "azula": of_azula,
     },
-    "ddpm": {"score_sde": song_as_ours, PACKED: song_packed, "score_sde_pytorch": of_song},
-    "small": {"score_sde": quick_start, PACKED: quick_start_packed},
+    "ddpm": {
+        "score_sde": song_as_ours, PACKED: partial(as_sampled, song_as_ours),
+        "score_sde_pytorch": of_song,
+    },
+    "small": {"score_sde": quick_start, PACKED: partial(as_sampled, quick_start)},
 }  # fmt: skip
 
 

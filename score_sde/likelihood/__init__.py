@@ -2,7 +2,8 @@
 
 from score_sde.likelihood.bounds import Bound, continuous_bound, dequantize, variational_bound
 from score_sde.likelihood.latents import decode, encode, interpolate
-from score_sde.likelihood.ode import Likelihood, log_likelihood
+from score_sde.likelihood.ode import log_likelihood
+from score_sde.likelihood.result import Likelihood
 
 __all__ = [
     "Bound",

@@ -155,7 +155,8 @@ def integrate_adaptively(
 ) -> Solution:
     """From time start to end (either may be larger) in steps that keep the error of each small.
 
-    order: the highest; the order of a step is the one that promises the longest next one.
+    order: the highest. The order of a step is the one, of three, whose error was least in the step
+    before: high orders need fewer steps where the flow is smooth, low ones are more stable.
 
     The error of a step is that of z or that of the growth, whichever is larger: root mean squares
     over the batch, in units of atol + rtol |value|. (One mean over both would hide the density
@@ -175,8 +176,9 @@ def integrate_adaptively(
             raise AdamsError(f"{max_evaluations} evaluations did not reach the end")
         evaluations += 1
         step = solve.attempt(u_next, p)
-        orders = range(max(1, step.order - 1), min(order, len(solve.times) - 1, step.order + 1) + 1)
-        errors = {q: _size(step, u, q, rtol, atol) for q in {step.order, *orders}}
+        most = min(order, len(solve.times), step.order + 1)
+        orders = range(max(1, step.order - 1), most + 1)
+        errors = {q: _size(step, u, q, rtol, atol) for q in orders}
         error = errors[step.order]
         if not math.isfinite(error):
             raise AdamsError("a slope is not finite")

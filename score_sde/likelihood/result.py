@@ -1,0 +1,85 @@
+"""What `log_likelihood` returns: numbers, their errors and units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihoods, what they are worth, and how they were found.
+
+    nats: log p(x), (B,) float64. stderr: their standard error over probes, (B,); 0 for the exact
+    divergence, nan for one probe. latent: x_T, like x. nfe: evaluations of the score per sample.
+    solver_error: estimate of the solver's error in nats, (B,); see `log_likelihood`. levels, scale:
+    of the data, where they are discrete. settings: everything that the numbers depend on.
+    """
+
+    nats: Tensor
+    stderr: Tensor
+    latent: Tensor
+    nfe: int
+    solver_error: Tensor
+    settings: dict[str, Any]
+    levels: int | None = None
+    scale: float = 1.0
+
+    @property
+    def offset(self) -> float:
+        """Bits per dimension between the density of x and the probability of its level.
+
+        A level is scale/levels wide: log2(levels) - log2(scale), 8 for 256 levels on [0, 1] and 7
+        on [-1, 1].
+        """
+        if self.levels is None:
+            raise ValueError(
+                "bits/dim needs discrete levels; this data has none (levels is None). Use .nats."
+            )
+        return math.log2(self.levels / self.scale)
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """-log2 p(x) / D + offset, (B,). ValueError for data without levels."""
+        return -self.nats / (math.log(2) * self.latent[0].numel()) + self.offset
+
+    @property
+    def mean(self) -> float:
+        """Mean of nats over the samples."""
+        return float(self.nats.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """Standard error of the mean over the samples (and so over the probes as well)."""
+        return _stderr(self.nats)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Confidence interval of nats over probes, by Student's t with probes - 1 degrees."""
+        from scipy.stats import t as student
+
+        probes = self.settings["probes"]
+        if probes is None:
+            return self.nats, self.nats
+        if probes < 2:
+            raise ValueError("one probe has no interval; take probes >= 2.")
+        half = float(student.ppf(0.5 + level / 2, probes - 1)) * self.stderr
+        return self.nats - half, self.nats + half
+
+    def __str__(self) -> str:
+        unit, values = "nats", self.nats
+        if self.levels is not None:
+            unit, values = "bits/dim", self.bits_per_dim
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return (
+            f"{float(values.mean()):.4f} +- {_stderr(values):.4f} {unit} over {len(values)} "
+            f"samples; NFE {self.nfe}, solver error {float(self.solver_error.nanmean()):.1g} nats; "
+            f"{settings}"
+        )
+
+
+def _stderr(values: Tensor) -> float:
+    """Standard error of the mean of values (B,); nan for one."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
