@@ -13,9 +13,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees, instead of returning it to the system; whether it will.
 
     A training step on a CPU frees all its features and takes as much again. glibc gives large
-    pieces back at once, and the kernel has to clear the pages anew: a tenth of the quick start's
-    time. For programs rather than libraries, as it holds for everything in the process. It does
-    nothing where the C library is another or the user has settings of his own (MALLOC_...).
+    pieces back at once, and the kernel has to clear the pages anew. For programs rather than
+    libraries, as it holds for everything in the process. It does nothing where the C library is
+    another or the user has settings of his own (MALLOC_...).
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
