@@ -24,7 +24,7 @@ from torchdiffeq import odeint
 
 from score_sde import VESDE, VPSDE, Gaussian, SubVPSDE, build, load, log_likelihood
 from score_sde.likelihood.divergence import score_and_traces
-from score_sde.sampling.noise import SeededNoise
+from score_sde.noise import SeededNoise
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 F64 = torch.float64

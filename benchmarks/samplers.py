@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from score_sde import EDMSDE, SDE, VESDE, VPSDE, FlowSDE, SubVPSDE, sample
+from score_sde.diagnosis.verify import VerifyReport, VerifyRow, verify
 from score_sde.sampling import SAMPLERS, make_sampler
-from score_sde.verify import VerifyReport, VerifyRow, verify
 
 PROCESSES: dict[str, SDE] = {
     "vp": VPSDE(),

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from score_sde import build
-from score_sde.memory import keep_freed_memory
+from score_sde.noise import StepRandomness
 from score_sde.training import Logger, Trainer, optim
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
-from score_sde.training.randomness import StepRandomness
+from score_sde.training.memory import keep_freed_memory
 from score_sde.training.writer import BackgroundWriter
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -3,23 +3,23 @@
 Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 """
 
+from score_sde.diagnosis.verify import verify as verify
 from score_sde.exact import Gaussian as Gaussian
 from score_sde.exact import GaussianMixture as GaussianMixture
-from score_sde.exchange import export_run as export_run
-from score_sde.exchange import import_checkpoint as import_checkpoint
 from score_sde.likelihood import log_likelihood as log_likelihood
 from score_sde.models import ScoreModel as ScoreModel
-from score_sde.run import load as load
+from score_sde.processes.sdes import EDMSDE as EDMSDE
+from score_sde.processes.sdes import SDE as SDE
+from score_sde.processes.sdes import VESDE as VESDE
+from score_sde.processes.sdes import VPSDE as VPSDE
+from score_sde.processes.sdes import CosineSDE as CosineSDE
+from score_sde.processes.sdes import FlowSDE as FlowSDE
+from score_sde.processes.sdes import SubVPSDE as SubVPSDE
+from score_sde.processes.sdes import TableSDE as TableSDE
+from score_sde.runs.exchange import export_run as export_run
+from score_sde.runs.exchange import import_checkpoint as import_checkpoint
+from score_sde.runs.run import load as load
 from score_sde.sampling import calibrate as calibrate
 from score_sde.sampling import list_samplers as list_samplers
 from score_sde.sampling import sample as sample
-from score_sde.sdes import EDMSDE as EDMSDE
-from score_sde.sdes import SDE as SDE
-from score_sde.sdes import VESDE as VESDE
-from score_sde.sdes import VPSDE as VPSDE
-from score_sde.sdes import CosineSDE as CosineSDE
-from score_sde.sdes import FlowSDE as FlowSDE
-from score_sde.sdes import SubVPSDE as SubVPSDE
-from score_sde.sdes import TableSDE as TableSDE
-from score_sde.verify import verify as verify
 from score_sde.version import __version__ as __version__

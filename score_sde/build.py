@@ -27,9 +27,18 @@ from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import MLP, UNet
+from score_sde.processes.sdes import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    FlowSDE,
+    SubVPSDE,
+    TableSDE,
+)
 from score_sde.sampling import make_sampler
 from score_sde.sampling.grids import GRIDS
-from score_sde.sdes import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, FlowSDE, SubVPSDE, TableSDE
 from score_sde.training import TrainingSettings
 
 SDES = {

@@ -13,16 +13,18 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from score_sde import analysis, exchange, generate, latents, plotting, train
+from score_sde import plotting
 from score_sde.build import ConfigError, build_sde, change_sampling
 from score_sde.data import DataError
-from score_sde.memory import keep_freed_memory
-from score_sde.run import RunError
+from score_sde.diagnosis.verify import VerifyReport, save_report, verify
+from score_sde.distributed import DistributedError
+from score_sde.processes.sdes import VPSDE
+from score_sde.runs import exchange, latents, likelihood, sample, train
+from score_sde.runs.run import RunError
 from score_sde.sampling import SAMPLERS, ODEError, list_samplers
 from score_sde.sampling.grids import GRIDS
-from score_sde.sdes import VPSDE
-from score_sde.training import CheckpointError, DistributedError, Interrupted, TrainingError
-from score_sde.verify import VerifyReport, save_report, verify
+from score_sde.training import CheckpointError, Interrupted, TrainingError
+from score_sde.training.memory import keep_freed_memory
 
 MODES = {
     "train": "train a model as a config says",
@@ -326,7 +328,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         _analyse(values, workdir)
         return
     if values.mode == "calibrate":
-        generate.calibrate_run(
+        sample.calibrate_run(
             workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device
         )
         return
@@ -340,7 +342,7 @@ def _dispatch(argv: Sequence[str]) -> None:
     }
     if values.mode == "sample":
         changes = {**_sampling_overrides(values, argv), **_given(changes)}
-        generate.sample_to_files(
+        sample.sample_to_files(
             workdir, 64 if values.num_samples is None else values.num_samples, values.first_seed,
             values.weights, values.out, values.device, values.class_labels, **changes,
         )  # fmt: skip
@@ -363,7 +365,7 @@ def _analyse(values: flags.FlagValues, workdir: Path) -> None:
     common |= {"class_labels": values.class_labels, "data": values.data}
     if values.mode == "likelihood":
         options = {"probes": values.probes, "nfe": values.nfe, **(_options(values.option) or {})}
-        analysis.likelihood_to_files(
+        likelihood.likelihood_to_files(
             workdir, values.split, values.num_samples, bound=values.bound, repeats=values.repeats,
             batch_size=values.batch_size or 64, resume=values.resume != "no",
             options=_given(options), **common,

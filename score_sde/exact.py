@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:

@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE
-from score_sde.states import expand
+from score_sde.processes.expand import expand
+from score_sde.processes.sdes import SDE
 
 
 class NoisePredictor(Protocol):
@@ -44,7 +44,7 @@ class NoisePredictor(Protocol):
     def eps(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The predicted noise in x (B, ...), like x."""
 
-    def eps_and_share(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+    def eps_and_v(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The predicted noise and the share v of the variance, for models that learn it."""
 
     def row(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ class ScoreMatching:
         mean, std = model.sde.marginal(x0, t)
         x, bound = mean + std * eps, torch.zeros(())
         if self.variance_weight > 0:
-            guess, share = model.eps_and_share(x, t, **condition)
+            guess, share = model.eps_and_v(x, t, **condition)
             terms = self._variance_terms(model.sde, x0, x, guess.detach(), share, t)
             bound = self.variance_weight * self.steps * terms
         else:

@@ -1,78 +1,29 @@
 r"""Any network as a score function.
 
-Whatever a network predicts is one row ``a x_0 + b eps`` of a table, and with
+Whatever a network predicts is ``a x_0 + b eps``, and with
 x_t = alpha x_0 + sigma eps two equations give both unknowns:
 
     eps = (alpha out - a x) / (alpha b - a sigma),
     x_0 = (b x - sigma out) / (alpha b - a sigma),      score = -eps / sigma.
 
-    target        a                 b
-    eps           0                 1                 2006.11239
-    x0            1                 0
-    v             -sigma            alpha             2202.00512
-    velocity      alpha'            sigma'            2210.02747
-    score         0                 -1/sigma          2011.13456
-    scaled_score  0                 -1                2011.13456
-    F             sigma / (sd r)    -alpha sd / r     2206.00364
-
-scaled_score is sigma * score: networks that are divided by sigma to give the score (NCSN++).
-F is EDM's preconditioned output, written for any alpha: F = (x_0 - c_skip x/alpha) / c_out, with
-r^2 = sigma^2 + alpha^2 sd^2 and sd the standard deviation of the data.
+whose rows (a, b) are in `processes.targets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from score_sde.sdes import SDE
-from score_sde.states import expand
+from score_sde.processes.expand import expand
+from score_sde.processes.sdes import SDE
+from score_sde.processes.targets import TARGETS, Row
+from score_sde.scores import Rows, ScoreError
 
-Row = tuple[Tensor, Tensor]
-
-
-def _eps(sde: SDE, t: Tensor, data_std: float) -> Row:
-    return torch.zeros_like(t), torch.ones_like(t)
-
-
-def _x0(sde: SDE, t: Tensor, data_std: float) -> Row:
-    return torch.ones_like(t), torch.zeros_like(t)
-
-
-def _v(sde: SDE, t: Tensor, data_std: float) -> Row:
-    return -sde.sigma(t), sde.alpha(t)
-
-
-def _velocity(sde: SDE, t: Tensor, data_std: float) -> Row:
-    return sde.derivatives(t)
-
-
-def _score(sde: SDE, t: Tensor, data_std: float) -> Row:
-    return torch.zeros_like(t), -1 / sde.sigma(t)
-
-
-def _scaled_score(sde: SDE, t: Tensor, data_std: float) -> Row:
-    return torch.zeros_like(t), -torch.ones_like(t)
-
-
-def _preconditioned(sde: SDE, t: Tensor, data_std: float) -> Row:
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
-    radius = torch.sqrt(sigma**2 + (alpha * data_std) ** 2)
-    return sigma / (data_std * radius), -alpha * data_std / radius
-
-
-TARGETS: dict[str, Callable[[SDE, Tensor, float], Row]] = {
-    "eps": _eps,
-    "x0": _x0,
-    "v": _v,
-    "velocity": _velocity,
-    "score": _score,
-    "scaled_score": _scaled_score,
-    "F": _preconditioned,
-}
 TIME_SCALES = {"time": 999.0, "log_sigma": 0.25, "nearest": 1.0}
 PRECISIONS = {
     "fp32": torch.float32,
@@ -82,11 +33,22 @@ PRECISIONS = {
 }
 
 
+def conditions_of(net: nn.Module) -> tuple[str, ...] | None:
+    """What a network can be told beside x and the noise label, by its signature.
+
+    None if it takes anything (``**condition``).
+    """
+    parameters = list(inspect.signature(net.forward).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return tuple(p.name for p in parameters[2:])
+
+
 class ScoreModel(nn.Module):
     """The score function of a network: `model(x, t)` is grad log p_t(x).
 
-    net: `net(x, label, **condition)` -> like x, with the noise label of shape (B,). Of a result
-        with more channels the first are taken.
+    net: `net(x, noise_label, **condition)` -> like x, with the noise label (B,). Of a result with
+        more channels the first are taken.
     target: what the network predicts, a key of `TARGETS`.
     data_std: standard deviation of x_0, used by the target F and by `scale_input`.
     time_input: the label is ``time_scale`` times t ("time") or log(sigma/alpha) ("log_sigma");
@@ -136,15 +98,59 @@ class ScoreModel(nn.Module):
         self.scale_input = target == "F" if scale_input is None else scale_input
         self.precision, self.time_shift, self.center_input = precision, time_shift, center_input
         self.learned_variance = learned_variance
+        self.condition: dict[str, Tensor] = {}
         self.time_table = None if time_table is None else tuple(float(v) for v in time_table)
 
     def with_net(self, net: nn.Module) -> ScoreModel:
         """The same score model around another network, for instance averaged weights."""
-        return ScoreModel(
-            net, self.sde, self.target, self.data_std, self.time_input, self.time_scale,
-            self.scale_input, self.precision, self.time_shift, self.time_table, self.center_input,
-            self.learned_variance,
-        )  # fmt: skip
+        other = copy.copy(self)
+        other._modules = {**self._modules, "net": net}
+        return other
+
+    def bind(self, **condition: Tensor | None) -> ScoreModel:
+        """The score given a condition: this model, told the same beside (x, t) at every call.
+
+        Each value is a tensor (B, ...) with a row for each sample, for instance
+        ``class_labels`` (B,), or a tensor () for all of them; None is left out. What is bound
+        already is replaced: ``model.bind()`` is the unconditional score. Raises ValueError for
+        what the network does not take.
+        """
+        given = {name: value for name, value in condition.items() if value is not None}
+        taken = conditions_of(self.net)
+        for name in given:
+            if taken is not None and name not in taken:
+                raise ValueError(
+                    f"this network is not told {name!r}; it takes {', '.join(taken) or 'nothing'} "
+                    "beside x and the noise label."
+                )
+        bound = copy.copy(self)
+        bound.condition = given
+        return bound
+
+    def take(self, rows: Rows) -> ScoreModel:
+        """The score of some samples of the batch that the condition is for, see `scores.take`."""
+        if not self.condition:
+            return self
+        part = copy.copy(self)
+        part.condition = {
+            name: value
+            if value.ndim == 0
+            else value[rows if isinstance(rows, slice) else rows.to(value.device)]
+            for name, value in self.condition.items()
+        }
+        return part
+
+    def _bound(self, x: Tensor) -> dict[str, Tensor]:
+        """The bound condition for the samples x, checked to be as many."""
+        for name, value in self.condition.items():
+            if value.ndim and len(value) != len(x):
+                raise ScoreError(
+                    f"{len(value)} rows of {name} do not fit {len(x)} samples; bind one for each."
+                )
+        return {
+            name: (value if value.ndim else value.expand(len(x))).to(x.device)
+            for name, value in self.condition.items()
+        }
 
     def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """What the network itself says at (x, t) of its target, like x."""
@@ -153,15 +159,15 @@ class ScoreModel(nn.Module):
     def _outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """All channels of the network at (x, t), in the dtype of x."""
         t = torch.as_tensor(t)
-        label = self.time_scale * self._time(t) + self.time_shift
-        label = label.to(torch.float32).to(x.device).expand(x.shape[0])
+        noise_label = self.time_scale * self._time(t) + self.time_shift
+        noise_label = noise_label.to(torch.float32).to(x.device).expand(x.shape[0])
         inputs = 2 * x - 1 if self.center_input else x
         if self.scale_input:
             variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
             inputs = inputs * expand(variance.rsqrt(), x)
         low = PRECISIONS[self.precision] != torch.float32
         with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
-            out = self.net(inputs.to(torch.float32), label, **condition)
+            out = self.net(inputs.to(torch.float32), noise_label, **{**self._bound(x), **condition})
         return out.to(x.dtype)
 
     def _time(self, t: Tensor) -> Tensor:
@@ -192,20 +198,20 @@ class ScoreModel(nn.Module):
         """The predicted noise, like x."""
         return self.split(x, t, **condition)[1]
 
-    def eps_and_share(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+    def eps_and_v(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The predicted noise and v of ``learned_variance``, each like x, from one evaluation."""
         if not self.learned_variance:
             raise ValueError(
                 "this model has no learned variances (model.learned_variance is False); use "
                 "variance=posterior or transition."
             )
-        eps, share = self._outputs(x, t, **condition).chunk(2, dim=1)
-        return self._split(x, torch.as_tensor(t), eps)[1], (share + 1) / 2
+        eps, v = self._outputs(x, t, **condition).chunk(2, dim=1)
+        return self._split(x, torch.as_tensor(t), eps)[1], (v + 1) / 2
 
-    def score_and_share(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+    def score_and_v(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The score and v of ``learned_variance``, each like x, from one evaluation."""
-        eps, share = self.eps_and_share(x, t, **condition)
-        return -eps / expand(self.sde.sigma(torch.as_tensor(t)), x), share
+        eps, v = self.eps_and_v(x, t, **condition)
+        return -eps / expand(self.sde.sigma(torch.as_tensor(t)), x), v
 
     def denoise(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The predicted E[x_0 | x_t = x], like x."""

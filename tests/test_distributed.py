@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from score_sde import cli, load
-from score_sde.training import DistributedError, distributed
+from score_sde import cli, distributed, load
+from score_sde.distributed import DistributedError
 from score_sde.training.checkpoints import load_weights, steps_of
 
 ROOT = Path(__file__).parent.parent

@@ -16,13 +16,18 @@ from score_sde import (
     VPSDE,
     ScoreModel,
     cli,
-    generate,
+    distributed,
     import_checkpoint,
     load,
     log_likelihood,
     sample,
 )
-from score_sde.labels import LabelError, Labelled, class_labels_of, drawn_labels, needs_labels
+from score_sde.conditioning.classes import (
+    LabelError,
+    class_labels_of,
+    drawn_labels,
+    needs_labels,
+)
 from score_sde.likelihood import (
     continuous_bound,
     decode,
@@ -31,8 +36,9 @@ from score_sde.likelihood import (
     variational_bound,
 )
 from score_sde.nets import UNet
+from score_sde.runs import sample as generate
 from score_sde.sampling import Recipe
-from score_sde.training import distributed
+from score_sde.scores import ScoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,11 +83,13 @@ def test_a_sample_depends_on_its_seed_and_class_alone(model, method, settings):
     labels = torch.tensor([0, 1, 2, 1, 0, 2, 2])
     given = {"method": method, **settings}
     seeds = range(7)
-    whole = sample(model.sde, Labelled(model, labels), (7, 2), seeds=seeds, **given)
-    parts = sample(model.sde, Labelled(model, labels), (7, 2), seeds=seeds, batch_size=3, **given)
+    whole = sample(model.sde, model.bind(class_labels=labels), (7, 2), seeds=seeds, **given)
+    parts = sample(
+        model.sde, model.bind(class_labels=labels), (7, 2), seeds=seeds, batch_size=3, **given
+    )
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     for i in range(7):
-        alone = Labelled(model, labels[i : i + 1])
+        alone = model.bind(class_labels=labels[i : i + 1])
         one = sample(model.sde, alone, (1, 2), seeds=[i], **given)
         torch.testing.assert_close(one[0], whole[i], rtol=1e-5, atol=1e-5)
     assert float((whole - model.net.centres[labels]).norm(dim=1).max()) < 1.5  # their own centre
@@ -89,7 +97,7 @@ def test_a_sample_depends_on_its_seed_and_class_alone(model, method, settings):
 
 def test_the_evaluations_of_all_parts_are_counted(model):
     labels = torch.tensor([0, 1, 2, 1])
-    result = sample(model.sde, Labelled(model, labels), (4, 2), method="heun", steps=5,
+    result = sample(model.sde, model.bind(class_labels=labels), (4, 2), method="heun", steps=5,
                     batch_size=2, return_info=True)  # fmt: skip
     assert result.nfe == 11
 
@@ -99,7 +107,7 @@ def test_likelihoods_are_those_of_the_class(model, solver):
     """Of 40 samples, so that the second solve of an adaptive one takes two of them."""
     labels = torch.arange(40) % 3
     x = model.net.centres[labels] + 0.3 * torch.randn(40, 2, generator=torch.manual_seed(0))
-    score = Labelled(model, labels)
+    score = model.bind(class_labels=labels)
     found = log_likelihood(model.sde, score, x, solver=solver, batch_size=36)
     away = (x - model.net.centres[labels]).double().square().sum(1)
     want = -away / (2 * 0.09) - math.log(2 * math.pi * 0.09)
@@ -111,7 +119,7 @@ def test_likelihoods_are_those_of_the_class(model, solver):
 def test_bounds_and_latents_are_those_of_the_class(model):
     labels = torch.tensor([0, 1, 2, 2, 1])
     x = model.net.centres[labels] + 0.2
-    score, seeds = Labelled(model, labels), range(5)
+    score, seeds = model.bind(class_labels=labels), range(5)
     for bound, settings in (
         (variational_bound, {"steps": 20, "variance": "learned"}),
         (continuous_bound, {"points": 16}),
@@ -119,7 +127,7 @@ def test_bounds_and_latents_are_those_of_the_class(model):
         whole = bound(model.sde, score, x, seeds=seeds, **settings).nats
         parts = bound(model.sde, score, x, seeds=seeds, batch_size=2, **settings).nats
         torch.testing.assert_close(parts, whole)
-        wrong = Labelled(model, labels.roll(1))
+        wrong = model.bind(class_labels=labels.roll(1))
         assert (bound(model.sde, wrong, x, seeds=seeds, **settings).nats > whole + 1)[:3].all()
     latents = encode(model.sde, score, x, data_std=0.3, batch_size=2)
     back = decode(model.sde, score, latents, data_std=0.3, batch_size=3)
@@ -127,8 +135,8 @@ def test_bounds_and_latents_are_those_of_the_class(model):
 
 
 def test_scores_of_a_wrong_number_of_samples_are_refused(model):
-    with pytest.raises(LabelError, match="2 class labels do not fit 3 samples"):
-        Labelled(model, torch.tensor([0, 1]))(torch.zeros(3, 2), torch.tensor(0.5))
+    with pytest.raises(ScoreError, match="2 rows of class_labels do not fit 3 samples"):
+        model.bind(class_labels=torch.tensor([0, 1]))(torch.zeros(3, 2), torch.tensor(0.5))
 
 
 def test_what_class_labels_may_be(model):
@@ -348,4 +356,4 @@ def test_a_grid_is_calibrated_to_drawn_classes(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "calibrate", recorded)
     generate.calibrate_run(labelled, out=tmp_path / "recipe.json", device="cpu")
     score, shape = asked[0]
-    assert torch.equal(score.class_labels, drawn_labels(10, range(shape[0])))
+    assert torch.equal(score.condition["class_labels"], drawn_labels(10, range(shape[0])))

@@ -26,11 +26,11 @@ from score_sde.likelihood import (
     interpolate,
     variational_bound,
 )
-from score_sde.likelihood.adams import AdamsError, integrate, integrate_adaptively
 from score_sde.likelihood.bounds import log_level_probability
 from score_sde.likelihood.divergence import score_and_traces
 from score_sde.likelihood.flow import Clock, Flow, Frame
 from score_sde.losses import ScoreMatching
+from score_sde.ode.adams import AdamsError, integrate, integrate_adaptively
 from score_sde.sampling import ODEError
 
 F64 = torch.float64

@@ -8,10 +8,11 @@ import types
 import pytest
 import torch
 
-from score_sde import VPSDE, GaussianMixture, ScoreModel, cli, runs
+from score_sde import VPSDE, GaussianMixture, ScoreModel, cli
 from score_sde.data import ArrayData, DataSpec
 from score_sde.losses import ScoreMatching
 from score_sde.nets import MLP
+from score_sde.runs import listing as runs
 from score_sde.training import EMA, Logger, Trainer, TrainingSettings
 from score_sde.training.logs import BIN_NAMES
 

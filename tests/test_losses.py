@@ -9,7 +9,7 @@ from torch import nn
 
 from score_sde import EDMSDE, VESDE, VPSDE, FlowSDE, ScoreModel, TableSDE
 from score_sde.losses import WEIGHTINGS, ScoreMatching, trivial_error
-from score_sde.states import expand
+from score_sde.processes.expand import expand
 
 F64 = torch.float64
 

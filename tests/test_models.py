@@ -6,7 +6,7 @@ from conftest import correlated_gaussian, times_of
 from torch import nn
 
 from score_sde import EDMSDE, VPSDE, ScoreModel
-from score_sde.models import TARGETS
+from score_sde.processes.targets import TARGETS
 
 F64 = torch.float64
 

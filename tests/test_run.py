@@ -13,8 +13,8 @@ from PIL import Image
 from score_sde import build, cli, load
 from score_sde.build import ConfigError
 from score_sde.data import DataSpec
-from score_sde.run import RunError
-from score_sde.train import train
+from score_sde.runs.run import RunError
+from score_sde.runs.train import train
 from score_sde.training.checkpoints import load_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from score_sde import VESDE, VPSDE, TableSDE, list_samplers, sample, verify
+from score_sde.noise import SeededNoise
+from score_sde.processes.expand import expand
 from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler
 from score_sde.sampling.grids import GRIDS, make_grid
-from score_sde.sampling.noise import SeededNoise
-from score_sde.states import expand
 
 F64 = torch.float64
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from score_sde import SDE, VESDE, VPSDE, CosineSDE, SubVPSDE, TableSDE
-from score_sde.chain import BETA_TABLES, Chain, cosine_betas, linear_betas
-from score_sde.states import expand
+from score_sde.processes.chain import BETA_TABLES, Chain, cosine_betas, linear_betas
+from score_sde.processes.expand import expand
 
 F64 = torch.float64
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from test_distributed import Processes, command, losses
 from test_training import small_data
 
-from score_sde import VPSDE, ScoreModel
+from score_sde import VPSDE, ScoreModel, distributed
 from score_sde.build import in_fast_layout
 from score_sde.losses import ScoreMatching
 from score_sde.nets import MLP, UNet
-from score_sde.training import Trainer, TrainingError, TrainingSettings, distributed
+from score_sde.training import Trainer, TrainingError, TrainingSettings
 from score_sde.training.checkpoints import load_checkpoint
 from score_sde.training.posthoc import snapshot_path
 from score_sde.training.sharding import _groups, is_sharded, local, rows_of, whole

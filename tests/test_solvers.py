@@ -10,18 +10,18 @@ from conftest import PROCESSES, correlated_gaussian
 from test_sampling import endpoint, options_of
 
 from score_sde import EDMSDE, VESDE, VPSDE, sample
+from score_sde.diagnosis.verify import two_humps
+from score_sde.noise import BrownianNoise, SeededNoise
+from score_sde.ode import frames
 from score_sde.sampling import (
     SAMPLERS,
     ODEError,
     Trajectory,
     calibrate,
-    frames,
     load_recipe,
 )
 from score_sde.sampling.grids import make_grid
 from score_sde.sampling.multistep import Multistep
-from score_sde.sampling.noise import BrownianNoise, SeededNoise
-from score_sde.verify import two_humps
 
 F64 = torch.float64
 FIXED = [n for n, c in SAMPLERS.items() if not c().stochastic and c().evaluations]

@@ -10,9 +10,9 @@ import torch
 from conftest import PROCESSES, correlated_gaussian
 
 from score_sde import VPSDE, Gaussian, GaussianMixture, sample
+from score_sde.diagnosis.verify import stretched_gaussian, verify, verify_matrix
+from score_sde.processes.expand import expand
 from score_sde.sampling import Predictor
-from score_sde.states import expand
-from score_sde.verify import stretched_gaussian, verify, verify_matrix
 
 F64 = torch.float64
 

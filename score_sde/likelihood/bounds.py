@@ -31,9 +31,10 @@ from tqdm import tqdm
 from score_sde.likelihood.flow import work_dtype
 from score_sde.likelihood.ode import check_state
 from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
-from score_sde.sampling.noise import NoiseFactory, SeededNoise, fresh_seeds
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, expand, score_of
+from score_sde.noise import NoiseFactory, SeededNoise, fresh_seeds
+from score_sde.processes.expand import expand
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn, take
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class _Reader:
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | float]:
         if not self.learned:
             return self.sde.denoise(x, t, self.score(x, t)), 0.0
-        score, share = self.score.score_and_share(x, t)  # type: ignore[attr-defined]
-        return self.sde.denoise(x, t, score), share
+        score, v = self.score.score_and_v(x, t)  # type: ignore[attr-defined]
+        return self.sde.denoise(x, t, score), v
 
 
 def chain_times(sde: SDE, steps: int) -> Tensor:
@@ -151,7 +152,7 @@ def variational_bound(
     if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
         raise ValueError("times must be positive and rise strictly.")
     learned = variance == "learned"
-    if learned and not hasattr(score, "score_and_share"):
+    if learned and not hasattr(score, "score_and_v"):
         raise ValueError("variance=learned needs a model trained with learned variances.")
     between = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}.get(str(variance), variance)
     if isinstance(between, str) or not 0 <= between <= 1:
@@ -163,7 +164,7 @@ def variational_bound(
     bar = tqdm(total=len(t) * -(-len(x) // batch), disable=not progress, unit="step")
     for first in range(0, len(x), batch):
         rows = slice(first, first + batch)
-        x0, read = x[rows].to(work_dtype(x)), _Reader(sde, score_of(score, rows), learned)
+        x0, read = x[rows].to(work_dtype(x)), _Reader(sde, take(score, rows), learned)
         source = noise(seeds[rows], x.shape[1:], x.dtype, x.device)
         terms = []
         for i in range(len(t)):
@@ -253,7 +254,7 @@ def continuous_bound(
     bar = tqdm(total=points * -(-len(x) // batch), disable=not progress, unit="level")
     for first in range(0, len(x), batch):
         rows = slice(first, first + batch)
-        x0, mine, here = x[rows].to(work_dtype(x)), seeds[rows], score_of(score, rows)
+        x0, mine, here = x[rows].to(work_dtype(x)), seeds[rows], take(score, rows)
         source = SeededNoise(mine, x.shape[1:], x.dtype, x.device)
         places = SeededNoise([s + 2**40 for s in mine], (points,), torch.float64).draw()
         places = torch.special.ndtr(places)  # uniform, one row a sample

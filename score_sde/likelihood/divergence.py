@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.states import ScoreFn
+from score_sde.scores import ScoreFn
 
 CHUNK = 64  # products at a time for the exact trace, each as large as the network's activations
 

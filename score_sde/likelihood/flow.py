@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from score_sde.likelihood.adams import Slopes
 from score_sde.likelihood.divergence import score_and_traces
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, score_of
+from score_sde.ode.adams import Slopes
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn, take
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
@@ -117,7 +117,7 @@ class Flow:
     def part(self, n: int) -> Flow:
         """The same for the first n samples, counting for itself."""
         probes = None if self.probes is None else self.probes[:, :n]
-        return replace(self, score=score_of(self.score, slice(n)), probes=probes, nfe=0)
+        return replace(self, score=take(self.score, slice(n)), probes=probes, nfe=0)
 
     def time(self, s: float) -> tuple[Tensor, float]:
         """(t, alpha) at the level s."""

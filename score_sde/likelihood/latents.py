@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.exact import Gaussian
-from score_sde.likelihood.adams import integrate
 from score_sde.likelihood.flow import Flow, levels
 from score_sde.likelihood.ode import check_state, clock_of, frame_of
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, score_of
+from score_sde.ode.adams import integrate
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn, take
 
 
 def encode(
@@ -76,7 +76,7 @@ def _carry(
     parts, batch = [], batch_size or len(x)
     for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
         rows = slice(first, first + batch)
-        piece, here = x[rows], score_of(score, rows)
+        piece, here = x[rows], take(score, rows)
         flow = Flow(sde, here, frame, clock, tuple(x.shape[1:]), x.dtype, traced=False)
         begin, end = (low, high) if forward else (high, low)
         # Data stand for x/alpha at t_min: alpha is 1 there but for rounding, and x is then exact.

@@ -42,7 +42,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from score_sde.exact import Gaussian
-from score_sde.likelihood.adams import (
+from score_sde.likelihood.divergence import score_and_traces
+from score_sde.likelihood.flow import Clock, Flow, Frame, levels, work_dtype
+from score_sde.likelihood.result import Likelihood
+from score_sde.noise import SeededNoise, fresh_seeds
+from score_sde.ode.adams import (
     AdamsError,
     Slopes,
     Solution,
@@ -50,13 +54,9 @@ from score_sde.likelihood.adams import (
     integrate_adaptively,
     polynomial_weights,
 )
-from score_sde.likelihood.divergence import score_and_traces
-from score_sde.likelihood.flow import Clock, Flow, Frame, levels, work_dtype
-from score_sde.likelihood.result import Likelihood
-from score_sde.sampling.noise import SeededNoise, fresh_seeds
-from score_sde.sampling.ode import SOLVERS, ODEError, solve_ode
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, score_of
+from score_sde.ode.solve import SOLVERS, ODEError, solve_ode
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn, take
 
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
 ADAMS = ("adams", "adaptive_adams")
@@ -224,7 +224,7 @@ def log_likelihood(
     parts, batch = [], batch_size or len(x)
     for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
         rows = slice(first, first + batch)
-        parts.append(replace(solve, score=score_of(score, rows))(x[rows], seeds[rows]))
+        parts.append(replace(solve, score=take(score, rows))(x[rows], seeds[rows]))
     nats, errors, latents = (torch.cat(column) for column in zip(*(p[:3] for p in parts)))  # noqa: B905
     if not bool(torch.isfinite(nats).all()):
         raise ODEError(

@@ -18,7 +18,7 @@ from score_sde.plotting.style import (
     limits,
     square,
 )
-from score_sde.states import ScoreFn
+from score_sde.scores import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

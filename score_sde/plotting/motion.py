@@ -21,7 +21,7 @@ from score_sde.plotting.fields import (
     plot_score_field,
 )
 from score_sde.plotting.style import PlottingError, import_pyplot, limits, subplots
-from score_sde.states import ScoreFn
+from score_sde.scores import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.noise import SeededNoise
 from score_sde.plotting.fields import Extent, LogDensity, density_on, draw_density, own_density
 from score_sde.plotting.style import (
     CARD,
@@ -20,10 +21,9 @@ from score_sde.plotting.style import (
     limits,
     sampler_style,
 )
+from score_sde.processes.sdes import SDE
 from score_sde.sampling import sample
-from score_sde.sampling.noise import SeededNoise
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.scores import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

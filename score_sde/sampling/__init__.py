@@ -1,5 +1,7 @@
 """Interchangeable samplers: a method, a time grid and a noise source, run by one loop."""
 
+from score_sde.ode.solve import ODEError as ODEError
+from score_sde.ode.solve import solve_ode as solve_ode
 from score_sde.sampling.calibration import Recipe as Recipe
 from score_sde.sampling.calibration import calibrate as calibrate
 from score_sde.sampling.calibration import load_recipe as load_recipe
@@ -9,7 +11,5 @@ from score_sde.sampling.catalogue import make_sampler as make_sampler
 from score_sde.sampling.catalogue import needs_data_std as needs_data_std
 from score_sde.sampling.loop import SampleResult as SampleResult
 from score_sde.sampling.loop import sample as sample
-from score_sde.sampling.ode import ODEError as ODEError
-from score_sde.sampling.ode import solve_ode as solve_ode
 from score_sde.sampling.predictors import Predictor as Predictor
 from score_sde.sampling.predictors import Trajectory as Trajectory

@@ -19,11 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.sampling import frames
-from score_sde.sampling.ode import ODEError
+from score_sde.ode import frames
+from score_sde.ode.solve import ODEError
+from score_sde.processes.expand import expand
+from score_sde.processes.sdes import SDE
 from score_sde.sampling.predictors import Predictor, Trajectory
-from score_sde.sdes import SDE
-from score_sde.states import expand, score_of
+from score_sde.scores import take
 
 # Dormand-Prince 5(4): stages, and the difference of its two results.
 _A = (
@@ -122,7 +123,7 @@ class RK45(Predictor):
                 result[where[arrived]] = (y * r[-1])[arrived]
                 left = ~arrived
                 where, z, first, lam, h = where[left], z[left], first[left], lam[left], h[left]
-                score = score_of(run.score, where)
+                score = take(run.score, where)
             if bool((h < 1e-10 * (end - start)).any()):
                 raise _stopped(run, lam, h, count, finite=True)
         return result
@@ -207,5 +208,5 @@ class AdaptiveSDE(Predictor):
                 left = ~arrived
                 where, x, before = where[left], x[left], before[left]
                 time, h = time[left], h[left]
-                reverse = run.sde.reverse(score_of(run.score, where))
+                reverse = run.sde.reverse(take(run.score, where))
         return result

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sampling import frames
+from score_sde.ode import frames
+from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels
 from score_sde.sampling.loop import sample
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.scores import ScoreFn
 
 PILOT_STEPS = 64
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from score_sde.processes.expand import expand
 from score_sde.sampling.predictors import (
     Ancestral,
     EulerMaruyama,
@@ -28,7 +29,6 @@ from score_sde.sampling.predictors import (
     Trajectory,
     check_choice,
 )
-from score_sde.states import expand
 
 INNER: dict[str, type[Predictor]] = {
     "reverse_diffusion": ReverseDiffusion,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_sde.sampling.frames import check_positive
-from score_sde.sdes import SDE
+from score_sde.ode.frames import check_positive
+from score_sde.processes.sdes import SDE
 
 
 def uniform(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:

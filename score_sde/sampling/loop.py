@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from score_sde.sampling.catalogue import make_sampler
-from score_sde.sampling.grids import make_grid
-from score_sde.sampling.noise import (
+from score_sde.noise import (
     BrownianNoise,
     NoiseFactory,
     NoiseSource,
     SeededNoise,
     fresh_seeds,
 )
-from score_sde.sampling.ode import ODEError
+from score_sde.ode.solve import ODEError
+from score_sde.processes.sdes import SDE
+from score_sde.sampling.catalogue import make_sampler
+from score_sde.sampling.grids import make_grid
 from score_sde.sampling.predictors import Predictor, Trajectory
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn, score_of
+from score_sde.scores import Rows, ScoreFn, take
 
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -70,9 +70,9 @@ class _Watched:
     def __init__(self, score: ScoreFn, whole: _Watched | None = None):
         self.score, self.calls, self.whole = score, 0, whole or self
 
-    def of(self, samples: slice | Tensor) -> _Watched:
+    def take(self, rows: Rows) -> _Watched:
         """The score of these samples; its calls are counted here."""
-        return _Watched(score_of(self.score, samples), self.whole)
+        return _Watched(take(self.score, rows), self.whole)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.whole.calls += 1
@@ -84,12 +84,12 @@ class _Watched:
             )
         return value
 
-    def score_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The score and the share of a learned variance; counted as one evaluation."""
+    def score_and_v(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and v of a learned variance; counted as one evaluation."""
         self.whole.calls += 1
-        if not hasattr(self.score, "score_and_share"):
+        if not hasattr(self.score, "score_and_v"):
             raise ValueError("variance=learned needs a model trained with model.learned_variance.")
-        return self.score.score_and_share(x, t)
+        return self.score.score_and_v(x, t)
 
 
 class _StepNoise:
@@ -145,7 +145,7 @@ def sample(
     """Draw x_0 by running the process backwards from noise; (B, ...) in the model's range.
 
     score: any callable score(x, t); t comes as a float64 tensor (), or (B,) from `rk45` and
-        `adaptive_sde`. A score that differs between samples has ``of``, see `score_of`.
+        `adaptive_sde`. A score that differs between samples has ``take``, see `scores.take`.
     shape or x_T: (B, ...) of the samples, or the noise to start from.
     method: a name of `list_samplers()` with its ``options``, or a `Predictor`. None is "adams"
         where it can run, that is for up to 50 evaluations or a recipe with data_std known, and
@@ -222,7 +222,8 @@ def sample(
             x = x_T[first : first + batch].to(dtype).to(device)
         here = [at[0], at[1]]
         fresh = _StepNoise(drawn, here, noise_scale, skip_start=x_T is not None)
-        run = Trajectory(sde, watched.of(slice(first, first + batch)), fresh)
+        part = watched.take(slice(first, first + batch)) if len(starts) > 1 else watched
+        run = Trajectory(sde, part, fresh)
         for i, row in enumerate(prepared):
             here[:] = at[i : i + 2]
             x = method.step(run, x, points[i], points[i + 1], *row)

@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.sampling import frames
+from score_sde.ode import frames
 from score_sde.sampling.predictors import Predictor, check_choice, check_eta, rows
 
 # Adams-Bashforth of orders 1 to 4 for equal steps, latest value first.

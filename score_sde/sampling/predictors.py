@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn
 
 Row = tuple[Any, ...]
 
@@ -31,7 +31,7 @@ class Trajectory:
 
     noise: `noise()` is a fresh standard normal state (B, ...), reproducible by seed; `noise(which)`
         is one for the samples in these places, who draw from streams of their own.
-        A method whose samples go their own ways takes the score of some by `score_of`.
+        A method whose samples go their own ways takes the score of some by `take`.
     memory: a dictionary of the run, for methods that remember earlier steps.
     """
 
@@ -130,9 +130,9 @@ class Ancestral(Predictor):
     def step(self, run, x, t, s, a, b, c, least=1.0):
         if self.variance != "learned":
             return affine(run, x, t, a, b, c)
-        score, share = run.score.score_and_share(x, t)
+        score, v = run.score.score_and_v(x, t)
         # c is the posterior's standard deviation, c / least the transition's.
-        return torch.add(x * a, score, alpha=b).add_(run.noise() * c * least**-share)
+        return torch.add(x * a, score, alpha=b).add_(run.noise() * c * least**-v)
 
 
 @dataclass(frozen=True)

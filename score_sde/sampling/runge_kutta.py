@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.sampling import frames
+from score_sde.ode import frames
+from score_sde.processes.sdes import SDE
 from score_sde.sampling.predictors import Predictor, Row, check_choice
-from score_sde.sdes import SDE
 
 
 class Staged(Predictor):

@@ -1,7 +1,6 @@
 """Training: the loop, optimisers, averages of weights, checkpoints and logs."""
 
 from score_sde.training.checkpoints import CheckpointError as CheckpointError
-from score_sde.training.distributed import DistributedError as DistributedError
 from score_sde.training.ema import EMA as EMA
 from score_sde.training.logs import Logger as Logger
 from score_sde.training.settings import TrainingSettings as TrainingSettings

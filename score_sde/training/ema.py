@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from score_sde.training import distributed
+from score_sde import distributed
 from score_sde.training.sharding import local
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from score_sde.training import distributed
+from score_sde import distributed
 from score_sde.training.settings import TrainingSettings
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.training import distributed
+from score_sde import distributed
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels sigma/alpha that separate the bins
 BIN_NAMES = (

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from score_sde import distributed
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of, save_png
-from score_sde.training import distributed
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, save_tensors
 from score_sde.training.logs import Logger
 from score_sde.training.posthoc import snapshot_path, snapshot_state

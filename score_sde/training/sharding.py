@@ -18,8 +18,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from score_sde.training import distributed
-from score_sde.training.distributed import DistributedError
+from score_sde import distributed
+from score_sde.distributed import DistributedError
 
 GROUPS = 8  # a layer group has at most this fraction of a network, if it can be divided further
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from score_sde import distributed
 from score_sde.data import Data
 from score_sde.data.batches import batch_indices
 from score_sde.losses import LossTerms, ScoreMatching, trivial_error
 from score_sde.models import PRECISIONS, ScoreModel
-from score_sde.training import distributed
+from score_sde.noise import StepRandomness
 from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
@@ -30,7 +31,6 @@ from score_sde.training.logs import Logger, NoiseBins, bin_names, peak_memory
 from score_sde.training.optim import learning_rate_factor, make_optimizers
 from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
-from score_sde.training.randomness import StepRandomness
 from score_sde.training.settings import TrainingSettings
 from score_sde.training.sharding import load_net, load_optimizer, shard, whole
 from score_sde.training.stopping import Interrupted, StopSignals

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.training import distributed
+from score_sde import distributed
 from score_sde.training.sharding import take_part, whole
 
 

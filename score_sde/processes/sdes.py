@@ -33,14 +33,15 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from score_sde.chain import BETA_TABLES, Chain, linear_betas
-from score_sde.states import ScoreFn, expand
+from score_sde.processes.chain import BETA_TABLES, Chain, linear_betas
+from score_sde.processes.expand import expand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +142,14 @@ class SDE(abc.ABC):
         z = x.flatten(1) / std
         return -0.5 * z.square().sum(1) - z.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
-    def denoise(self, x: Tensor, t: Tensor, score: ScoreFn | Tensor) -> Tensor:
+    def denoise(
+        self, x: Tensor, t: Tensor, score: Callable[[Tensor, Tensor], Tensor] | Tensor
+    ) -> Tensor:
         """Tweedie's E[x_0 | x] = (x + sigma^2 score) / alpha; score is a function or its value."""
         value = score(x, t) if callable(score) else score
         return (x + expand(self.sigma(t) ** 2, x) * value) / expand(self.alpha(t), x)
 
-    def reverse(self, score: ScoreFn, eta: float = 1.0) -> ReverseSDE:
+    def reverse(self, score: Callable[[Tensor, Tensor], Tensor], eta: float = 1.0) -> ReverseSDE:
         """The process run backwards; eta = 1 is the reverse SDE, eta = 0 the probability flow."""
         return ReverseSDE(self, score, eta)
 
@@ -156,7 +159,7 @@ class ReverseSDE:
     """dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw, from t_max down to t_min."""
 
     sde: SDE
-    score: ScoreFn
+    score: Callable[[Tensor, Tensor], Tensor]
     eta: float = 1.0
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:

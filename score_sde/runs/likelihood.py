@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from score_sde.items import items_of, labels_of, to_model, write_npz
-from score_sde.labels import ClassLabels
+from score_sde import distributed
+from score_sde.conditioning.classes import ClassLabels
 from score_sde.likelihood import (
     continuous_bound,
     dequantize,
     log_likelihood,
     variational_bound,
 )
-from score_sde.run import Run, RunError, load, pick_device
-from score_sde.states import ScoreFn
-from score_sde.training import distributed
+from score_sde.runs.items import items_of, labels_of, to_model, write_npz
+from score_sde.runs.run import Run, RunError, load, pick_device
+from score_sde.scores import ScoreFn
 
 # Of `log_likelihood`, that a command may set; the others follow from the run.
 OPTIONS = {

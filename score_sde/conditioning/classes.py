@@ -1,20 +1,16 @@
-"""Classes of samples: which they are, and the score p_t(x | class) that goes with them.
+"""Classes of samples: what people call them, as the integers that a network is told.
 
-Samplers and likelihoods take a score(x, t) and know of no classes. `Labelled` is such a score for
-a batch with a class for each sample; where a batch is taken apart, its samples keep theirs.
+`model.bind(class_labels=y)` is then the score p_t(x | class) that samplers and likelihoods take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from score_sde.models import ScoreModel
 
 ClassLabels: TypeAlias = "int | str | Sequence[int] | Tensor | None"
 """One class for all samples, one for each, or words for them: see `class_labels_of`."""
@@ -22,36 +18,6 @@ ClassLabels: TypeAlias = "int | str | Sequence[int] | Tensor | None"
 
 class LabelError(ValueError):
     """Class labels that a network does not take; the message says which it does."""
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """The score of samples of known classes: (x, t) -> grad log p_t(x | class), like x.
-
-    class_labels: integers (B,), one for each sample of the batch that it will be asked about.
-    """
-
-    model: ScoreModel
-    class_labels: Tensor
-
-    def of(self, samples: slice | Tensor) -> Labelled:
-        """The score of some of the samples, see `score_of`."""
-        labels = self.class_labels
-        return Labelled(
-            self.model, labels[samples if isinstance(samples, slice) else samples.to(labels.device)]
-        )
-
-    def _labels(self, x: Tensor) -> Tensor:
-        if len(x) != len(self.class_labels):
-            raise LabelError(f"{len(self.class_labels)} class labels do not fit {len(x)} samples.")
-        return self.class_labels.to(x.device)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.model(x, t, class_labels=self._labels(x))
-
-    def score_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `ScoreModel`."""
-        return self.model.score_and_share(x, t, class_labels=self._labels(x))
 
 
 def classes_of(net: nn.Module) -> int:

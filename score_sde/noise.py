@@ -1,4 +1,5 @@
-"""The one source of randomness of sampling: what sample i draws depends on seed i alone.
+"""Every stream of random numbers: what sample i draws depends on its seed alone, what an update
+draws on (seed, step, place in the batch).
 
 A source has `draw(t, s)`, a standard normal state (B, *shape) for the step from t to s. The first
 draw, with no times, is the start x_T. `SeededNoise` is a stream. `BrownianNoise` gives the
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE
+from score_sde.processes.sdes import SDE
 
 # Numbers drawn per generator call, at first and later: small states would otherwise pay for the
 # calls, not the numbers.
 _FIRST, _LATER = 512, 2048
+_NUMBERS = 4096  # drawn per seeding in training, at least
 
 
 class NoiseSource(Protocol):
@@ -160,6 +162,37 @@ class BrownianNoise:
         self._last = (a, b)
         increment = (self._path(b) - self._path(a)) * math.sqrt(2**self.DEPTH / (b - a))
         return torch.from_numpy(increment).to(self._dtype).to(self._device)
+
+
+class StepRandomness:
+    """What is random in one update of ``batch_size`` items: a function of (seed, step, place).
+
+    Nothing random has to be saved, a resumed run goes on exactly, and a batch that is divided over
+    passes and processes has the noise of the whole one.
+    """
+
+    def __init__(self, seed: int, step: int, batch_size: int):
+        states = np.random.SeedSequence([seed, step]).generate_state(1 + 2 * batch_size).tolist()
+        self._times, self._noise = states[0], states[1 : 1 + batch_size]
+        self._layers = states[1 + batch_size :]
+
+    def for_times(self) -> None:
+        """Seed torch's generators for the times of the whole batch."""
+        torch.manual_seed(self._times)
+
+    def for_layers(self, first: int) -> None:
+        """Seed torch's generators for the dropout of a pass that begins at row ``first``."""
+        torch.manual_seed(self._layers[first])
+
+    def noise(self, like: Tensor, rows: range) -> Tensor:
+        """Standard normal values like x (len(rows), ...), for these rows of the batch."""
+        block = max(1, _NUMBERS // max(like[0].numel(), 1))  # rows that share a seed
+        first, last = rows.start // block, -(-rows.stop // block)
+        drawn = like.new_empty((last - first) * block, *like.shape[1:])
+        generator = torch.Generator(like.device)
+        for seed, part in zip(self._noise[first:last], drawn.split(block), strict=True):
+            part.normal_(generator=generator.manual_seed(seed))
+        return drawn[rows.start - first * block :][: len(rows)]
 
 
 NoiseFactory = Callable[..., NoiseSource]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from score_sde.conditioning.classes import ClassLabels
 from score_sde.data.pictures import grid_array, save_png
-from score_sde.items import items_of, labels_of, to_model, write_npz
-from score_sde.labels import ClassLabels
 from score_sde.likelihood import decode, encode, interpolate
-from score_sde.run import RunError, load
-from score_sde.states import ScoreFn
+from score_sde.runs.items import items_of, labels_of, to_model, write_npz
+from score_sde.runs.run import RunError, load
+from score_sde.scores import ScoreFn
 
 
 def encode_to_files(

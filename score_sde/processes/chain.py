@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.states import expand
+from score_sde.processes.expand import expand
 
 
 def linear_betas(n: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:

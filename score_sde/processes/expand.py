@@ -1,25 +1,9 @@
-"""Where time meets the state: score functions, and one way to broadcast over any state."""
+"""Where time meets the state: one way to broadcast a coefficient over any state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
-
-ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""score(x, t): the gradient of log p_t at x; x (B, ...), t () or (B,), result like x."""
-
-
-def score_of(score: ScoreFn, samples: slice | Tensor) -> ScoreFn:
-    """The score of some samples of a batch, by their places.
-
-    That is the score itself, unless its samples have scores of their own, as those of different
-    classes do; such a score has ``score.of(samples)``. Whatever takes a batch apart asks for it.
-    """
-    part = getattr(score, "of", None)
-    return score if part is None else part(samples)
 
 
 def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:

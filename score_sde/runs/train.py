@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde import build
-from score_sde.labels import classes_of
+from score_sde import build, distributed
+from score_sde.conditioning.classes import classes_of
 from score_sde.models import ScoreModel
-from score_sde.run import Run, RunError, load, pick_device, read_config
-from score_sde.training import Interrupted, Trainer, distributed
+from score_sde.runs.run import Run, RunError, load, pick_device, read_config
+from score_sde.training import Interrupted, Trainer
 from score_sde.training.checkpoints import load_checkpoint, steps_of
 from score_sde.training.posthoc import reconstruct, save_average
 from score_sde.training.session import Session

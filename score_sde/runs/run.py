@@ -21,22 +21,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from score_sde import build
-from score_sde.data import DataSpec
-from score_sde.labels import (
+from score_sde import build, distributed
+from score_sde.conditioning.classes import (
     ClassLabels,
-    Labelled,
     class_labels_of,
     classes_of,
     drawn_labels,
     needs_labels,
 )
+from score_sde.data import DataSpec
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
+from score_sde.processes.sdes import SDE
 from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
-from score_sde.sdes import SDE
-from score_sde.states import ScoreFn
-from score_sde.training import CheckpointError, distributed
+from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import State, averages_of, load_weights, steps_of
 from score_sde.training.posthoc import load_average
 
@@ -84,11 +82,10 @@ class Run:
             return drawn_labels(classes_of(net), seeds)
         return class_labels_of(net, given, len(seeds))
 
-    def score_of_classes(self, labels: Tensor | None, pack: bool = False) -> ScoreFn:
+    def score_of_classes(self, labels: Tensor | None, pack: bool = False) -> ScoreModel:
         """The score of samples of these classes; of ``pack`` see `packed`."""
         model = packed(self.score) if pack else self.score
-        device = next(self.score.parameters()).device
-        return model if labels is None else Labelled(model, labels.to(device))
+        return model.bind(class_labels=labels)
 
     def sample(
         self,

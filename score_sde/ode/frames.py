@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE
+from score_sde.processes.sdes import SDE
 
 PREDICTIONS = ("eps", "x0", "F")
 VARIABLES = ("lambda", "sigma", "theta", "time")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from score_sde import build
+from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of, needs_labels
 from score_sde.data import DataError
-from score_sde.labels import ClassLabels, class_labels_of, classes_of, needs_labels
-from score_sde.run import Run, RunError
+from score_sde.runs.run import Run, RunError
 
 
 def items_of(run: Run, split: str, limit: int | None, name: str | None) -> tuple[Any, int]:

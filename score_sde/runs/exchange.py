@@ -15,8 +15,8 @@ from score_sde import build
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
-from score_sde.run import Run, RunError, load
-from score_sde.train import make_workdir
+from score_sde.runs.run import Run, RunError, load
+from score_sde.runs.train import make_workdir
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
 from score_sde.version import __version__
 

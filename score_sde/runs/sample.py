@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from score_sde import distributed
+from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array, image_array, picture_of, save_png
-from score_sde.labels import ClassLabels
-from score_sde.run import RunError, load, pick_device
+from score_sde.runs.run import RunError, load, pick_device
 from score_sde.sampling import Recipe, calibrate
-from score_sde.training import distributed
 
 
 def sample_to_files(

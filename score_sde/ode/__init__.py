@@ -1,0 +1,1 @@
+"""The probability flow: its coordinates, its clock, and the integrators that follow it."""

@@ -1,0 +1,60 @@
+"""What a score is: any callable score(x, t), and how a batch of samples is taken apart.
+
+Samplers and likelihoods take a score and know of no classes, captions or measurements. What a
+score is told beside (x, t) is bound to it before it is handed over, `model.bind(class_labels=y)`.
+Where a batch is taken apart, a bound score is asked for its part by ``score.take(rows)``; that is
+the whole protocol, and whoever makes a score of other scores (guidance, mixtures, measurements)
+passes it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""score(x, t): the gradient of log p_t at x; x (B, ...), t () or (B,), result like x."""
+
+Rows: TypeAlias = "slice | Tensor"
+"""Places in a batch: a slice, or integers (n,)."""
+
+
+class ScoreError(ValueError):
+    """A score that does not fit the samples it is asked about; the message says what to bind."""
+
+
+def take(score: ScoreFn, rows: Rows) -> ScoreFn:
+    """The score of some samples of a batch, by their places.
+
+    A score with ``take`` is asked for its part. Any other callable is taken to be the same for all
+    samples; if it fails on a part, the error says how a score of single samples is made.
+    """
+    part = getattr(score, "take", None)
+    return _Part(score) if part is None else part(rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A callable that cannot be divided, asked about a part of its batch."""
+
+    score: ScoreFn
+
+    def take(self, rows: Rows) -> ScoreFn:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.score, name)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        try:
+            return self.score(x, t)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ScoreError(
+                f"the score failed on {len(x)} samples of a larger batch ({error}). If it is told "
+                "something for each sample, it has to be divided with them: bind it, "
+                "model.bind(class_labels=y), give it a method take(rows) that returns the score "
+                "of these rows, or draw the whole batch at once (without batch_size)."
+            ) from error
