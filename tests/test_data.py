@@ -41,8 +41,8 @@ def random_image(seed, *shape):
 def test_fashion_mnist_ships_with_the_package():
     train, test = load_data("fashion_mnist"), load_data("fashion_mnist", split="test")
     assert train.raw.shape == (6000, 1, 28, 28) and test.raw.shape == (1000, 1, 28, 28)
-    assert torch.equal(torch.bincount(train.labels), torch.full((10,), 600))
-    assert torch.equal(torch.bincount(test.labels), torch.full((10,), 100))
+    assert torch.equal(torch.bincount(train.condition["class_labels"]), torch.full((10,), 600))
+    assert torch.equal(torch.bincount(test.condition["class_labels"]), torch.full((10,), 100))
     assert train.spec.classes[9] == "ankle boot" and train.spec.levels == 256
     # The known mean of the whole set is 0.2860 (standard deviation 0.3530).
     assert float(train.raw.double().mean()) / 255 == pytest.approx(0.2860, abs=0.003)
@@ -96,8 +96,9 @@ def test_batches_are_a_function_of_seed_and_step():
     batches = [next(first) for _ in range(70)]  # more than an epoch
     resumed = data.batches(100, seed=0, start=65)
     for k in range(65, 70):
-        x, y = next(resumed)
-        assert torch.equal(x, batches[k][0]) and torch.equal(y, batches[k][1])
+        x, known = next(resumed)
+        assert torch.equal(x, batches[k].x0)
+        assert torch.equal(known["class_labels"], batches[k].condition["class_labels"])
     other, _ = next(data.batches(100, seed=1))
     assert not torch.equal(other, batches[0][0])
 
@@ -111,7 +112,7 @@ def test_every_item_once_an_epoch_also_across_batches():
 
 def test_a_batch_larger_than_the_data_repeats_items():
     data = load_data("ring8")
-    data = ArrayData(data.raw[:5], None, data.spec)
+    data = ArrayData(data.raw[:5], {}, data.spec)
     x, _ = next(data.batches(12, seed=0))
     assert len(x) == 12 and len(x.unique(dim=0)) == 5
 
@@ -120,7 +121,7 @@ def test_flip_mirrors_about_half():
     raw = torch.zeros(400, 1, 2, 2, dtype=torch.uint8)
     raw[..., 0] = 255
     spec = DataSpec((1, 2, 2), 0.0, 255.0, 256, 0.0, 255.0)
-    x, _ = next(ArrayData(raw, None, spec, flip=True).batches(400, seed=0))
+    x, _ = next(ArrayData(raw, {}, spec, flip=True).batches(400, seed=0))
     assert 150 < int((x[:, 0, 0, 1] == 1).sum()) < 250
 
 
@@ -149,7 +150,15 @@ def folder(tmp_path):
 def test_folder_of_anything(folder):
     data = load_data(str(folder))
     assert isinstance(data, ArrayData) and data.raw.shape == (7, 3, 8, 8)
-    assert data.spec.classes == ("cats", "dogs") and data.labels.tolist() == [0, 0, 1, 1, 1, 1, 1]
+    assert data.spec.classes == ("cats", "dogs") and data.condition["class_labels"].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
     notes = "\n".join(data.notes)
     assert "7 images" in notes and "1 other files ignored" in notes
     assert "broken.png: cannot decode" in notes and "truncated.png: cannot decode" in notes
@@ -167,14 +176,16 @@ def test_zip_of_the_same_folder_is_the_same_data(folder, tmp_path_factory):
             if file.is_file():
                 archive.write(file, file.relative_to(folder))
     zipped, plain = load_data(str(path)), load_data(str(folder))
-    assert torch.equal(zipped.raw, plain.raw) and torch.equal(zipped.labels, plain.labels)
+    assert torch.equal(zipped.raw, plain.raw) and torch.equal(
+        zipped.condition["class_labels"], plain.condition["class_labels"]
+    )
 
 
 def test_grey_folder_stays_grey(tmp_path):
     for i in range(3):
         write(tmp_path / f"{i}.png", random_image(i, 6, 10))
     data = load_data(str(tmp_path))
-    assert data.spec.shape == (1, 6, 10) and data.labels is None and data.spec.classes == ()
+    assert data.spec.shape == (1, 6, 10) and data.condition == {} and data.spec.classes == ()
     assert torch.equal(data.raw[1, 0], torch.from_numpy(random_image(1, 6, 10)))
     assert load_data(str(tmp_path), convert="rgb").spec.shape == (3, 6, 10)
     with pytest.raises(DataError, match=r"Data has 1 channel, data.channels says 3. Set data.chan"):
@@ -199,8 +210,9 @@ def test_big_sets_stream_with_the_same_order(folder, monkeypatch):
     assert isinstance(streamed, StreamData) and streamed.spec == whole.spec
     one, two = whole.batches(4, seed=0, start=2), streamed.batches(4, seed=0, start=2)
     for _ in range(3):
-        (x, y), (u, v) = next(one), next(two)
-        assert torch.equal(x, u) and torch.equal(y, v)
+        (x, known), (u, streamed) = next(one), next(two)
+        assert torch.equal(x, u) and known.keys() == streamed.keys() == {"class_labels"}
+        assert torch.equal(known["class_labels"], streamed["class_labels"])
 
 
 def test_arrays_in_all_layouts(tmp_path):
@@ -215,7 +227,11 @@ def test_arrays_in_all_layouts(tmp_path):
     assert hwc.spec.shape == (3, 6, 8)
     assert torch.equal(hwc.raw, load_data(str(tmp_path / "chw.npy")).raw)
     keyed = load_data(str(tmp_path / "keys.npz"))
-    assert keyed.labels.tolist() == [0, 1, 2] * 3 and keyed.spec.classes == ("0", "1", "2")
+    assert keyed.condition["class_labels"].tolist() == [0, 1, 2] * 3 and keyed.spec.classes == (
+        "0",
+        "1",
+        "2",
+    )
     assert load_data(str(tmp_path / "grey.npy")).spec.shape == (1, 6, 8)
     unit = load_data(str(tmp_path / "unit.npy"))
     assert (unit.spec.low, unit.spec.high, unit.spec.levels) == (0.0, 1.0, None)

@@ -55,7 +55,7 @@ def last_line(folder, net=MLP, scale=1.0, **changes) -> dict[str, float]:
     points = GaussianMixture([1 / 8] * 8, means.tolist(), 0.01).sample(4000).float() * scale
     trainer = Trainer(model, ScoreMatching(), settings)
     logger = Logger(folder, tensorboard=False)
-    trainer.run(ArrayData(points, None, DataSpec((2,))), logger, lambda: None, lambda: None)
+    trainer.run(ArrayData(points, {}, DataSpec((2,))), logger, lambda: None, lambda: None)
     logger.close()
     return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
 

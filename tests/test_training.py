@@ -39,7 +39,7 @@ def small_trainer(**settings) -> Trainer:
 
 def small_data() -> ArrayData:
     raw = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), np.uint8))
-    return ArrayData(raw, None, DataSpec((1, 8, 8), 0.0, 255.0, 256, 127.5, 127.5), flip=True)
+    return ArrayData(raw, {}, DataSpec((1, 8, 8), 0.0, 255.0, 256, 127.5, 127.5), flip=True)
 
 
 def train(trainer: Trainer, steps: int) -> list[dict[str, float]]:
@@ -193,7 +193,7 @@ def test_training_learns(tmp_path):
     settings = TrainingSettings(batch_size=256, steps=300, lr=3e-3, warmup_steps=10, decay=0.5)
     trainer = Trainer(model, ScoreMatching(), settings)
     line = torch.randn(5000, 1) * torch.tensor([[1.0, 0.5]])
-    data = ArrayData(line, None, DataSpec((2,)))
+    data = ArrayData(line, {}, DataSpec((2,)))
     batches = data.batches(256, seed=0)
     for _ in range(300):
         trainer.update(next(batches)[0])
@@ -210,7 +210,7 @@ def data_with_a_bad_item(bad: int) -> ArrayData:
     data = small_data()
     raw = data.raw.float()
     raw[bad] = float("nan")
-    return ArrayData(raw, None, data.spec, names=tuple(f"img_{i:02d}.png" for i in range(30)))
+    return ArrayData(raw, {}, data.spec, names=tuple(f"img_{i:02d}.png" for i in range(30)))
 
 
 def run_for(trainer: Trainer, data: ArrayData, folder, **hooks) -> list[dict]:

@@ -1,5 +1,8 @@
 """Endless training batches whose order is a function of (seed, step) alone.
 
+A `Batch` is x_0 and what is known of each item beside it, its condition: classes, captions as the
+vectors of a text encoder, other vectors, pictures. Each is a tensor with a row for each item.
+
 Batch k takes positions kB .. kB + B - 1 of an endless sequence that runs through a fresh
 permutation of the data in every epoch. A resumed run therefore sees what the uninterrupted one
 would have seen, and nothing about the order has to be saved. Of many processes each takes its
@@ -8,19 +11,31 @@ would have seen, and nothing about the order has to be saved. Of many processes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from score_sde.data.spec import DataError, DataSpec
 
-Batch = tuple[Tensor, Tensor | None]
+VALUE_KEYS = ("x0", "image")  # of the value itself in an item that is a dictionary
+LABEL_KEYS = ("class_labels", "label")
+
+
+class Batch(NamedTuple):
+    """x0 (B, *shape) in the model's range, and its condition: a tensor with B rows for each name.
+
+    Names that are settled: class_labels (B,) int64; text (B, L, D), text_mask (B, L) and pooled
+    (B, D) of a text encoder.
+    """
+
+    x0: Tensor
+    condition: dict[str, Tensor]
 
 
 class EndlessSampler:
@@ -55,23 +70,41 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> list[int]:
     return next(islice(EndlessSampler(n, batch_size, seed, step), 1))
 
 
-def _flip(x: Tensor, seed: int, step: int, rows: range) -> Tensor:
-    """Half of the images mirrored: which ones is a function of (seed, step, row of the batch)."""
+def _flip(batch: Batch, seed: int, step: int, rows: range) -> Batch:
+    """Half of the images mirrored, with the pictures (B, C, H, W) of their conditions.
+
+    Which ones is a function of (seed, step, row of the batch).
+    """
     drawn = np.random.default_rng([seed, step, 1]).random(rows.stop)[rows.start :]
-    mirrored = torch.from_numpy(drawn < 0.5)
-    return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(-1), x)
+    chosen = torch.from_numpy(drawn < 0.5).to(batch.x0.device)[:, None, None, None]
+
+    def mirrored(x: Tensor) -> Tensor:
+        return torch.where(chosen, x.flip(-1), x) if x.ndim == 4 else x
+
+    return Batch(
+        mirrored(batch.x0), {name: mirrored(value) for name, value in batch.condition.items()}
+    )
 
 
 @dataclass
 class ArrayData:
-    """A set small enough for memory: raw (N, *shape) as it is stored, labels (N,) or None."""
+    """A set small enough for memory.
+
+    raw: (N, *shape) as it is stored. condition: what is known of each item, by name, each a tensor
+    with N rows; {} for nothing.
+    """
 
     raw: Tensor
-    labels: Tensor | None
+    condition: dict[str, Tensor]
     spec: DataSpec
     flip: bool = False
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self.condition.items():
+            if len(value) != len(self.raw):
+                raise DataError(f"{name} has {len(value)} rows for {len(self.raw)} items.")
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -88,9 +121,9 @@ class ArrayData:
         """These items as they are stored, (len(rows), *shape)."""
         return self.raw[rows.start : rows.stop]
 
-    def label_items(self, rows: range) -> Tensor | None:
-        """The classes of these items, (len(rows),) int64; None if they have none."""
-        return None if self.labels is None else self.labels[rows.start : rows.stop]
+    def condition_items(self, rows: range) -> dict[str, Tensor]:
+        """What is known of these items, by name, each a tensor with len(rows) rows."""
+        return {name: value[rows.start : rows.stop] for name, value in self.condition.items()}
 
     def batches(
         self,
@@ -100,41 +133,68 @@ class ArrayData:
         device: torch.device | str = "cpu",
         rows: range | None = None,
     ) -> Iterator[Batch]:
-        """Endless (x0 (B, *shape) float32 in the model's range, labels (B,) or None) on device.
+        """Endless batches on device, x0 float32 in the model's range.
 
         rows: of each batch, if not all; what they hold does not depend on how it is divided.
         """
         raw = self.raw.to(device)
-        labels = None if self.labels is None else self.labels.to(device)
+        condition = {name: value.to(device) for name, value in self.condition.items()}
         sampler = EndlessSampler(len(self), batch_size, seed, start, rows)
         for step, indices in enumerate(sampler, start):
             chosen = torch.tensor(indices, device=raw.device)
-            x = self.spec.to_model(raw[chosen])
-            x = _flip(x, seed, step, sampler.rows) if self.flip else x
-            yield x, None if labels is None else labels[chosen]
+            known = {name: value[chosen] for name, value in condition.items()}
+            batch = Batch(self.spec.to_model(raw[chosen]), known)
+            yield _flip(batch, seed, step, sampler.rows) if self.flip else batch
 
 
 class SizedDataset(Protocol):
-    """A map-style torch Dataset: a length, and items that are a value or (value, label)."""
+    """A map-style torch Dataset: a length, and items as `item_parts` takes them."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Any: ...
 
 
-class _Items(Dataset):
-    """A dataset's items as (tensor, label): labels may be missing. Survives spawned workers."""
+def item_parts(item: Any) -> tuple[Any, dict[str, Any]]:
+    """The value of a dataset's item and its condition, by name.
 
-    def __init__(self, dataset: SizedDataset):
-        self.dataset = dataset
+    An item is a value, (value, label), or a dictionary with the value as "x0" or "image" and all
+    else under the names of conditions, where "label" is short for "class_labels". Raises DataError
+    for a dictionary without a value.
+    """
+    if isinstance(item, tuple | list):
+        value, *label = item
+        return value, ({"class_labels": label[0]} if label else {})
+    if not isinstance(item, Mapping):
+        return item, {}
+    found = [key for key in VALUE_KEYS if key in item]
+    if not found:
+        raise DataError(f"An item has the keys {list(item)}; its value must be x0 or image.")
+    rest = {key: value for key, value in item.items() if key not in VALUE_KEYS}
+    return item[found[0]], {
+        "class_labels" if key in LABEL_KEYS else key: value for key, value in rest.items()
+    }
+
+
+class _Items(Dataset):
+    """A dataset's items as (tensor, condition). Survives spawned workers.
+
+    labelled: classes are known; a label of data without classes is not a condition.
+    """
+
+    def __init__(self, dataset: SizedDataset, labelled: bool):
+        self.dataset, self.labelled = dataset, labelled
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        item = self.dataset[i]
-        value, label = item if isinstance(item, tuple | list) else (item, -1)
-        return torch.as_tensor(np.asarray(value)), int(label)
+    def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        value, condition = item_parts(self.dataset[i])
+        label = condition.pop("class_labels", None)
+        known = {name: torch.as_tensor(np.asarray(v)) for name, v in condition.items()}
+        if self.labelled and label is not None:
+            known["class_labels"] = torch.tensor(int(label))
+        return torch.as_tensor(np.asarray(value)), known
 
 
 @dataclass
@@ -155,20 +215,22 @@ class StreamData:
         names = getattr(self.dataset, "names", ())
         return str(names[i]) if names else f"item {i}"
 
+    def _items(self) -> _Items:
+        return _Items(self.dataset, bool(self.spec.classes))
+
     def reference(self, n: int) -> Tensor:
         """The first n items in the model's range, for statistics and pictures."""
-        items = _Items(self.dataset)
-        return self.spec.to_model(torch.stack([items[i][0] for i in range(min(n, len(self)))]))
+        return self.spec.to_model(self.raw_items(range(min(n, len(self)))))
 
     def raw_items(self, rows: range) -> Tensor:
         """These items as they are stored, (len(rows), *shape)."""
-        items = _Items(self.dataset)
+        items = self._items()
         return torch.stack([items[i][0] for i in rows])
 
-    def label_items(self, rows: range) -> Tensor | None:
-        """The classes of these items, (len(rows),) int64; None if they have none."""
-        items = _Items(self.dataset)
-        return torch.tensor([items[i][1] for i in rows]) if self.spec.classes else None
+    def condition_items(self, rows: range) -> dict[str, Tensor]:
+        """What is known of these items, by name, each a tensor with len(rows) rows."""
+        items = self._items()
+        return default_collate([items[i][1] for i in rows])
 
     def batches(
         self,
@@ -181,17 +243,16 @@ class StreamData:
         """As `ArrayData.batches`; the loader's workers read ahead."""
         sampler = EndlessSampler(len(self), batch_size, seed, start, rows)
         loader = DataLoader(
-            _Items(self.dataset),
+            self._items(),
             batch_sampler=sampler,
             num_workers=self.workers,
             pin_memory=torch.device(device).type == "cuda",
             persistent_workers=False,
         )
-        labelled = bool(self.spec.classes)
-        for step, (raw, labels) in enumerate(loader, start):
-            x = self.spec.to_model(raw.to(device, non_blocking=True))
-            x = _flip(x, seed, step, sampler.rows) if self.flip else x
-            yield x, labels.to(device) if labelled else None
+        for step, (raw, condition) in enumerate(loader, start):
+            known = {name: v.to(device, non_blocking=True) for name, v in condition.items()}
+            batch = Batch(self.spec.to_model(raw.to(device, non_blocking=True)), known)
+            yield _flip(batch, seed, step, sampler.rows) if self.flip else batch
 
 
 Data = ArrayData | StreamData

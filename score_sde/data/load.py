@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from score_sde.data.batches import ArrayData, Data, StreamData, check_batch
+from score_sde.data.batches import ArrayData, Data, StreamData, check_batch, item_parts
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
 from score_sde.data.images import CONVERTS, RESIZES, ScannedImages, fit_image, scan_images
 from score_sde.data.spec import DataError, DataSpec, make_spec
@@ -66,7 +66,7 @@ def load_data(
         seed = 0 if split == "train" else 1
         points = TOYS[name](TOY_POINTS, torch.Generator().manual_seed(seed))
         spec = make_spec(points, name, scaling=scaling)
-        data = ArrayData(points, None, spec, notes=(f"{name}: {len(points)} points",))
+        data = ArrayData(points, {}, spec, notes=(f"{name}: {len(points)} points",))
     elif name in IMAGE_SETS:
         load, classes = IMAGE_SETS[name]
         images, labels = load(split)
@@ -163,7 +163,8 @@ def _from_arrays(
         classes = tuple(str(i) for i in range(int(targets.max()) + 1))
     spec = make_spec(raw, name, low, high, 256 if is_bytes else None, scaling, classes)
     note = f"{name}: {len(raw)} items of shape {spec.shape}, {len(classes) or 'no'} classes"
-    return ArrayData(raw, targets, spec, notes=(note,))
+    condition = {} if targets is None else {"class_labels": targets}
+    return ArrayData(raw, condition, spec, notes=(note,))
 
 
 def _guess_bounds(raw: Tensor) -> tuple[float | None, float | None]:
@@ -232,8 +233,8 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
     spec = make_spec(raw, scanned.files.root.name, 0.0, 255.0, 256, scaling, classes)
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
     if fits:
-        labels = torch.tensor(scanned.labels) if classes else None
-        return ArrayData(raw, labels, spec, notes=notes, names=scanned.names)
+        condition = {"class_labels": torch.tensor(scanned.labels)} if classes else {}
+        return ArrayData(raw, condition, spec, notes=notes, names=scanned.names)
     return StreamData(scanned, spec, workers=workers, notes=notes)
 
 
@@ -244,7 +245,7 @@ def _from_dataset(
     scaling: str,
     workers: int,
 ) -> StreamData:
-    """A user's torch Dataset of tensors or (tensor, label), its `spec` or one made from items."""
+    """A user's torch Dataset, its `spec` or one made from items; see `item_parts` for these."""
     module, _, attribute = dotted.rpartition(".")
     try:
         dataset = getattr(importlib.import_module(module), attribute)(**options)
@@ -255,7 +256,8 @@ def _from_dataset(
     if isinstance(spec := getattr(dataset, "spec", None), DataSpec):
         return StreamData(dataset, spec, workers=workers)
     first = [dataset[i] for i in range(min(len(dataset), 64))]
-    values = [np.asarray(v[0] if isinstance(v, tuple | list) else v) for v in first]
+    parts = [item_parts(item) for item in first]
+    values = [np.asarray(value) for value, _ in parts]
     if len({v.shape for v in values}) > 1:
         raise DataError(f"Items of {dotted} differ in shape: {sorted({v.shape for v in values})}.")
     raw = torch.from_numpy(np.stack(values))
@@ -265,8 +267,8 @@ def _from_dataset(
         if is_bytes
         else bounds or (_guess_bounds(raw) if raw.ndim == 4 else (None, None))
     )
-    labels = [v[1] for v in first if isinstance(v, tuple | list)]
-    classes = tuple(str(c) for c in getattr(dataset, "classes", ())) if labels else ()
+    labelled = any("class_labels" in condition for _, condition in parts)
+    classes = tuple(str(c) for c in getattr(dataset, "classes", ())) if labelled else ()
     spec = make_spec(raw, dotted, low, high, 256 if is_bytes else None, scaling, classes)
     note = f"{dotted}: {len(dataset)} items of shape {spec.shape}"
     return StreamData(dataset, spec, workers=workers, notes=(note,))

@@ -46,7 +46,7 @@ def labels_of(run: Run, data: Any, n: int, given: ClassLabels) -> Tensor | None:
             "several to take in turn (0,1,2)."
         )
     if isinstance(given, str) and given == "data" and data is not None:
-        given = data.label_items(range(n))
+        given = data.condition_items(range(n)).get("class_labels")
         if given is None:
             raise RunError("class_labels=data needs data with classes; these have none.")
         if len(data.spec.classes) != classes_of(run.score.net):
