@@ -14,7 +14,7 @@ and for any mixture on the line each point keeps its quantile, P(x_s' < x_s) = P
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,27 @@ from score_sde.scores import ScoreFn
 def _work_dtype(x: Tensor) -> torch.dtype:
     """float64 wherever the device has it: an oracle must be exact even for float32 states."""
     return x.dtype if x.device.type == "mps" else torch.float64
+
+
+def _matrix_of(A: Tensor | Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """A matrix (m, D), or what a linear function does to each unit state, in float64."""
+    size = math.prod(shape)
+    if not isinstance(A, Tensor):
+        unit = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
+        return A(unit).reshape(size, -1).T
+    if A.ndim != 2 or A.shape[1] != size:
+        raise ValueError(f"A must be (m, {size}) for states {shape}; got {tuple(A.shape)}.")
+    return A.to(torch.float64)
+
+
+def _noise_covariance(noise: Tensor | float, m: int) -> Tensor:
+    """The covariance (m, m) of a standard deviation () or (m,), or of itself."""
+    noise = torch.as_tensor(noise, dtype=torch.float64)
+    if noise.shape != (m, m):
+        noise = torch.diag(noise.flatten().expand(m) ** 2)
+    if not bool((noise.diagonal() > 0).all()):
+        raise ValueError("the noise of a measurement must be positive in each of its entries.")
+    return noise
 
 
 class GaussianMixture:
@@ -157,6 +178,48 @@ class GaussianMixture:
             low, high = torch.where(right, y, low), torch.where(right, high, y)
         return ((low + high) / 2).to(x.dtype)
 
+    def measured(
+        self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
+    ) -> GaussianMixture:
+        """The law of x_0 given y = A x_0 + n, n ~ N(0, S): a mixture of as many components.
+
+        Each is conditioned as a Gaussian is, and weighed by how well it foretold y,
+
+            w_k' ~ w_k N(y; A mu_k, S_k),  mu_k' = mu_k + G_k (y - A mu_k),  C_k' = C_k - G_k A C_k,
+            S_k = A C_k A' + S,  G_k = C_k A' S_k^{-1}.
+
+        A: a matrix (m, D), or a linear function of states (B, *shape). noise: the standard
+        deviation, a number or one for each of the m entries, or the covariance S (m, m). y: m
+        entries. Raises ValueError where these do not fit, and for noise that is not positive.
+        """
+        log_weights, means, covariances = self._measured(A, noise, y)
+        weights = log_weights.softmax(0).clamp_min(1e-300)
+        return GaussianMixture(weights, means.reshape(-1, *self.shape), covariances)
+
+    def log_evidence(
+        self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
+    ) -> float:
+        """log p(y) in nats of a measurement, see `measured`."""
+        return float(self._measured(A, noise, y)[0].logsumexp(0))
+
+    def _measured(
+        self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k' (K,), not normalised, mu_k' (K, D) and C_k' (K, D, D) of `measured`."""
+        matrix = _matrix_of(A, self.shape)
+        y = torch.as_tensor(y, dtype=torch.float64).flatten()
+        S = _noise_covariance(noise, len(matrix))
+        if len(y) != len(matrix):
+            raise ValueError(f"A gives {len(matrix)} numbers of a state; y has {len(y)}.")
+        CA = self.covariances @ matrix.T
+        root = torch.linalg.cholesky(matrix @ CA + S)
+        off = y - self.means.flatten(1) @ matrix.T
+        pull = torch.cholesky_solve(off[..., None], root)[..., 0]
+        fit = -0.5 * (off * pull).sum(-1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_weights = self.weights.log() + fit - 0.5 * len(y) * math.log(2 * math.pi)
+        means = self.means.flatten(1) + torch.einsum("kdm,km->kd", CA, pull)
+        return log_weights, means, self.covariances - CA @ torch.cholesky_solve(CA.mT, root)
+
     def score(self, sde: SDE) -> ExactScore:
         """The exact score under ``sde``: a callable (x, t) like a trained model."""
         return ExactScore(self, sde)
@@ -204,6 +267,13 @@ class Gaussian(GaussianMixture):
         if covariance.ndim > 0:
             covariance = covariance[None]
         super().__init__([1.0], mean[None], covariance)
+
+    def measured(
+        self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
+    ) -> Gaussian:
+        """The law of x_0 given y = A x_0 + noise, again a Gaussian; see `GaussianMixture`."""
+        _, means, covariances = self._measured(A, noise, y)
+        return Gaussian(means[0].reshape(self.shape), covariances[0])
 
     def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The solution at time s of the probability-flow ODE that is at x at time t; like x."""
