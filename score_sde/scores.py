@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -20,6 +21,17 @@ ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Rows: TypeAlias = "slice | Tensor"
 """Places in a batch: a slice, or integers (n,)."""
+
+
+def nothing_like(value: Tensor) -> Tensor:
+    """What a network is told in place of a condition that it is not told, like value (B, ...).
+
+    -1 for integers (classes), zeros and False for all else: a text mask without a token, for
+    instance, says that there is no caption. Training with dropout replaces rows by these, and the
+    unconditional half of a guided batch consists of them, so that they are the same bit for bit.
+    """
+    discrete = value.dtype != torch.bool and not value.is_floating_point()
+    return torch.full_like(value, -1) if discrete else torch.zeros_like(value)
 
 
 class ScoreError(ValueError):

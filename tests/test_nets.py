@@ -6,6 +6,7 @@ import torch
 from score_sde import VPSDE, ScoreModel
 from score_sde.nets import MLP, UNet, packed
 from score_sde.nets.layers import FourierEmbedding, Resample, SinusoidalEmbedding
+from score_sde.scores import nothing_like
 
 SMALL = dict(width=16, multipliers=(1, 2), blocks=1, attention=())
 
@@ -235,3 +236,17 @@ def test_a_packed_network_is_the_same_network():
     gradient = torch.autograd.grad(net(x, label).square().sum(), x)[0]
     assert torch.equal(torch.autograd.grad(twin(x, label).square().sum(), x)[0], gradient)
     assert torch.equal(twin.double()(x.double(), label), net.double()(x.double(), label))
+
+
+def test_minus_one_is_no_class_bit_for_bit():
+    small = dict(width=8, multipliers=(1,), blocks=1, attention=(), middle=("block",))
+    net = UNet(1, (8, 8), **small, classes=3).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.manual_seed(0))
+    x, noise_label = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
+    told = torch.tensor([0, -1, 2, -1])
+    with torch.no_grad():
+        whole, without = net(x, noise_label, class_labels=told), net(x, noise_label)
+        other = net(x, noise_label, class_labels=nothing_like(told))
+    assert torch.equal(other, without) and torch.equal(whole[1::2], without[1::2])
+    assert not torch.allclose(whole[::2], without[::2])

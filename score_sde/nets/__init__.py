@@ -1,4 +1,4 @@
-"""Networks: any `nn.Module` with `forward(x, label, **condition)` serves; these are ours."""
+"""Networks: any `nn.Module` with `forward(x, noise_label, **condition)` serves; these are ours."""
 
 from score_sde.nets.mlp import MLP as MLP
 from score_sde.nets.packed import packed as packed

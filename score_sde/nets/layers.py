@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SinusoidalEmbedding(nn.Module):
-    """sin and cos of the label at geometric frequencies from 1 to 1/max_period (2006.11239).
+    """sin and cos of the noise label at geometric frequencies from 1 to 1/max_period (2006.11239).
 
     labels (B,) -> (B, dim), [sin, cos], in float64 for labels in float64 and else in float32;
     made for labels of DDPM's size, 0 to 999.
@@ -32,15 +32,15 @@ class SinusoidalEmbedding(nn.Module):
             raise ValueError(f"an embedding needs an even dim of at least 4 (got {dim}).")
         self.dim, self.max_period, self.endpoint, self.powers = dim, max_period, endpoint, powers
 
-    def forward(self, label: Tensor) -> Tensor:
-        label, half = _precise(label), self.dim // 2
-        steps = torch.arange(half, dtype=label.dtype, device=label.device)
+    def forward(self, noise_label: Tensor) -> Tensor:
+        noise_label, half = _precise(noise_label), self.dim // 2
+        steps = torch.arange(half, dtype=noise_label.dtype, device=noise_label.device)
         last = half - self.endpoint
         if self.powers:
             frequencies = (1 / self.max_period) ** (steps / last)
         else:
             frequencies = torch.exp(steps * (-math.log(self.max_period) / last))
-        angles = label[:, None] * frequencies
+        angles = noise_label[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
@@ -56,13 +56,13 @@ class FourierEmbedding(nn.Module):
             raise ValueError(f"an embedding needs an even dim of at least 2 (got {dim}).")
         self.frequencies = nn.Parameter(torch.randn(dim // 2) * scale, requires_grad=False)
 
-    def forward(self, label: Tensor) -> Tensor:
-        angles = _precise(label)[:, None] * self.frequencies * (2 * math.pi)
+    def forward(self, noise_label: Tensor) -> Tensor:
+        angles = _precise(noise_label)[:, None] * self.frequencies * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def _precise(label: Tensor) -> Tensor:
-    return label if label.dtype == torch.float64 else label.to(torch.float32)
+def _precise(noise_label: Tensor) -> Tensor:
+    return noise_label if noise_label.dtype == torch.float64 else noise_label.to(torch.float32)
 
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)

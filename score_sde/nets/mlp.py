@@ -9,9 +9,9 @@ from score_sde.nets.layers import SinusoidalEmbedding
 
 
 class MLP(nn.Module):
-    """`net(x, label)`: vectors x (B, dim) and labels (B,) of DDPM's size (0 to 999) to (B, dim).
+    """`net(x, noise_label)`: vectors x (B, dim), labels (B,) of DDPM's size (to 999) to (B, dim).
 
-    width and depth are those of the hidden layers; each is modulated by the label (FiLM).
+    width and depth are those of the hidden layers; each is modulated by the noise label (FiLM).
     """
 
     def __init__(self, dim: int, width: int = 128, depth: int = 3):
@@ -27,12 +27,12 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}."
             )
-        embedding = self.embedding(label)
+        embedding = self.embedding(noise_label)
         h = self.first(x)
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             scale, shift = modulation(embedding).chunk(2, dim=1)

@@ -66,7 +66,7 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """`net(x, label)`: images x (B, channels, H, W) and labels (B,) to (B, out_channels, H, W).
+    """`net(x, noise_label)`: images x (B, channels, H, W), labels (B,) to (B, out_channels, H, W).
 
     channels, size: what the images are; size is (H, W).
     out_channels: channels of the result, as many as go in unless given.
@@ -257,18 +257,18 @@ class UNet(nn.Module):
                     yield f"{part}.{i}.blocks.{j}", block
 
     def embed(
-        self, label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+        self, noise_label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
     ) -> Tensor:
         """The embedding (B, 4 width) of all labels; see `forward`."""
         classes = None
         if self.embed_class is not None:
-            rows = self._class_rows(label, class_labels)
+            rows = self._class_rows(noise_label, class_labels)
             if self.training and self.class_dropout:
                 rows = rows * (torch.rand_like(rows[:, :1]) >= self.class_dropout)
             if self.class_embedding == "input":
                 rows = rows * self.classes**0.5  # of unit variance, as the features are nearly
             classes = self.embed_class(rows)
-        h = self.embedding(label).to(self.embed0.weight.dtype)
+        h = self.embedding(noise_label).to(self.embed0.weight.dtype)
         if classes is not None and self.class_embedding == "input":
             h = h + classes
         if self.embed_augment is not None and augment_labels is not None:
@@ -276,13 +276,16 @@ class UNet(nn.Module):
         h = self.embed1(F.silu(self.embed0(h)))
         return h + classes if classes is not None and self.class_embedding == "output" else h
 
-    def _class_rows(self, label: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _class_rows(self, noise_label: Tensor, class_labels: Tensor | None) -> Tensor:
         dtype = self.embed0.weight.dtype
         if class_labels is None:
-            return torch.zeros(label.shape[0], self.classes, dtype=dtype, device=label.device)
+            return torch.zeros(
+                noise_label.shape[0], self.classes, dtype=dtype, device=noise_label.device
+            )
         if class_labels.ndim == 1 and not class_labels.is_floating_point():
-            return F.one_hot(class_labels.long(), self.classes).to(dtype)
-        if class_labels.shape != (label.shape[0], self.classes):
+            rows = F.one_hot(class_labels.long().clamp(min=0), self.classes).to(dtype)
+            return rows * (class_labels >= 0)[:, None]  # -1: without a class, `scores.nothing_like`
+        if class_labels.shape != (noise_label.shape[0], self.classes):
             raise ValueError(
                 f"class_labels must be integers (B,) or rows (B, {self.classes}); "
                 f"got shape {tuple(class_labels.shape)}."
@@ -292,12 +295,12 @@ class UNet(nn.Module):
     def forward(
         self,
         x: Tensor,
-        label: Tensor,
+        noise_label: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         """See the class. class_labels: integers (B,), or rows (B, classes) of weights; None is
-        the row of zeros. augment_labels: (B, augment), or None."""
+        the row of zeros, as is -1 among integers. augment_labels: (B, augment), or None."""
         if x.shape[1:] != (self.channels, *self.size):
             raise ValueError(
                 f"this U-Net was built for states (B, {self.channels}, {self.size[0]}, "
@@ -305,7 +308,7 @@ class UNet(nn.Module):
             )
         if class_labels is not None and not self.classes:
             raise ValueError("this U-Net was built without classes; drop class_labels.")
-        embedding = F.silu(self.embed(label, class_labels, augment_labels))
+        embedding = F.silu(self.embed(noise_label, class_labels, augment_labels))
         shares = iter(self.modulation(embedding).split(self.shares, dim=1))
 
         image = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
