@@ -26,7 +26,7 @@ from torch import nn
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
-from score_sde.nets import MLP, UNet
+from score_sde.nets import MLP, Transformer, UNet
 from score_sde.processes.sdes import (
     EDMSDE,
     SDE,
@@ -50,7 +50,7 @@ SDES = {
     "edm": EDMSDE,
     "table": TableSDE,
 }
-NETS = {"unet": UNet, "mlp": MLP}
+NETS = {"unet": UNet, "transformer": Transformer, "mlp": MLP}
 Config = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 

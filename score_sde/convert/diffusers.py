@@ -86,6 +86,14 @@ def _process(
         low, high = said.get("sigma_min", 0.01), said.get("sigma_max", 1348.0)
         sde = {"name": "ve", "sigma_min": float(low), "sigma_max": float(high)}
         return sde, {"target": "scaled_score", "time_input": "log_sigma", "time_scale": 1.0}
+    return process_of(scheduler, notes)
+
+
+def process_of(
+    scheduler: Mapping[str, Any] | None, notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the process and of `ScoreModel` that a chain's scheduler describes."""
+    said = scheduler or {}
     if not scheduler:
         notes.append("no scheduler_config.json: the linear betas of 2006.11239, 1000 steps")
     steps = int(said.get("num_train_timesteps", 1000))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from score_sde.convert import diffusers, edm, ho, openai, song
+from score_sde.convert import diffusers, diffusers_transformer, edm, ho, openai, song
 from score_sde.convert.parts import ConversionError, Foreign, strip_prefix
 
 KNOWN = (
@@ -140,11 +140,16 @@ def _folder(folder: Path, given: Mapping[str, Any]) -> Foreign:
     """A folder of diffusers: a model or a pipeline."""
     if (folder / "checkpoints").is_dir():
         raise ConversionError(f"{folder} is a run of this toolkit already; use it as --workdir.")
-    inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    named = (folder / name for name in ("unet", "transformer"))
+    inner = next((p for p in named if (p / "config.json").is_file()), folder)
     said = _json(inner / "config.json")
     kind = said.get("_class_name", "no class")
-    if kind not in ("UNet2DModel", "UNetUnconditionalModel", "NCSNpp"):
-        raise ConversionError(f"{inner}/config.json is of {kind}; UNet2DModel can be imported.")
+    readers = dict.fromkeys(("UNet2DModel", "UNetUnconditionalModel", "NCSNpp"), diffusers.read)
+    readers |= dict.fromkeys(diffusers_transformer.CLASSES, diffusers_transformer.read)
+    if kind not in readers:
+        raise ConversionError(
+            f"{inner}/config.json is of {kind}; {', '.join(readers)} can be imported."
+        )
     files = [p for p in sorted(inner.glob("*.safetensors")) if "non_ema" not in p.name]
     files = files or sorted(inner.glob("*.bin"))
     if len(files) != 1:
@@ -157,7 +162,7 @@ def _folder(folder: Path, given: Mapping[str, Any]) -> Foreign:
     scheduler = next(
         (s for p in places if (s := p / "scheduler_config.json").is_file()), None
     )  # fmt: skip
-    return diffusers.read(said, _json(scheduler) if scheduler else None, tensors, given)
+    return readers[kind](said, _json(scheduler) if scheduler else None, tensors, given)
 
 
 def _json(path: Path) -> dict[str, Any]:

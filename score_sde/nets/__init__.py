@@ -3,4 +3,5 @@
 from score_sde.nets.mlp import MLP as MLP
 from score_sde.nets.packed import packed as packed
 from score_sde.nets.presets import PRESETS as PRESETS
+from score_sde.nets.transformer import Transformer as Transformer
 from score_sde.nets.unet import UNet as UNet

@@ -18,6 +18,7 @@ class SinusoidalEmbedding(nn.Module):
     endpoint: False leaves the last frequency a step above 1/max_period (2105.05233's code).
     powers: frequencies as powers, as 2206.00364's code has them. The exponentials that everybody
         else takes round otherwise, which shows in the fifth digit of a network's output.
+    divide_last: the exponents are divided by their number last, as diffusers' transformers have it.
     """
 
     def __init__(
@@ -26,11 +27,13 @@ class SinusoidalEmbedding(nn.Module):
         max_period: float = 10_000.0,
         endpoint: bool = True,
         powers: bool = False,
+        divide_last: bool = False,
     ):
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"an embedding needs an even dim of at least 4 (got {dim}).")
         self.dim, self.max_period, self.endpoint, self.powers = dim, max_period, endpoint, powers
+        self.divide_last = divide_last
 
     def forward(self, noise_label: Tensor) -> Tensor:
         noise_label, half = _precise(noise_label), self.dim // 2
@@ -38,6 +41,8 @@ class SinusoidalEmbedding(nn.Module):
         last = half - self.endpoint
         if self.powers:
             frequencies = (1 / self.max_period) ** (steps / last)
+        elif self.divide_last:
+            frequencies = torch.exp(steps * -math.log(self.max_period) / last)
         else:
             frequencies = torch.exp(steps * (-math.log(self.max_period) / last))
         angles = noise_label[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""Settings of `UNet` that were published, or that proved themselves, by name."""
+"""Settings of `UNet` and `Transformer` that were published, or that proved themselves, by name."""
 
 from __future__ import annotations
 
@@ -37,4 +37,35 @@ PRESETS: dict[str, dict[str, Any]] = {
         width=48, multipliers=(1, 2), blocks=2, decoder_blocks=2, middle=("block",),
         resample="conv", attention=(8, 7), patch=2, modulation="scale_shift", group_channels=16,
     ),
+}  # fmt: skip
+
+_DIT: dict[str, Any] = dict(patch=2, modulation="each", time_endpoint=True)
+_JIT: dict[str, Any] = dict(
+    patch=16, norm="rms", mlp="swiglu", mlp_ratio=8 / 3, positions="rotary", qk_norm=True,
+    bottleneck=128, class_tokens=32,
+)  # fmt: skip
+
+# Sizes as published; channels, size and classes are the data's.
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "dit_s": _DIT | dict(width=384, depth=12, heads=6),  # 2212.09748, table 1
+    "dit_b": _DIT | dict(width=768, depth=12, heads=12),
+    "dit_l": _DIT | dict(width=1024, depth=24, heads=16),
+    "dit_xl": _DIT | dict(width=1152, depth=28, heads=16),
+    # 2310.00426: told a text of T5 tokens; half the output is a learned range of variances.
+    "pixart": dict(
+        width=1152, depth=28, heads=16, patch=2, modulation="shared", text_dim=4096,
+    ),
+    # 2209.12152, tables of appendix: time and class are tokens, long skips, learned places.
+    "uvit_s": dict(
+        width=512, depth=13, heads=8, patch=2, modulation="tokens", positions="learned",
+        mlp="gelu", qkv_bias=False, skips=True, last_conv=True,
+    ),
+    "uvit_l": dict(
+        width=1024, depth=21, heads=16, patch=2, modulation="tokens", positions="learned",
+        mlp="gelu", qkv_bias=False, skips=True, last_conv=True,
+    ),
+    # 2511.13720, on pixels, with target x0 and the weighting of a velocity.
+    "jit_b": _JIT | dict(width=768, depth=12, heads=12, class_tokens_from=4),
+    "jit_l": _JIT | dict(width=1024, depth=24, heads=16, class_tokens_from=8),
+    "jit_h": _JIT | dict(width=1280, depth=32, heads=16, class_tokens_from=10, bottleneck=256),
 }  # fmt: skip
