@@ -12,7 +12,7 @@ would have seen, and nothing about the order has to be saved. Of many processes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from score_sde.data.fingerprint import fingerprint
 from score_sde.data.spec import DataError, DataSpec
 
 VALUE_KEYS = ("x0", "image")  # of the value itself in an item that is a dictionary
@@ -91,7 +92,8 @@ class ArrayData:
     """A set small enough for memory.
 
     raw: (N, *shape) as it is stored. condition: what is known of each item, by name, each a tensor
-    with N rows; {} for nothing.
+    with N rows; {} for nothing. captions: a sentence for each item, None without. split: which part
+    of the set this is: "train", "test", or "all" where it has no parts.
     """
 
     raw: Tensor
@@ -100,11 +102,13 @@ class ArrayData:
     flip: bool = False
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
+    split: str = "all"
 
     def __post_init__(self) -> None:
-        for name, value in self.condition.items():
-            if len(value) != len(self.raw):
-                raise DataError(f"{name} has {len(value)} rows for {len(self.raw)} items.")
+        _check_rows(self.condition, len(self.raw))
+        if self.captions is not None and len(self.captions) != len(self.raw):
+            raise DataError(f"{len(self.captions)} captions for {len(self.raw)} items.")
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -124,6 +128,16 @@ class ArrayData:
     def condition_items(self, rows: range) -> dict[str, Tensor]:
         """What is known of these items, by name, each a tensor with len(rows) rows."""
         return {name: value[rows.start : rows.stop] for name, value in self.condition.items()}
+
+    def with_condition(self, **condition: Tensor) -> ArrayData:
+        """These items with more known of each: for each name a tensor with a row an item."""
+        return replace(self, condition={**self.condition, **condition})
+
+    def fingerprint(self) -> str:
+        """A checksum of the items and of what is known of them; see `data.fingerprint`."""
+        facts = (*self.spec.classes, *(self.captions or ()))
+        item_bytes = self.raw[0].nbytes
+        return fingerprint(len(self), self.raw_items, self.condition, facts, item_bytes)
 
     def batches(
         self,
@@ -179,11 +193,12 @@ def item_parts(item: Any) -> tuple[Any, dict[str, Any]]:
 class _Items(Dataset):
     """A dataset's items as (tensor, condition). Survives spawned workers.
 
-    labelled: classes are known; a label of data without classes is not a condition.
+    labelled: classes are known; a label of data without classes is not a condition. added: more
+    that is known of all items, by name.
     """
 
-    def __init__(self, dataset: SizedDataset, labelled: bool):
-        self.dataset, self.labelled = dataset, labelled
+    def __init__(self, dataset: SizedDataset, labelled: bool, added: Mapping[str, Tensor]):
+        self.dataset, self.labelled, self.added = dataset, labelled, added
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -194,18 +209,29 @@ class _Items(Dataset):
         known = {name: torch.as_tensor(np.asarray(v)) for name, v in condition.items()}
         if self.labelled and label is not None:
             known["class_labels"] = torch.tensor(int(label))
+        known |= {name: rows[i] for name, rows in self.added.items()}
         return torch.as_tensor(np.asarray(value)), known
 
 
 @dataclass
 class StreamData:
-    """A set that is read item by item through a `DataLoader`: folders, a user's Dataset."""
+    """A set that is read item by item through a `DataLoader`: folders, a user's Dataset.
+
+    added: what is known of all items beside what they bring, by name, each a tensor with N rows.
+    captions, split: as of `ArrayData`.
+    """
 
     dataset: SizedDataset
     spec: DataSpec
     flip: bool = False
     workers: int = 0
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
+    split: str = "all"
+    added: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_rows(self.added, len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -216,7 +242,18 @@ class StreamData:
         return str(names[i]) if names else f"item {i}"
 
     def _items(self) -> _Items:
-        return _Items(self.dataset, bool(self.spec.classes))
+        return _Items(self.dataset, bool(self.spec.classes), self.added)
+
+    def with_condition(self, **condition: Tensor) -> StreamData:
+        """As `ArrayData.with_condition`."""
+        return replace(self, added={**self.added, **condition})
+
+    def fingerprint(self) -> str:
+        """As `ArrayData.fingerprint`, from some of the items where all of them are many bytes."""
+        names = [str(name) for name in getattr(self.dataset, "names", ())]
+        facts = (*names, *self.spec.classes, *(self.captions or ()))
+        item_bytes = self.raw_items(range(1)).nbytes
+        return fingerprint(len(self), self.raw_items, self.added, facts, item_bytes)
 
     def reference(self, n: int) -> Tensor:
         """The first n items in the model's range, for statistics and pictures."""
@@ -256,6 +293,12 @@ class StreamData:
 
 
 Data = ArrayData | StreamData
+
+
+def _check_rows(condition: Mapping[str, Tensor], n: int) -> None:
+    for name, value in condition.items():
+        if len(value) != n:
+            raise DataError(f"{name} has {len(value)} rows for {n} items.")
 
 
 def check_batch(x: Tensor, spec: DataSpec) -> None:

