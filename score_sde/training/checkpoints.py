@@ -3,21 +3,26 @@
 checkpoints/step_00001000/
     model.safetensors   weights as trained          ema.safetensors   their average
     ema_*.safetensors   further averages            training.pt       optimisers' state
-    meta.json           step, seconds, counters, and a checksum of every other file
+    meta.json           step, seconds, counters, and a checksum of every other file and of itself
+
+Files of tensors elsewhere (snapshots, averages, exports) carry a checksum of what they hold in
+their header. Whatever else lies among checkpoints is left alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,10 +51,43 @@ def _folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
 
 
+def _step_of(folder: Path) -> int | None:
+    """The step that a folder of a checkpoint is named by; None for any other folder."""
+    named = re.fullmatch(r"step_(\d{8,})", folder.name)
+    return int(named[1]) if named and folder.is_dir() else None
+
+
+def _folders(run: Path) -> dict[int, Path]:
+    """The folders named as checkpoints, whatever is in them, by ascending step."""
+    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
+    steps = ((_step_of(folder), folder) for folder in there)
+    return dict(sorted((step, folder) for step, folder in steps if step is not None))
+
+
 def steps_of(run: Path) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending."""
-    found = (run / "checkpoints").glob("step_*") if (run / "checkpoints").is_dir() else []
-    return sorted(int(p.name.removeprefix("step_")) for p in found if (p / "meta.json").is_file())
+    return [step for step, folder in _folders(run).items() if (folder / "meta.json").is_file()]
+
+
+def strays(run: Path) -> list[str]:
+    """Names among the checkpoints that are not those of one: other people's files and folders."""
+    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
+    return sorted(p.name for p in there if _step_of(p) is None and not _is_partial(p))
+
+
+def _is_partial(folder: Path) -> bool:
+    return re.fullmatch(r"\.partial_\d{8,}", folder.name) is not None
+
+
+def _remove(folder: Path) -> None:
+    """A checkpoint, or what a crash has left of one; files that are not of one stay."""
+    if folder.is_symlink():
+        return
+    for file in folder.glob("*"):
+        if file.name in ("meta.json", "training.pt") or file.suffix == ".safetensors":
+            file.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _sync(path: Path) -> None:
@@ -72,12 +110,52 @@ def _checksum(path: Path) -> str:
     return f"{total:08x}"
 
 
+class TensorSum:
+    """A checksum of named tensors, fed one after the other in the order of their names."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        """The next one."""
+        said = f"{name} {value.dtype} {tuple(value.shape)}".encode()
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        self._total = zlib.crc32(content.data, zlib.crc32(said, self._total))
+
+    @property
+    def text(self) -> str:
+        """CRC-32, in hexadecimal."""
+        return f"{self._total:08x}"
+
+
+def tensor_sum(state: State) -> str:
+    """The checksum of named tensors."""
+    total = TensorSum()
+    for name in sorted(state):
+        total.add(name, state[name])
+    return total.text
+
+
+def load_tensors(path: Path) -> State:
+    """What `save_tensors` has written; CheckpointError if it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get("checksum")
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}).") from error
+    if expected is not None and tensor_sum(state) != expected:
+        raise CheckpointError(f"{path} is damaged (its checksum differs).")
+    return state
+
+
 def save_tensors(path: Path, state: State) -> None:
-    """Write tensors to a .safetensors file that is complete or not there."""
+    """Write tensors to a .safetensors file that is complete or not there, with a checksum."""
     partial = path.with_name(f".partial_{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial)
+        save_file(tensors, partial, {"checksum": tensor_sum(tensors)})
         _sync(partial)
         partial.rename(path)
         _sync(path.parent)
@@ -104,10 +182,11 @@ def save_checkpoint(
     for none. Raises CheckpointError when the disk is full.
     """
     target, partial = _folder(run, step), run / "checkpoints" / f".partial_{step:08d}"
-    for leftover in (run / "checkpoints").glob(".partial_*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        for leftover in (run / "checkpoints").glob(".partial_*"):
+            if _is_partial(leftover):
+                _remove(leftover)
+        partial.mkdir(parents=True, exist_ok=True)
         states = {"model": checkpoint.model, "ema": checkpoint.ema, **checkpoint.averages}
         for name, state in states.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -115,28 +194,52 @@ def save_checkpoint(
         torch.save(checkpoint.training, partial / "training.pt")
         sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
         meta = {"step": step, **checkpoint.meta, "checksums": sums}
+        meta["checksum"] = _meta_sum(meta)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        _sync(target.parent)
+        _put(partial, target)
     except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         needed, free = _bytes_of(vars(checkpoint)), shutil.disk_usage(run).free
         room = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
         why = f"No space left on device: {room}" if free < needed else str(error)
         raise CheckpointError(f"Save failed ({why}). Previous checkpoints are kept.") from error
     for old in steps_of(run)[:-keep] if keep > 0 else []:
         if not (keep_every and old % keep_every == 0):
-            shutil.rmtree(_folder(run, old), ignore_errors=True)
+            _remove(_folder(run, old))
     return target
 
 
+def _put(partial: Path, target: Path) -> None:
+    """Rename a whole checkpoint to its place; what is there goes after that."""
+    aside = target.with_name(f".partial_9{target.name.removeprefix('step_')}")
+    if target.exists():
+        target.rename(aside)
+    partial.rename(target)
+    _sync(target.parent)
+    if aside.exists():
+        _remove(aside)
+
+
+def _meta_sum(meta: Mapping[str, Any]) -> str:
+    """A checksum of everything in meta.json but itself."""
+    rest = {key: value for key, value in meta.items() if key != "checksum"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
 def _read_meta(folder: Path) -> dict[str, Any]:
+    """What meta.json says; CheckpointError if it is not there, or was edited."""
     if not (folder / "meta.json").is_file():
         raise CheckpointError("no meta.json")
-    return json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text())
+    if not isinstance(meta, dict) or not isinstance(meta.get("checksums", {}), dict):
+        raise CheckpointError("meta.json is not of a checkpoint")
+    if meta.get("step") != _step_of(folder):
+        raise CheckpointError(f"meta.json says step {meta.get('step')}")
+    if meta.get("checksum", (found := _meta_sum(meta))) != found:
+        raise CheckpointError("meta.json was changed after it was written")
+    return meta
 
 
 def _check(path: Path, meta: dict[str, Any]) -> Path:
@@ -168,7 +271,7 @@ def load_weights(run: Path, step: int, which: str) -> State:
 
 def load_checkpoint(run: Path) -> Checkpoint | None:
     """The newest readable checkpoint, or None; a damaged one is named and the one before used."""
-    for folder in sorted((run / "checkpoints").glob("step_*"), reverse=True):
+    for step, folder in reversed(_folders(run).items()):
         try:
             meta = _read_meta(folder)
             names = [path.stem for path in folder.glob("*.safetensors")]
@@ -178,6 +281,5 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
             training = torch.load(training_file, map_location="cpu", weights_only=True)
             return Checkpoint(states.pop("model"), states.pop("ema"), training, meta, states)
         except Exception as error:  # whatever a damaged file provokes in its reader
-            step = int(folder.name.removeprefix("step_"))
             print(f"checkpoint {step} is damaged ({error}); trying the one before")
     return None

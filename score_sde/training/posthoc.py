@@ -11,18 +11,25 @@ the coefficients c solve the least-squares problem A c = b of their inner produc
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from score_sde.training.checkpoints import CheckpointError, State, save_tensors
+from score_sde.training.checkpoints import (
+    CheckpointError,
+    State,
+    TensorSum,
+    load_tensors,
+    save_tensors,
+)
 from score_sde.training.ema import EMA, power_of
 
 WIDTHS = (0.05, 0.1)  # sigma_rel of the averages that are stored, as in the paper
+MOST_MISFIT = 0.35  # of a profile that is made of stored ones; beyond, it is another average
 
 
 def snapshot_state(averages: dict[float, EMA]) -> State:
@@ -41,32 +48,63 @@ def snapshot_path(run: Path, step: int) -> Path:
 
 def snapshot_steps(run: Path) -> list[int]:
     """Steps of the snapshots of a run, ascending."""
-    return sorted(
-        int(path.stem.removeprefix("step_")) for path in (run / "snapshots").glob("step_*")
-    )
+    names = (re.fullmatch(r"step_(\d{8,})\.safetensors", path.name)
+             for path in (run / "snapshots").glob("step_*"))  # fmt: skip
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _inner(t_a: np.ndarray, g_a: np.ndarray, t_b: np.ndarray, g_b: np.ndarray) -> np.ndarray:
+    """<p_a, p_b> of two profiles, broadcast."""
+    ratio = np.where(t_a < t_b, (t_a / t_b) ** g_b, (t_b / t_a) ** g_a)
+    return (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))
 
 
 def coefficients(
     steps: list[int], widths: tuple[float, ...], target_step: int, sigma_rel: float
 ) -> np.ndarray:
     """Weights (len(steps), len(widths)) of the stored averages in the one asked for; sum 1."""
+    return _solve(steps, widths, target_step, sigma_rel)[0]
+
+
+def misfit(
+    steps: list[int], widths: tuple[float, ...], target_step: int, sigma_rel: float
+) -> float:
+    """How far the best sum of stored profiles is from the one asked for, relative to its norm."""
+    return _solve(steps, widths, target_step, sigma_rel)[1]
+
+
+def _solve(
+    steps: list[int], widths: tuple[float, ...], target_step: int, sigma_rel: float
+) -> tuple[np.ndarray, float]:
     times = np.repeat(np.asarray(steps, np.float64), len(widths))
     gammas = np.tile([power_of(width) for width in widths], len(steps))
-
-    def inner(t_a: np.ndarray, g_a: np.ndarray, t_b: np.ndarray, g_b: np.ndarray) -> np.ndarray:
-        ratio = np.where(t_a < t_b, (t_a / t_b) ** g_b, (t_b / t_a) ** g_a)
-        return (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))
-
-    matrix = inner(times[:, None], gammas[:, None], times, gammas)
-    wanted = inner(times, gammas, np.array(target_step, np.float64), np.array(power_of(sigma_rel)))
+    at, gamma = np.array(target_step, np.float64), np.array(power_of(sigma_rel))
+    matrix = _inner(times[:, None], gammas[:, None], times, gammas)
+    wanted, whole = _inner(times, gammas, at, gamma), float(_inner(at, gamma, at, gamma))
     solution = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
-    return (solution / solution.sum()).reshape(len(steps), len(widths))
+    solution /= solution.sum()
+    rest = whole - 2 * solution @ wanted + solution @ matrix @ solution
+    return solution.reshape(len(steps), len(widths)), float(np.sqrt(max(rest / whole, 0.0)))
+
+
+def _check_width(steps: list[int], step: int, sigma_rel: float) -> None:
+    """Raise CheckpointError for a width that is out of reach of these snapshots."""
+    missed = misfit(steps, WIDTHS, step, sigma_rel)
+    if missed > MOST_MISFIT:
+        widths = np.geomspace(1e-3, 0.279, 200)
+        near = [w for w in widths if misfit(steps, WIDTHS, step, float(w)) <= MOST_MISFIT]
+        raise CheckpointError(
+            f"sigma_rel={sigma_rel:g} is out of reach of {len(steps)} snapshots up to step {step}: "
+            f"their best sum misses its profile by {missed:.0%}. Choose from {near[0]:.3g} to "
+            f"{near[-1]:.3g}."
+        )
 
 
 def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[int, State]:
     """The power-function average of relative width sigma_rel at a step, from a run's snapshots.
 
-    step: of a snapshot, the last when None. Raises CheckpointError if there are too few.
+    step: of a snapshot, the last when None. Raises CheckpointError if there are too few, if one is
+    damaged, and for a width that they cannot make.
     """
     there = snapshot_steps(run)
     if len(there) < 2:
@@ -78,20 +116,26 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[i
     if step not in there:
         raise CheckpointError(f"{run} has no snapshot of step {step}; choose from {there}.")
     steps = [s for s in there if s <= step]
+    _check_width(steps, step, sigma_rel)
     result: dict[str, Tensor] = {}
     for at, row in zip(steps, coefficients(steps, WIDTHS, step, sigma_rel), strict=True):
         path = snapshot_path(run, at)
         try:
             with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
+                total, expected = TensorSum(), (file.metadata() or {}).get("checksum")
+                for key in sorted(file.keys()):  # noqa: SIM118 (not a dict)
                     kind, _, name = key.partition("/")
+                    stored = file.get_tensor(key)
+                    total.add(key, stored)
                     if kind == "buffer":
-                        result[name] = file.get_tensor(key)
+                        result[name] = stored
                         continue
                     weight = float(row[[f"{w:g}" for w in WIDTHS].index(kind)])
-                    value = file.get_tensor(key).to(torch.float64) * weight
+                    value = stored.to(torch.float64) * weight
                     result[name] = result[name] + value if name in result else value
-        except (OSError, SafetensorError) as error:
+            if expected not in (None, total.text):
+                raise CheckpointError("its checksum differs")
+        except (OSError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(f"{path} is damaged ({error}). Delete it to go without.") from (
                 error
             )
@@ -112,4 +156,8 @@ def load_average(run: Path, name: str) -> tuple[int, State] | None:
     path = run / "averages" / f"{name}.safetensors"
     if not path.is_file():
         return None
-    return json.loads(path.with_suffix(".json").read_text())["step"], load_file(path)
+    try:
+        step = int(json.loads(path.with_suffix(".json").read_text())["step"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path.with_suffix('.json')} is damaged ({error}).") from error
+    return step, load_tensors(path)

@@ -1,0 +1,233 @@
+"""A run directory: its paths, its mark, who trains in it, and what of it may be replaced.
+
+runs/vp_fashion/
+    run.json         the mark: this folder is a run, and which one
+    config.json      the resolved config, the data's spec and fingerprint, the version
+    train.lock       who is training here now
+    checkpoints/     see training.checkpoints
+    log.jsonl, tensorboard/
+    progress/        grids of the same noise as training goes on, by averaged and by raw weights
+    samples/         what `--mode sample` writes
+    snapshots/       what `--mode ema` makes averages/ from
+    .replaced/       the run that was here before, until the new one has its first checkpoint
+
+Nothing is touched that does not have the name of a file that is written here (`OURS`), and no
+folder that is not marked as a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from score_sde.runs.lock import Lock, LockedError
+from score_sde.training.checkpoints import CheckpointError, steps_of
+
+FORMAT = "score_sde run"
+_STEP = r"step_\d{8,}"
+OURS = re.compile(
+    "|".join(
+        (
+            r"run\.json|config\.json|log\.jsonl|wandb_id\.txt",
+            rf"checkpoints/(?:{_STEP}|\.partial_\d+)/(?:meta\.json|training\.pt|[\w.]+\.safetensors)",
+            r"tensorboard/events\.out\.tfevents\.[\w.-]+",
+            rf"progress/{_STEP}(?:_raw)?\.png",
+            rf"snapshots/{_STEP}\.safetensors",
+            r"averages/sigma_rel_[\w.-]+\.(?:safetensors|json)",
+        )
+    )
+)
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run. Making one touches nothing."""
+
+    path: Path
+
+    @property
+    def mark(self) -> Path:
+        """Says that this is a run, and which one."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """What the run was made with."""
+        return self.path / "config.json"
+
+    @property
+    def log(self) -> Path:
+        """A line of numbers every so many updates."""
+        return self.path / "log.jsonl"
+
+    @property
+    def lock(self) -> Lock:
+        """Held by the process that trains here."""
+        return Lock(self.path / "train.lock")
+
+    def picture(self, step: int, name: str) -> Path:
+        """A grid drawn while training."""
+        return self.path / "progress" / f"step_{step:08d}{name}.png"
+
+    def read_config(self) -> dict[str, Any]:
+        """What config.json holds; RunError if it cannot be read or is not of a run."""
+        try:
+            found = json.loads(self.config.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.config} cannot be read ({error}).") from error
+        if not isinstance(found, dict):
+            raise RunError(f"{self.config} holds {type(found).__name__}, not the facts of a run.")
+        return found
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it carries the mark, or, as runs of before the mark, a config of a run."""
+        return self.identity is not None or _holds(self.config, {"config", "data_spec"})
+
+    @property
+    def identity(self) -> str | None:
+        """Which run it is; None without a mark."""
+        found = _read(self.mark)
+        return str(found["id"]) if found.get("format") == FORMAT and "id" in found else None
+
+    def ours(self) -> list[Path]:
+        """Files here that have names of ours, relative to the directory. Links are not followed."""
+        found = []
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                relative = (Path(folder) / name).relative_to(self.path)
+                if OURS.fullmatch(relative.as_posix()):
+                    found.append(relative)
+        return sorted([*found, *self._samples()])
+
+    def _samples(self) -> Iterator[Path]:
+        """What `--mode sample` has written here, in folders that its settings.json marks."""
+        for settings in self.path.glob("samples/*/settings.json"):
+            if not settings.parent.is_symlink() and _holds(settings, {"num_samples", "first_seed"}):
+                for file in settings.parent.iterdir():
+                    if re.fullmatch(
+                        r"\d{6,}\.png|grid\.png|samples\.npz|settings\.json", file.name
+                    ):
+                        yield file.relative_to(self.path)
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Refuse a directory that is used otherwise than it is; nothing is changed.
+
+        Raises RunError: for a run unless it is resumed or overwritten, for files that a run would
+        replace in a folder that is none, for nothing to resume.
+        """
+        steps, path = steps_of(self.path), self.path
+        if resume and overwrite:
+            raise RunError("--resume and --overwrite contradict each other; give one.")
+        if resume and not steps:
+            raise RunError(f"Nothing to resume in {path} (no checkpoint).")
+        if path.exists() and not path.is_dir():
+            raise RunError(f"workdir {path} cannot be made: it is a file.")
+        there = self.ours()
+        if there and not self.is_run:
+            names = ", ".join(map(str, there[:3])) + ", ..." * (len(there) > 3)
+            raise RunError(
+                f"{path} holds {names}, which a run would replace, and is no run of this toolkit. "
+                "Use another --workdir."
+            )
+        if (self.is_run or steps) and not (resume or overwrite):
+            where = f"a run at step {steps[-1]}" if steps else "a run without a checkpoint"
+            raise RunError(f"{path} holds {where}. Use --resume, --overwrite or another --workdir.")
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Make it a new run with these facts. A run that is here is set aside, not deleted.
+
+        It goes when the new one has its first checkpoint (`drop_replaced`).
+        """
+        self._set_aside()
+        _write_json(self.mark, {"format": FORMAT, "layout": 1, "id": secrets.token_hex(8)})
+        self.write_config(facts)
+
+    def write_config(self, facts: Mapping[str, Any]) -> None:
+        """Replace config.json; a run of before the mark is marked."""
+        if self.identity is None:
+            _write_json(self.mark, {"format": FORMAT, "layout": 1, "id": secrets.token_hex(8)})
+        _write_json(self.config, facts)
+
+    def _set_aside(self) -> None:
+        there = self.ours()
+        if not there:
+            return
+        links = [p.name for p in self.path.iterdir() if p.is_symlink() and p.is_dir()]
+        if links:
+            raise RunError(
+                f"{self.path} has links to folders ({', '.join(links)}), whose files are not "
+                "replaced. Remove them, or use another --workdir."
+            )
+        aside = self.path / ".replaced"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.path / f".replaced_{number}"
+        for file in there:
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / file).rename(aside / file)
+        _remove_empty(self.path, keep=self.path)
+
+    def drop_replaced(self) -> None:
+        """Delete what `begin` has set aside, and nothing else."""
+        for aside in self.path.glob(".replaced*"):
+            if re.fullmatch(r"\.replaced(_\d+)?", aside.name) and not aside.is_symlink():
+                for file in RunDirectory(aside).ours():
+                    (aside / file).unlink(missing_ok=True)
+                _remove_empty(aside, keep=self.path)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Make the directory and hold its lock; RunError says who else trains here."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.lock.held():
+                yield
+        except LockedError as error:
+            raise RunError(f"{self.path} {error} Use another --workdir.") from error
+
+    def check_mine(self) -> None:
+        """Raise CheckpointError if it was deleted or taken over while this process trained."""
+        if not self.lock.is_mine:
+            raise CheckpointError(
+                f"{self.path} was deleted, renamed or taken over while it was trained: nothing "
+                "can be saved there any more."
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holds(path: Path, keys: set[str]) -> bool:
+    return keys <= _read(path).keys()
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """All or nothing: written beside and renamed."""
+    partial = path.with_name(f".partial_{path.name}")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _remove_empty(folder: Path, keep: Path) -> None:
+    """Folders that became empty, from the innermost; ``keep`` stays."""
+    for name, _, _ in os.walk(folder, topdown=False):
+        if Path(name) != keep and not os.listdir(name):
+            Path(name).rmdir()
