@@ -1,17 +1,7 @@
-"""A run directory, loaded: its model, the data it is of, and samples from it.
-
-runs/vp_fashion/
-    config.json      the resolved config, the data's spec, the version
-    checkpoints/     see training.checkpoints
-    log.jsonl, tensorboard/
-    progress/        grids of the same noise as training goes on, by averaged and by raw weights
-    samples/         what `--mode sample` writes
-    snapshots/       what `--mode ema` makes averages/ from
-"""
+"""A run directory, loaded: its model, the data it is of, and samples from it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,14 +23,11 @@ from score_sde.data import DataSpec
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
+from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
 from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import State, averages_of, load_weights, steps_of
 from score_sde.training.posthoc import load_average
-
-
-class RunError(RuntimeError):
-    """A run directory that cannot be used as asked; the message says what to do."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -214,7 +201,4 @@ def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, Stat
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """What config.json of a run holds; RunError if it cannot be read."""
-    try:
-        return json.loads((workdir / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{workdir}/config.json cannot be read ({error}).") from error
+    return RunDirectory(workdir).read_config()
