@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from score_sde.checks import UserError
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
@@ -55,7 +56,7 @@ Config = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be built; the message names the key, the choices and the fix."""
 
 

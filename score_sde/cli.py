@@ -1,47 +1,158 @@
-"""The command line: flags and config files to `run`. Used by main.py and by `score-sde`."""
+"""The command line: what there is to do, as data. Used by main.py and by `score-sde`.
+
+A mode is a function of `runs`, what it does in a line, and the flags it takes, which are given to
+the parameters of the same names; defaults are the function's own. A parameter ``config`` is given
+all of --config as a dictionary, ``sampling`` only what --config.sampling.* changed, and
+``workdir`` is named by the config where it is not given.
+
+A mode of yours is one file in runs/ and one entry of `MODES`.
+"""
 
 from __future__ import annotations
 
-import ast
-import difflib
+import inspect
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
+import torch
 
-from score_sde import plotting
-from score_sde.build import ConfigError, build_sde, change_sampling
-from score_sde.data import DataError
-from score_sde.diagnosis.verify import VerifyReport, save_report, verify
-from score_sde.distributed import DistributedError
-from score_sde.processes.sdes import VPSDE
-from score_sde.runs import exchange, latents, likelihood, sample, train
-from score_sde.runs.run import RunError
-from score_sde.sampling import SAMPLERS, ODEError, list_samplers
+from score_sde.checks import UserError, did_you_mean
+from score_sde.flags import Config, Flag, UsageError, available_configs, parse
+from score_sde.runs import exchange, latents, likelihood, sample, train, verify
+from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
-from score_sde.training import CheckpointError, Interrupted, TrainingError
+from score_sde.training import Interrupted
 from score_sde.training.memory import keep_freed_memory
 
-MODES = {
-    "train": "train a model as a config says",
-    "sample": "draw from a trained run",
-    "ema": "make an average of the weights of another length (--sigma_rel) from a run's snapshots",
-    "calibrate": "fit a time grid of adams to a run (--nfe), a recipe for --grid",
-    "likelihood": "nats or bits/dim of a --split, with errors (--bound, --probes, --repeats)",
-    "encode": "latents of a --split by the probability flow, and back",
-    "interpolate": "ways between items of a --split through their latents",
-    "import": "make a run of another toolkit's --checkpoint (--option size=64 and the like)",
-    "export": "write a run's weights for other tools (--format, --out)",
-    "verify": "measure a sampler (--sampler) on data whose score is known",
-}
-USER_ERRORS = (
-    RunError, ConfigError, DataError, CheckpointError, TrainingError, DistributedError,
-    ODEError, ValueError,
+
+@dataclass(frozen=True)
+class Mode:
+    """One thing to do: a line about it, the flags it takes, and the function that does it."""
+
+    about: str
+    flags: tuple[Flag, ...]
+    function: Callable[..., Any]
+
+    def default(self, flag: Flag) -> Any:
+        """The default of a flag, which is that of the function's parameter."""
+        parameter = inspect.signature(self.function).parameters.get(flag.parameter)
+        return inspect.Parameter.empty if parameter is None else parameter.default
+
+
+CONFIG = Flag("config", str, "name or path of a config, with an optional :variant")
+WORKDIR = Flag("workdir", str, "run directory; runs/<config name> if not given")
+DEVICE = Flag("device", str, "auto, cpu, cuda, cuda:1, mps")
+OVERWRITE = Flag("overwrite", bool, "delete the run in workdir and start anew")
+RESUME = Flag(
+    "resume", ("no", "yes", "auto"),
+    "go on with what is there; auto: if there is something, and else start", alone="yes",
 )  # fmt: skip
+DATA = Flag("data", str, "set, folder or file, in place of config.data.name")
+SPLIT = Flag("split", str, "which part of the data: train or test")
+SAMPLER = Flag("sampler", str, f"one of {', '.join(SAMPLERS)}", "method")
+STEPS = Flag("steps", int, "steps of the sampler")
+NFE = Flag("nfe", int, "most network evaluations per sample or item")
+GRID = Flag("grid", str, f"time grid: {', '.join(GRIDS)}, or a recipe.json")
+OPTION = Flag("option", list, "one option of the method, name=value; may be repeated", "options")
+NUM_SAMPLES = Flag("num_samples", int, "how many samples, or items of a split")
+FIRST_SEED = Flag("first_seed", int, "sample i has seed first_seed + i")
+BATCH_SIZE = Flag("batch_size", int, "samples or items at a time")
+WEIGHTS = Flag("weights", str, "ema (averaged), model (as trained), another average's name")
+CLASS_LABELS = Flag(
+    "class_labels", str,
+    "a class for all, some to take in turn (0,1,2), all; or data, the classes of a split",
+)  # fmt: skip
+OUT = Flag("out", str, "folder for what is written; inside workdir if not given")
+ITEMS = (WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, CLASS_LABELS, DATA, SPLIT)
+
+MODES: dict[str, Mode] = {
+    "train": Mode(
+        "train a model as a config says",
+        (
+            CONFIG, WORKDIR, RESUME, OVERWRITE, DATA, DEVICE, SAMPLER, STEPS, NFE, GRID, OPTION,
+            BATCH_SIZE, Flag("wandb", bool, "log to Weights & Biases as well"),
+        ),
+        train.train_as_asked,
+    ),
+    "sample": Mode(
+        "draw from a trained run",
+        (
+            WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, OUT, CLASS_LABELS, SAMPLER,
+            STEPS, NFE, GRID, OPTION, BATCH_SIZE,
+        ),
+        sample.sample_to_files,
+    ),
+    "ema": Mode(
+        "make an average of the weights of another length from a run's snapshots",
+        (
+            WORKDIR, CONFIG, DEVICE,
+            Flag("sigma_rel", float, "relative width of the average, for example 0.08"),
+            Flag("step", int, "of the snapshot that it ends at; the last if not given"),
+        ),
+        train.make_average,
+    ),
+    "calibrate": Mode(
+        "fit a time grid of adams to a run, a recipe for --grid",
+        (
+            WORKDIR, CONFIG, DEVICE, NFE, WEIGHTS,
+            Flag("thorough", bool, "choose order and density by error too"),
+            Flag("recipe", str, "file to write; recipe_<nfe>.json in the run if not given"),
+        ),
+        sample.calibrate_run,
+    ),
+    "likelihood": Mode(
+        "nats or bits/dim of a split, with errors",
+        (
+            *ITEMS, NUM_SAMPLES, BATCH_SIZE, NFE, OPTION, RESUME,
+            Flag("probes", int, "of Hutchinson's estimate"),
+            Flag("repeats", int, "dequantisations of an item"),
+            Flag("bound", likelihood.BOUNDS, "bounds beside it"),
+        ),
+        likelihood.likelihood_to_files,
+    ),
+    "encode": Mode(
+        "latents of a split by the probability flow, and back",
+        (*ITEMS, NUM_SAMPLES, NFE, Flag("temperature", float, "factor on the latents")),
+        latents.encode_to_files,
+    ),
+    "interpolate": Mode(
+        "ways between items of a split through their latents",
+        (
+            *ITEMS, NFE, Flag("pairs", int, "how many ways"),
+            Flag("points", int, "of each way, its ends counted in"),
+        ),
+        latents.interpolate_to_files,
+    ),
+    "import": Mode(
+        "make a run of another toolkit's checkpoint",
+        (
+            Flag("checkpoint", str, "file, folder or hub id to import", "path"),
+            WORKDIR, CONFIG, OPTION, OVERWRITE, DEVICE,
+        ),
+        exchange.import_checkpoint,
+    ),
+    "export": Mode(
+        "write a run's weights for other tools",
+        (WORKDIR, CONFIG, OUT, WEIGHTS, Flag("format", exchange.LAYOUTS, "of the files", "layout")),
+        exchange.export_run,
+    ),
+    "verify": Mode(
+        "measure a sampler on data whose score is known",
+        (CONFIG, SAMPLER, STEPS, GRID, OPTION, OUT),
+        verify.verify_to_files,
+    ),
+}  # fmt: skip
+GENERAL = (
+    Flag("mode", str, "what to do; train if not given"),
+    Flag("help", bool, "show this help, or with --mode that of a mode"),
+    Flag("list_samplers", bool, "list the samplers and their options"),
+    Flag("traceback", bool, "show where in the code an error arose"),
+)
 EXAMPLES = """
   score-sde --config vp_fashion --mode train
   score-sde --workdir runs/vp_fashion --mode sample --sampler heun --nfe 39 --num_samples 64
@@ -51,356 +162,185 @@ In a clone `python main.py --config configs/vp_fashion.py` does the same.
 """
 
 
-class UsageError(ValueError):
-    """A command line that cannot be understood; the message says what to write instead."""
+@dataclass(frozen=True)
+class Command:
+    """A command line that is understood: a mode and the arguments of its function."""
+
+    mode: str
+    arguments: dict[str, Any]
+
+    def run(self) -> None:
+        """Do it."""
+        MODES[self.mode].function(**self.arguments)
 
 
-def _config_folders() -> list[Path]:
-    """Where configs are looked up by name: here, in the installed package, beside it in a clone."""
-    package = Path(__file__).parent
-    return [Path("configs"), package / "configs", package.parent / "configs"]
+def understand(words: Sequence[str]) -> Command | str:
+    """The command that the words after the program's name say, or the text they ask for.
+
+    Raises UsageError.
+    """
+    known = {flag.name: flag for mode in MODES.values() for flag in mode.flags}
+    known |= {flag.name: flag for flag in GENERAL}
+    words = ["--help" if word == "-h" else word for word in words]
+    named = re.search(r"(?m)^--?mode[=\n](\w+)$", "\n".join(words))
+    asked = MODES.get(named.group(1) if named else "train")
+    said = parse(words, known, [flag.name for flag in asked.flags] if asked else [])
+    general = {flag.name: said.flags.pop(flag.name, None) for flag in GENERAL}
+    name = general["mode"] or "train"
+    if name not in MODES:
+        hint = did_you_mean(name, MODES)
+        raise UsageError(f"Unknown mode {name!r}.{hint} Available: {', '.join(MODES)}.")
+    if general["help"]:
+        return help_of(name, said.flags.get("sampler")) if general["mode"] else help_text()
+    if general["list_samplers"]:
+        return samplers_text()
+    mode = MODES[name]
+    for flag in said.flags:
+        if known[flag] not in mode.flags:
+            _refuse(flag, name)
+    arguments = {known[flag].parameter: value for flag, value in said.flags.items()}
+    return Command(name, arguments | _of_config(name, said.config, arguments))
 
 
-def _available_configs() -> list[str]:
-    found = {p.stem for folder in _config_folders() for p in folder.glob("[!_]*.py")}
-    return sorted(found)
+def _refuse(flag: str, mode: str) -> None:
+    takers = [name for name, other in MODES.items() if flag in {f.name for f in other.flags}]
+    own = did_you_mean(flag, [f.name for f in MODES[mode].flags])
+    raise UsageError(f"--mode {mode} takes no --{flag}, only {', '.join(takers)} do.{own}")
 
 
-def find_config(argument: str) -> str:
-    """A config by name or path, each with an optional :variant, as `path[:variant]`."""
-    name, _, variant = argument.partition(":")
-    suffix = f":{variant}" if variant else ""
-    if Path(name).is_file():
-        return name + suffix
-    if "/" not in name and "\\" not in name:
-        for folder in _config_folders():
-            path = folder / f"{name.removesuffix('.py')}.py"
-            if path.is_file():
-                return f"{path}{suffix}"
-    known = _available_configs()
-    close = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"No config {name!r}.{hint} By name there are: {', '.join(known)}.")
+def _of_config(name: str, config: Config | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What --config gives to the function of a mode; UsageError for what is missing or in vain."""
+    mode = MODES[name]
+    found: dict[str, Any] = {}
+    parameters = inspect.signature(mode.function).parameters
+    if "workdir" in parameters and "workdir" not in given:
+        if config is None:
+            raise UsageError("give --config or --workdir, for example:" + EXAMPLES)
+        found["workdir"] = str(Path("runs") / config.run_name)
+    if config is not None and "config" in parameters:
+        found["config"] = config.to_dict()
+    elif config is not None:
+        for field in config.changed:
+            if not ("sampling" in parameters and field.startswith("sampling.")):
+                raise UsageError(
+                    f"--config.{field} has no effect in --mode {name}: the run's own config is "
+                    "used. Drop it, or train another run."
+                )
+        if config.changed:
+            found["sampling"] = {k.partition(".")[2]: v for k, v in config.changed.items()}
+    for flag in mode.flags:
+        if mode.default(flag) is inspect.Parameter.empty and flag.parameter in parameters:
+            if flag.parameter not in {*given, *found}:
+                raise UsageError(f"--mode {name} needs --{flag.name}: {flag.about}.")
+    return found
 
 
-def _define_flags() -> flags.FlagValues:
-    """Flags of their own, so that `main` can be called again in one process."""
-    values = flags.FlagValues()
-    text: dict[str, Any] = {"flag_values": values}
-    config_flags.DEFINE_config_file("config", None, "Name or path of a config, :variant.", **text)
-    flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.", **text)
-    flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.", **text)
-    flags.DEFINE_enum(
-        "resume", "no", ["no", "yes", "auto"],
-        "Go on with the run in workdir; auto: if it has a checkpoint, and else start.", **text,
-    )  # fmt: skip
-    flags.DEFINE_bool("overwrite", False, "Delete the run in workdir and start anew.", **text)
-    flags.DEFINE_string("data", None, "Set, folder or file, in place of config.data.name.", **text)
-    flags.DEFINE_string("device", "auto", "auto, cpu, cuda, cuda:1, mps.", **text)
-    flags.DEFINE_string("sampler", None, f"Sampler: {', '.join(SAMPLERS)}.", **text)
-    flags.DEFINE_integer("steps", None, "Steps of the sampler.", **text)
-    flags.DEFINE_integer("nfe", None, "Most network evaluations per sample, instead.", **text)
-    flags.DEFINE_string("grid", None, f"Time grid: {', '.join(GRIDS)}, or a recipe.json.", **text)
-    flags.DEFINE_multi_string("option", [], "Option of the sampler or import, name=value.", **text)
-    flags.DEFINE_integer("num_samples", None, "How many samples (64), or items of a split.", **text)
-    flags.DEFINE_integer("first_seed", 0, "Sample i has seed first_seed + i.", **text)
-    flags.DEFINE_integer("batch_size", None, "Samples at a time.", **text)
-    flags.DEFINE_string(
-        "weights", "ema", "ema (averaged), model (as trained), another average's name.", **text
-    )
-    flags.DEFINE_string(
-        "class_labels", None,
-        "A class for all, some to take in turn (0,1,2), all; or data, the classes of a split.",
-        **text,
-    )  # fmt: skip
-    flags.DEFINE_float("sigma_rel", None, "Relative width of the average of --mode ema.", **text)
-    flags.DEFINE_bool("wandb", False, "Log to Weights & Biases as well.", **text)
-    flags.DEFINE_string("out", None, "Folder for the samples; inside workdir if not given.", **text)
-    flags.DEFINE_string("split", "test", "Data of likelihood, encode, interpolate.", **text)
-    flags.DEFINE_integer("probes", None, "Of Hutchinson's estimate in --mode likelihood.", **text)
-    flags.DEFINE_integer("repeats", 1, "Dequantisations of an item in --mode likelihood.", **text)
-    flags.DEFINE_string("bound", "none", "Beside likelihood: chain, continuous, both.", **text)
-    flags.DEFINE_float("temperature", 1.0, "Factor on latents in --mode encode.", **text)
-    flags.DEFINE_string("checkpoint", None, "File, folder or hub id to import.", **text)
-    flags.DEFINE_string("format", "safetensors", "Of an export: safetensors, diffusers.", **text)
-    flags.DEFINE_bool("thorough", False, "Calibrate order and density by error too.", **text)
-    flags.DEFINE_bool("list_samplers", False, "List the samplers and their options.", **text)
-    flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.", **text)
-    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **text)
-    return values
+# Help ---------------------------------------------------------------------------------------------
 
 
-def help_text(values: flags.FlagValues) -> str:
+def help_text() -> str:
     """What `--help` prints."""
-    lines = ["Train score-based diffusion models and sample from them.", "", "Modes:"]
-    lines += [f"  {name:10s} {about}" for name, about in MODES.items()]
+    lines = ["Train score-based diffusion models and sample from them.", ""]
+    lines += ["Modes (--mode; `--mode NAME --help` shows the flags of one):"]
+    lines += [f"  {name:12s} {mode.about}" for name, mode in MODES.items()]
     lines += ["", "Samplers (--sampler; options with --option name=value):"]
     lines += [f"  {row['name']:17s} {row['about']}" for row in list_samplers()]
-    lines += ["", f"Configs (--config): {', '.join(_available_configs())}"]
-    lines += ["  a field is changed by --config.section.field=value", "", "Flags:"]
-    for name, flag in values._flags().items():
-        if len(name) > 1 and not name.startswith("config."):
-            lines.append(f"  --{name:14s} {flag.help}")
+    lines += ["", f"Configs (--config): {', '.join(available_configs())}"]
+    lines += ["  a field is changed by --config.section.field=value", "", "Flags of every mode:"]
+    lines += [f"  --{flag.name:14s} {flag.about}" for flag in GENERAL]
+    lines += ["", "Flags of --mode train:", *_flag_lines("train")]
     return "\n".join(lines) + "\n\nExamples:" + EXAMPLES
 
 
-def _parse(argv: Sequence[str]) -> flags.FlagValues:
-    """The flags of a command line; UsageError for anything that does not fit."""
-    argv = arguments = _with_resume_value(argv)
-    arguments = list(argv)
-    for i, argument in enumerate(argv):
-        match = re.fullmatch(r"--?config(=(.*))?", argument)
-        if match and match.group(1):
-            arguments[i] = f"--config={find_config(match.group(2))}"
-            break
-        if match and i + 1 < len(argv):
-            arguments[i : i + 2] = [f"--config={find_config(argv[i + 1])}"]
-            break
-    values = _define_flags()
-    before, sys.argv = sys.argv, arguments  # config_flags reads the overrides from sys.argv
-    try:
-        rest = values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(_explain(str(error), arguments)) from error
-    finally:
-        sys.argv = before
-    if len(rest) > 1:
-        raise UsageError(f"unexpected argument {rest[1]!r}; flags look like --{rest[1]}=value.")
-    return values
+def help_of(name: str, sampler: str | None = None) -> str:
+    """What `--mode NAME --help` prints: its flags with their defaults, and the options."""
+    mode = MODES[name]
+    lines = [f"--mode {name}: {mode.about}", "", *_flag_lines(name)]
+    if OPTION in mode.flags and SAMPLER in mode.flags:
+        rows = [row for row in list_samplers() if sampler in (None, row["name"])]
+        lines += ["", "Options of the samplers (--option name=value):"]
+        lines += [f"  {row['name']:17s} {_options_line(row['options'])}" for row in rows]
+    elif name == "likelihood":
+        lines += ["", f"Options (--option name=value): {', '.join(sorted(likelihood.OPTIONS))}"]
+    return "\n".join(lines)
 
 
-def _with_resume_value(argv: Sequence[str]) -> list[str]:
-    """--resume alone means yes, as a flag does; `--resume auto` is one argument."""
-    joined = re.sub(r"(?m)^--?resume\nauto$", "--resume=auto", "\n".join(argv)).split("\n")
-    alone = {"--resume": "yes", "-resume": "yes", "--noresume": "no"}
-    return [f"--resume={alone[a]}" if a in alone else a for a in joined]
+def _flag_lines(name: str) -> list[str]:
+    lines = []
+    for flag in MODES[name].flags:
+        default = MODES[name].default(flag)
+        choices = f"{', '.join(flag.kind)}: " if isinstance(flag.kind, tuple) else ""
+        end = f" [{default}]" if default not in (inspect.Parameter.empty, None, False) else ""
+        lines.append(f"  --{flag.name:14s} {choices}{flag.about}{end}")
+    return lines
 
 
-def _explain(message: str, arguments: Sequence[str]) -> str:
-    """A sentence from what absl or ml_collections say of a bad command line."""
-    if "Traceback" in message:  # a config file raised; its own sentence comes last
-        return message.strip().splitlines()[-1].partition(": ")[2]
-    return _explain_key(arguments) or re.sub(r"\s+", " ", message).strip("\"' ")
+def _options_line(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items()) or "none"
 
 
-def _explain_key(arguments: Sequence[str]) -> str | None:
-    """What is wrong with the first --config.* argument that names no field, if there is one."""
-    config_only = [a for a in arguments[1:] if re.match(r"--?config=", a)]
-    given = [m for a in arguments if (m := re.match(r"--?config\.([\w.]+)", a))]
-    if not config_only or not given:
-        return None
-    values = _define_flags()
-    before, sys.argv = sys.argv, [arguments[0], *config_only]
-    try:
-        values(sys.argv)
-    finally:
-        sys.argv = before
-    fields = _flatten(values.config.to_dict())
-    for match in given:
-        key = match.group(1)
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            section = key.partition(".")[0]
-            there = [f for f in fields if f.startswith(section + ".")] or list(fields)
-            return f"{key}: unknown config key.{hint} There are {', '.join(there)}."
-    return None
+def samplers_text() -> str:
+    """What `--list_samplers` prints."""
+    lines = []
+    for row in list_samplers():
+        lines.append(f"{row['name']:17s} {row['about']}")
+        kind = "stochastic" if row["stochastic"] else "deterministic"
+        order = f" of order {row['order']}" if row["order"] else ""
+        facts = f"{kind}{order}, {row['evaluations']} evaluations a step"
+        facts += f", processes: {row['processes']}; options {_options_line(row['options'])}"
+        lines.append(f"{'':17s} {facts}")
+    return "\n".join(lines)
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all fields."""
-    names: list[str] = []
-    for key, value in config.items():
-        nested = _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else []
-        names += nested or [f"{prefix}{key}"]
-    return names
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any] | None:
-    """name=value strings as a dictionary; values that look like numbers are numbers."""
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--option {pair!r} must read name=value.")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
-    return options or None
-
-
-def _workdir_of(values: flags.FlagValues, argv: Sequence[str]) -> Path:
-    """--workdir, or runs/<config>[_<variant>]."""
-    if values.workdir:
-        return Path(values.workdir)
-    for i, argument in enumerate(argv):
-        match = re.fullmatch(r"--?config(=(.*))?", argument)
-        if match:
-            given = match.group(2) if match.group(1) else argv[i + 1]
-            name, _, variant = given.partition(":")
-            return Path("runs") / "_".join(filter(None, [Path(name).stem, variant]))
-    raise UsageError("give --config or --workdir, for example:" + EXAMPLES)
-
-
-def _given(changes: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in changes.items() if value is not None}
-
-
-def _sampling_overrides(values: flags.FlagValues, argv: Sequence[str]) -> dict[str, Any]:
-    """What --config.sampling.* flags change; other sections are the run's own and cannot change."""
-    overrides = {}
-    for argument in argv:
-        match = re.match(r"--?config\.(\w+)\.?(\w*)", argument)
-        if match and match.group(1) != "sampling":
-            raise UsageError(
-                f"{argument.partition('=')[0]} has no effect in --mode sample: the run's own "
-                "config is used. Drop it, or train another run."
-            )
-        if match:
-            overrides[match.group(2)] = values.config.sampling[match.group(2)]
-    return overrides
-
-
-def _plot_report(report: VerifyReport, folder: Path) -> None:
-    """The report's errors as a picture beside its JSON, where matplotlib is installed."""
-    curves = {"endpoint error": report.curve("error_rms"), "Wasserstein-2": report.curve("w2")}
-    curves = {what: curve for what, curve in curves.items() if curve[0]}
-    if not curves:
-        return
-    try:
-        figure, ax = plotting.subplots(width=4.6, height=3.6)
-    except plotting.PlottingError as error:
-        print(f"no plot: {error}")
-        return
-    plotting.plot_convergence(curves, ylabel="error relative to the data", ax=ax)
-    ax.set_title(report.method)
-    path = folder / f"{report.method}.png"
-    figure.savefig(path, dpi=150)
-    print(f"wrote {path}")
-
-
-def _dispatch(argv: Sequence[str]) -> None:
-    values = _parse(argv)
-    if values.help:
-        print(help_text(values))
-        return
-    if values.list_samplers:
-        for row in list_samplers():
-            print(f"{row['name']:17s} {row['about']}")
-            kind = "stochastic" if row["stochastic"] else "deterministic"
-            order = f" of order {row['order']}" if row["order"] else ""
-            facts = f"{kind}{order}, {row['evaluations']} evaluations a step"
-            facts += f", processes: {row['processes']}; options {row['options']}"
-            print(f"{'':17s} {facts}")
-        return
-    if values.mode not in MODES:
-        close = difflib.get_close_matches(values.mode, MODES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"Unknown mode {values.mode!r}.{hint} Available: {', '.join(MODES)}.")
-    if values.mode == "verify":
-        sde = build_sde(values.config.to_dict()) if values.config else VPSDE()
-        given = {"grid": values.grid, **(_options(values.option) or {})}
-        given["steps"] = (values.steps,) if values.steps else None
-        report = verify(sde, values.sampler or "heun", **_given(given))
-        print(report)
-        folder = Path(values.out or values.workdir or "runs/verify")
-        print(f"wrote {save_report(report, folder)}")
-        _plot_report(report, folder)
-        return
-    workdir = _workdir_of(values, argv)
-    if values.mode == "import":
-        if not values.checkpoint:
-            raise UsageError("--mode import needs --checkpoint, a file, folder or hub id.")
-        exchange.import_checkpoint(
-            values.checkpoint, workdir, _options(values.option), values.overwrite, values.device
-        )
-        return
-    if values.mode == "export":
-        exchange.export_run(workdir, values.out, values.format, values.weights)
-        return
-    if values.mode == "ema":
-        if values.sigma_rel is None:
-            raise UsageError("--mode ema needs --sigma_rel, for example --sigma_rel=0.08.")
-        train.make_average(workdir, values.sigma_rel, values.steps, values.device)
-        return
-    if values.mode in ("likelihood", "encode", "interpolate"):
-        _analyse(values, workdir)
-        return
-    if values.mode == "calibrate":
-        sample.calibrate_run(
-            workdir, values.nfe or 20, values.thorough, values.weights, values.out, values.device
-        )
-        return
-    changes = {
-        "method": values.sampler,
-        "steps": values.steps,
-        "nfe": values.nfe,
-        "grid": values.grid,
-        "batch_size": values.batch_size,
-        "options": _options(values.option),
-    }
-    if values.mode == "sample":
-        changes = {**_sampling_overrides(values, argv), **_given(changes)}
-        sample.sample_to_files(
-            workdir, 64 if values.num_samples is None else values.num_samples, values.first_seed,
-            values.weights, values.out, values.device, values.class_labels, **changes,
-        )  # fmt: skip
-        return
-    if values.config is None:
-        raise UsageError("--mode train needs --config, for example:" + EXAMPLES)
-    config = values.config.to_dict()
-    if values.data:
-        config["data"]["name"] = values.data
-    config["sampling"] = change_sampling(config.get("sampling"), changes)
-    if values.wandb:
-        config.setdefault("training", {})["wandb"] = True
-    resume = {"no": False, "yes": True}.get(values.resume, "auto")
-    train.train(config, workdir, resume, values.overwrite, values.device)
-
-
-def _analyse(values: flags.FlagValues, workdir: Path) -> None:
-    """The modes that look at data through a run."""
-    common = {"weights": values.weights, "out": values.out, "device": values.device}
-    common |= {"class_labels": values.class_labels, "data": values.data}
-    if values.mode == "likelihood":
-        options = {"probes": values.probes, "nfe": values.nfe, **(_options(values.option) or {})}
-        likelihood.likelihood_to_files(
-            workdir, values.split, values.num_samples, bound=values.bound, repeats=values.repeats,
-            batch_size=values.batch_size or 64, resume=values.resume != "no",
-            options=_given(options), **common,
-        )  # fmt: skip
-        return
-    nfe = {} if values.nfe is None else {"nfe": values.nfe}
-    if values.mode == "encode":
-        count = 64 if values.num_samples is None else values.num_samples
-        latents.encode_to_files(
-            workdir, values.split, count, temperature=values.temperature, **nfe, **common
-        )
-    else:
-        pairs = 6 if values.num_samples is None else values.num_samples
-        latents.interpolate_to_files(workdir, values.split, pairs, **nfe, **common)
+# Errors -------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code.
 
-    0; 2 for an error that has a sentence; 130 after Ctrl-C (SIGINT) and 143 after SIGTERM, a run
-    being saved first.
+    0; 2 for an error that has a sentence, 1 for a mistake of ours; 130 after Ctrl-C (SIGINT) and
+    143 after SIGTERM, a run being saved first.
     """
-    argv = list(sys.argv if argv is None else argv)
+    words = list(sys.argv if argv is None else argv)[1:]
     if "" not in sys.path:
         sys.path.append("")  # for classes of yours by dotted path, from where you are
     keep_freed_memory()
     try:
-        _dispatch(argv)
+        command = understand(words)
+        if isinstance(command, str):
+            print(command)
+        else:
+            command.run()
     except KeyboardInterrupt:
         return 130
     except Interrupted as stopped:
         return stopped.exit_code
-    except USER_ERRORS as error:
-        if any(a.lstrip("-") in ("traceback", "traceback=true") for a in argv):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        if any(word.lstrip("-") in ("traceback", "traceback=true") for word in words):
+            traceback.print_exc()
+        sentence = sentence_of(error)
+        print(f"error: {sentence or _mistake(error)}", file=sys.stderr)
+        return 2 if sentence else 1
     return 0
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What to tell a user of an error that is not a mistake of ours; None if it is one."""
+    if isinstance(error, (UserError, ValueError)):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror or error}."
+    no_room = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if no_room or (type(error) is RuntimeError and "allocate memory" in str(error)):
+        return "out of memory. Take fewer at a time (--batch_size), or a smaller network."
+    return None
+
+
+def _mistake(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"this is a mistake of score_sde ({type(error).__name__}: {error}; "
+        f"{Path(place.filename).name} line {place.lineno}). Please report it with what --traceback "
+        "shows."
+    )

@@ -18,12 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from score_sde.checks import UserError
+
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_SECONDS = 60.0  # for all processes to start
 PATIENCE = timedelta(minutes=30)  # for the slowest process to arrive at an exchange
 
 
-class DistributedError(RuntimeError):
+class DistributedError(UserError):
     """Processes that cannot work together; the message says why and what to do."""
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """score(x, t): the gradient of log p_t at x; x (B, ...), t () or (B,), result like x."""
 
@@ -34,7 +36,7 @@ def nothing_like(value: Tensor) -> Tensor:
     return torch.full_like(value, -1) if discrete else torch.zeros_like(value)
 
 
-class ScoreError(ValueError):
+class ScoreError(UserError):
     """A score that does not fit the samples it is asked about; the message says what to bind."""
 
 

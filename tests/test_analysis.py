@@ -119,7 +119,7 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
     assert facts["round_trip_rms"] == pytest.approx(off, rel=1e-3) and off < 1e-2
     assert f"rms {off:.2e}"[:7] in capsys.readouterr().out
     out = tmp_path / "i"
-    assert command(*base, "--mode=interpolate", "--num_samples=2", f"--out={out}") == 0
+    assert command(*base, "--mode=interpolate", "--pairs=2", f"--out={out}") == 0
     images = np.load(out / "interpolation.npz")["images"]
     assert images.shape == (2, 9, 1, 28, 28)
     for pair in range(2):

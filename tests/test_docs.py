@@ -36,7 +36,7 @@ def test_commands_parse(path, monkeypatch):
     commands = re.findall(r"^python main\.py ([^\n#]+)", "\n".join(blocks(path, "bash")), re.M)
     commands = [line for line in commands if "my_config" not in line]  # see below
     for line in commands:
-        assert cli._parse(["main.py", *shlex.split(line)]).mode in cli.MODES
+        assert cli.understand(shlex.split(line)).mode in cli.MODES
 
 
 @pytest.mark.slow

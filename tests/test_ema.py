@@ -151,7 +151,7 @@ def test_any_length_after_training(tmp_path, monkeypatch, capsys):
     assert cli.main([*sample, "--weights=sigma_rel_0.15"]) == 0
     assert cli.main([*sample, "--weights=sigma_rel_0.3"]) == 2
     assert "must be one of" in capsys.readouterr().err
-    assert cli.main([*ema, "--sigma_rel=0.1", "--steps=200"]) == 0
+    assert cli.main([*ema, "--sigma_rel=0.1", "--step=200"]) == 0
     assert json.loads((tmp_path / "run/averages/sigma_rel_0.1.json").read_text()) == {"step": 200}
 
 

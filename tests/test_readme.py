@@ -25,8 +25,7 @@ def test_commands_parse(monkeypatch):
     commands = re.findall(r"python main\.py ([^\n#]+)", "\n".join(blocks("bash")))
     assert len(commands) >= 6
     for command in commands:
-        values = cli._parse(["main.py", *shlex.split(command)])
-        assert values.mode in cli.MODES
+        assert cli.understand(shlex.split(command)).mode in cli.MODES
 
 
 def test_every_sampler_is_in_the_table():

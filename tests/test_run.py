@@ -252,7 +252,7 @@ def test_help_shows_modes_samplers_and_examples(capsys):
             ["--config", "vp_fashion", "--config.training.learning_rat=1"],
             "training.learning_rat: unknown config key",
         ),
-        (["--config", "vp_fashion", "--config.training.stepz=1"], "Did you mean training.steps"),
+        (["--config", "vp_fashion", "--config.training.stepz=1"], "Did you mean 'training.steps'"),
         (["--config", "vp_fashion", "--config.training.steps=many"], "steps"),
         (["--config", "vp_fashion", "--config.net.attention=(16,)"], r"heights \[14, 7\]"),
         (["--config", "vp_fashion", "--samplr", "ode"], "samplr"),

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
+
 ClassLabels: TypeAlias = "int | str | Sequence[int] | Tensor | None"
 """One class for all samples, one for each, or words for them: see `class_labels_of`."""
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """Class labels that a network does not take; the message says which it does."""
 
 

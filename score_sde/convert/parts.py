@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
 
@@ -16,7 +17,7 @@ State = dict[str, Tensor]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A checkpoint that cannot be imported, or a run that cannot be exported; says which part."""
 
 

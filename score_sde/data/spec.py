@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 SCALINGS = ("symmetric", "unit", "standard", "none")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used; the message says what was found and what to do."""
 
 

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 Slopes = tuple[Tensor, Tensor]
 """dz/du (B, D) and d log p(z)/du (K, B)."""
 Field = Callable[[Tensor, float], Slopes]
 SAFETY, SLOWEST, FASTEST = 0.75, 0.2, 2.0  # how steps may change from one to the next
 
 
-class AdamsError(RuntimeError):
+class AdamsError(UserError):
     """An adaptive solve that cannot go on; the message says where and why."""
 
 

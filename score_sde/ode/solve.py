@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from score_sde.checks import UserError
+
 SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
-class ODEError(RuntimeError):
+class ODEError(UserError):
     """An adaptive solver could not go on; the message says where, why and what to change."""
 
 

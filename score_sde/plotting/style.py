@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from score_sde.checks import UserError
 from score_sde.sampling import SAMPLERS
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ _RC = {
 }
 
 
-class PlottingError(ValueError):
+class PlottingError(UserError):
     """A figure that cannot be drawn; the message says what to change."""
 
 

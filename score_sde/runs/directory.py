@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from score_sde.checks import UserError
 from score_sde.runs.lock import Lock, LockedError
 from score_sde.training.checkpoints import CheckpointError, steps_of
 
@@ -46,7 +47,7 @@ OURS = re.compile(
 )
 
 
-class RunError(RuntimeError):
+class RunError(UserError):
     """A run directory that cannot be used as asked; the message says what to do."""
 
 

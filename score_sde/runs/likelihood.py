@@ -54,9 +54,11 @@ def likelihood_to_files(
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
-    resume: bool = False,
+    resume: str = "no",
     class_labels: ClassLabels = None,
     data: str | None = None,
+    probes: int | None = None,
+    nfe: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The likelihood of a split's first num_samples items (all of them if None), into files.
@@ -65,13 +67,16 @@ def likelihood_to_files(
     item that has levels; their mean is reported, and the tighter importance-weighted bound
     log mean exp (1509.00519) as well. class_labels: of the items, as of `class_labels_of`, or
     "data" for their own: the likelihood is then log p(x | class). data: the name of other data
-    than the run's. options: of `log_likelihood` (probes, nfe, solver, ...); the defaults here are
+    than the run's. probes, nfe and further options: of `log_likelihood`; the defaults here are
     the sampling prior and, for data with levels, the truncation's bound. Returns the summary that
     likelihood.json holds.
     """
     if bound not in BOUNDS:
         raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
-    for name in options or {}:
+    given = {"probes": probes, "nfe": nfe}
+    given = {key: value for key, value in given.items() if value is not None}
+    options = given | dict(options or {})
+    for name in options:
         if name not in OPTIONS:
             raise RunError(
                 f"likelihood has no option {name!r}; available: {', '.join(sorted(OPTIONS))}."
@@ -85,7 +90,7 @@ def likelihood_to_files(
         spec = run.data_spec
         settings: dict[str, Any] = {"prior": "sde", "data_std": run.data_std}
         settings["truncation"] = "bound" if spec.levels else "corrected"
-        settings |= dict(options or {})
+        settings |= options
         what = {"split": split, "bound": bound, "repeats": repeats if spec.levels else 1}
         protocol = what | {"weights": weights, "step": run.step, "options": settings}
         protocol |= {"process": str(run.sde), "data": items.spec.name, "levels": spec.levels}
@@ -97,7 +102,7 @@ def likelihood_to_files(
         if spec.levels is None:
             distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
         if distributed.is_writer():
-            _open(folder, protocol, batch_size, resume)
+            _open(folder, protocol, batch_size, resume != "no")
         distributed.wait()
         starts = list(range(0, n, batch_size))
         mine = [starts[i] for i in distributed.share(len(starts))]

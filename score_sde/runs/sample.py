@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,25 @@ def sample_to_files(
     out: str | Path | None = None,
     device: str = "auto",
     class_labels: ClassLabels = None,
-    **changes: Any,
+    method: str | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | None = None,
+    batch_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Sample a run and write num_samples PNG files, grid.png, samples.npz and settings.json.
 
-    class_labels and changes are those of `Run.sample`; text lists classes to take in turn, or says
-    "all" of them, and both files hold each sample's. Files are named by seed. Data that are not
-    images give the .npz and, in the plane, a picture. Returns the folder: ``out``, or one named by
-    the method.
+    class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
+    them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
+    place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
+    that are not images give the .npz and, in the plane, a picture. Returns the folder: ``out``, or
+    one named by the method.
     """
+    changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
+    changes |= {"batch_size": batch_size, "options": options}
+    changes = dict(sampling or {}) | {k: v for k, v in changes.items() if v is not None}
     if num_samples < 1:
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
     with distributed.processes(pick_device(device)) as chosen:
@@ -64,7 +74,7 @@ def calibrate_run(
     nfe: int = 20,
     thorough: bool = False,
     weights: str = "ema",
-    out: str | Path | None = None,
+    recipe: str | Path | None = None,
     device: str = "auto",
 ) -> Path:
     """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run."""
@@ -72,12 +82,12 @@ def calibrate_run(
     where = next(run.score.parameters()).device
     shape = (64, *run.data_spec.shape)
     score = run.score_of_classes(run.class_labels(None, range(shape[0])))
-    recipe: Recipe = calibrate(
+    found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
     )
-    path = Path(out) if out else Path(workdir) / f"recipe_{nfe}.json"
-    recipe.save(path)
-    print(f"{len(recipe.times) - 1} steps of order {recipe.order}, data_std {recipe.data_std:.3g}")
+    path = Path(recipe) if recipe else Path(workdir) / f"recipe_{nfe}.json"
+    found.save(path)
+    print(f"{len(found.times) - 1} steps of order {found.order}, data_std {found.data_std:.3g}")
     print(f"saved {path}; use it with --sampler adams --grid {path}")
     return path
 

@@ -202,3 +202,34 @@ def make_average(
     name = save_average(workdir, sigma_rel, at, state)
     print(f"the average of relative width {sigma_rel:g} at step {at}; use it with --weights {name}")
     return load(workdir, name, device)
+
+
+def train_as_asked(
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    resume: str = "no",
+    overwrite: bool = False,
+    device: str = "auto",
+    data: str | None = None,
+    method: str | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | None = None,
+    batch_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    wandb: bool = False,
+) -> Run:
+    """`train` with some of the config's fields given by themselves: ``--mode train``.
+
+    data: in place of config.data.name. method, steps, nfe, grid, batch_size, options: of the
+    sampler. resume: no, yes or auto.
+    """
+    config = {key: dict(v) if isinstance(v, Mapping) else v for key, v in config.items()}
+    if data is not None:
+        config["data"] = {**config.get("data", {}), "name": data}
+    changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
+    changes |= {"batch_size": batch_size, "options": options}
+    config["sampling"] = build.change_sampling(config.get("sampling"), changes)
+    if wandb:
+        config["training"] = {**config.get("training", {}), "wandb": True}
+    return train(config, workdir, {"no": False, "yes": True}.get(resume, resume), overwrite, device)

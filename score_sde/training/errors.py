@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from score_sde import distributed
+from score_sde.checks import UserError
 from score_sde.training.settings import TrainingSettings
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot go on; the message says why and what to try."""
 
 

@@ -1,0 +1,305 @@
+"""Flags as data, and how the words of a command line are read by them.
+
+A command line is `--name value`, `--name=value`, `--name` or `--noname` for what is true or false,
+and `--config PATH[:VARIANT]` with any number of `--config.section.field=value`. Every word is read
+by the type that its flag or field has; what does not fit is a `UsageError`, a sentence that names
+the flag, the value, and what could be written instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from score_sde.checks import UserError, did_you_mean
+
+
+class UsageError(UserError):
+    """A command line that cannot be understood; the message says what to write instead."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of the command line.
+
+    kind: bool, int, float or str; a tuple of the words to choose from; list for name=value pairs
+        that may be given several times. alone: the value of the flag without one.
+    argument: the parameter of a mode's function that it is given to; the flag's name when empty.
+    """
+
+    name: str
+    kind: Any
+    about: str
+    argument: str = ""
+    alone: str | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The parameter of a mode's function."""
+        return self.argument or self.name
+
+
+@dataclass
+class Config:
+    """A config file as it was asked for, and which of its fields the command line changed.
+
+    fields: what its get_config returned, a ConfigDict or nested dictionaries.
+    """
+
+    path: str
+    variant: str
+    fields: Any
+    changed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_name(self) -> str:
+        """What a run of it is called unless told otherwise: <name>[_<variant>]."""
+        return "_".join(filter(None, [Path(self.path).stem, self.variant]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as nested dictionaries."""
+        return _plain(self.fields)
+
+
+@dataclass
+class Words:
+    """A command line taken apart: flags by name, and the config, if any."""
+
+    flags: dict[str, Any]
+    config: Config | None
+
+
+def parse(argv: Sequence[str], known: Mapping[str, Flag], near: Sequence[str] = ()) -> Words:
+    """Take a command line (without the program's name) apart; UsageError for what does not fit.
+
+    near: the flags that a misspelt one is first looked for among.
+    """
+    config, changes = None, []
+    found: dict[str, Any] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", word, flags=re.S)
+        if match is None:
+            raise UsageError(f"unexpected argument {word!r}; flags look like --name=value.")
+        name, text = match.group(1), match.group(2)
+        if name.startswith(("config.", "noconfig.")):
+            changes.append((name, text, words[0] if text is None and words else None))
+            if text is None and words and not words[0].startswith("--"):
+                words.pop(0)
+            continue
+        if name == "config":
+            value: Any = _text_of("config", text, words)
+            if config is not None:
+                raise UsageError("--config is given twice.")
+            config = load_config(value)
+            continue
+        flag, value = _read_flag(name, text, words, known, near)
+        if flag.kind is list:
+            key, equals, text = value.partition("=")
+            if not (key and equals):
+                raise UsageError(f"--{flag.name} {value!r} must read name=value.")
+            options = found.setdefault(flag.name, {})
+            if key in options:
+                raise UsageError(f"--{flag.name} {key} is given twice ({options[key]}, {text}).")
+            options[key] = read_value(text, None, key)
+            continue
+        if flag.name in found and found[flag.name] != value:
+            raise UsageError(f"--{flag.name} is given twice ({found[flag.name]}, {value}).")
+        found[flag.name] = value
+    for name, text, after in changes:
+        if config is None:
+            raise UsageError(f"--{name} changes a field of a config: give --config too.")
+        change_field(config, name, after if text is None else text)
+    return Words(found, config)
+
+
+def _read_flag(
+    name: str, text: str | None, words: list[str], known: Mapping[str, Flag], near: Sequence[str]
+) -> tuple[Flag, Any]:
+    """The flag of this name and its value, which may be the next word."""
+    name = name.replace("-", "_")
+    negative = name.removeprefix("no") if name not in known and name.startswith("no") else ""
+    flag = known.get(negative or name)
+    if flag is None or (negative and flag.kind is not bool and flag.alone is None):
+        hint = did_you_mean(name, near) or did_you_mean(name, known)
+        raise UsageError(f"unknown flag --{name}.{hint} `--help` lists what there is.")
+    if negative:
+        if text is not None:
+            raise UsageError(f"--{name} takes no value (got {text!r}).")
+        return flag, False if flag.kind is bool else "no"
+    if flag.kind is bool:
+        return flag, True if text is None else read_value(text, bool, f"--{name}")
+    if flag.alone is not None and text is None:
+        takes_next = bool(words) and words[0] in flag.kind
+        return flag, words.pop(0) if takes_next else flag.alone
+    text = _text_of(name, text, words)
+    if not text:
+        raise UsageError(f"--{name} is empty: give it a value, or leave it out.")
+    return flag, text if flag.kind is list else read_value(text, flag.kind, f"--{name}")
+
+
+def _text_of(name: str, text: str | None, words: list[str]) -> str:
+    if text is not None:
+        return text
+    if not words or re.match(r"--[A-Za-z]", words[0]):
+        raise UsageError(f"--{name} needs a value: --{name}=VALUE.")
+    return words.pop(0)
+
+
+def read_value(text: str, kind: Any, name: str) -> Any:
+    """A word as bool, int, float, str, tuple, list, or one of a tuple of words; None: as it looks.
+
+    Raises UsageError that names the flag or field.
+    """
+    if isinstance(kind, tuple):
+        if text not in kind:
+            hint = did_you_mean(text, list(kind))
+            raise UsageError(f"{name} must be one of {', '.join(kind)} (got {text!r}).{hint}")
+        return text
+    if kind is str:
+        return text
+    if kind is bool:
+        value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in value:
+            raise UsageError(f"{name} must be true or false (got {text!r}).")
+        return value[text.lower()]
+    try:
+        if kind is int:
+            return int(text) if re.fullmatch(r"[+-]?[\d_]+", text.strip()) else _whole(text)
+        if kind is float and not math.isnan(float(text)):
+            return float(text)
+        if kind is float:
+            raise ValueError
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, OverflowError, MemoryError, RecursionError) as error:
+        if kind is None:
+            return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        wanted = {int: "a whole number", float: "a number", tuple: "values like (1, 2)"}
+        wanted |= {list: "values like [1, 2]", dict: "values like {'a': 1}"}
+        what = wanted.get(kind, "a value")
+        raise UsageError(f"{name} must be {what} (got {text!r}).") from error
+    if kind in (tuple, list):
+        return kind(value) if isinstance(value, tuple | list) else kind([value])
+    return value
+
+
+def _whole(text: str) -> int:
+    """An integer written as 1e5."""
+    value = float(text)
+    if value != int(value):
+        raise ValueError
+    return int(value)
+
+
+# Config files -------------------------------------------------------------------------------------
+
+
+def config_folders() -> list[Path]:
+    """Where configs are looked up by name: in the package (beside it in a clone), then here."""
+    package = Path(__file__).parent
+    own = package / "configs"
+    return [own if own.is_dir() else package.parent / "configs", Path("configs")]
+
+
+def available_configs() -> list[str]:
+    """The names of all configs that are found without a path."""
+    return sorted({p.stem for folder in config_folders() for p in folder.glob("[!_]*.py")})
+
+
+def find_config(name: str) -> Path:
+    """A config by name or path; one that comes with the package goes before the folder's own."""
+    given = Path(name)
+    by_name = "/" not in name and "\\" not in name and given.suffix in ("", ".py")
+    if by_name and not (given.suffix and given.is_file()):
+        for folder in config_folders():
+            path = folder / f"{name.removesuffix('.py')}.py"
+            if path.is_file():
+                return path
+    if given.suffix == ".py" and given.is_file():
+        return given
+    known = available_configs()
+    hint = did_you_mean(given.stem, known)
+    raise UsageError(f"No config {name!r}.{hint} By name there are: {', '.join(known)}.")
+
+
+def load_config(argument: str) -> Config:
+    """Run the file that `name[:variant]` names and call its get_config."""
+    name, _, variant = argument.partition(":")
+    path = find_config(name)
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise UsageError(f"{path} is no config: it has no function get_config.")
+        values = get_config(variant) if variant else get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody's file raises; its own sentence where it has one
+        if type(error) is ValueError:
+            raise UsageError(str(error)) from error
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the config {argument} failed in line {line}: {what}.") from error
+    if not isinstance(values, Mapping) and not hasattr(values, "to_dict"):
+        raise UsageError(f"get_config of {path} must return a ConfigDict (got {values!r}).")
+    return Config(str(path), variant, values)
+
+
+def _plain(values: Any) -> Any:
+    if not _is_section(values):
+        return values
+    return {key: _plain(values[key]) for key in values}
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "to_dict")
+
+
+def change_field(config: Config, name: str, text: str | None) -> None:
+    """Set the field that `config.section.field` names; UsageError for one that is not there."""
+    negative, key = name.startswith("noconfig."), name.partition(".")[2]
+    known = _names(config.fields)
+    if key not in known:
+        hint = did_you_mean(key, known)
+        section = key.partition(".")[0]
+        there = [f for f in known if f.startswith(section + ".")] or known
+        raise UsageError(f"{key}: unknown config key.{hint} There are {', '.join(there)}.")
+    *sections, last = key.split(".")
+    values = config.fields
+    for section in sections:
+        values = values[section]
+    kind = values.get_type(last) if hasattr(values, "get_type") else type(values[last])
+    kind = None if kind is type(None) else kind
+    missing = text is None or text.startswith("--")
+    if kind is bool and (missing or negative):
+        value: Any = not negative
+    elif text is None or missing:
+        raise UsageError(f"--{name} needs a value: --{name}=VALUE.")
+    elif text == "None" and values[last] is None:
+        value = None
+    else:
+        value = read_value(text, kind, f"config.{key}")
+    if key in config.changed and config.changed[key] != value:
+        raise UsageError(f"config.{key} is set twice, to {config.changed[key]} and to {value}.")
+    config.changed[key] = value
+    if hasattr(values, "ignore_type"):
+        with values.ignore_type():
+            values[last] = value
+    else:
+        values[last] = value
+
+
+def _names(values: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    names: list[str] = []
+    for key in values:
+        nested = _names(values[key], f"{prefix}{key}.") if _is_section(values[key]) else []
+        names += nested or [f"{prefix}{key}"]
+    return names

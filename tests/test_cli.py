@@ -1,0 +1,144 @@
+"""The command line as data: what a mode takes, how words are read, what errors say."""
+
+import inspect
+import re
+
+import pytest
+
+from score_sde import cli
+from score_sde.cli import MODES, understand
+from score_sde.flags import UsageError
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        understand(words)
+    return str(caught.value)
+
+
+def test_a_flag_never_means_two_things():
+    meanings: dict = {}
+    for mode in MODES.values():
+        for flag in mode.flags:
+            assert meanings.setdefault(flag.name, flag) == flag, flag.name
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_flag_is_a_parameter_and_every_parameter_without_default_a_flag(name):
+    mode = MODES[name]
+    parameters = inspect.signature(mode.function).parameters
+    taken = {flag.parameter for flag in mode.flags}
+    assert taken - set(parameters) <= {"config"}
+    needed = {p.name for p in parameters.values() if p.default is p.empty}
+    assert needed <= taken
+    assert not {p.kind for p in parameters.values()} & {inspect.Parameter.VAR_KEYWORD}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_takes_its_flags_and_no_others_and_its_help_shows_them(name):
+    mode, base = MODES[name], ["--mode", name, "--config", "toy2d", "--workdir", "w"]
+    base = base if name != "verify" else base[:4]
+    own = {flag.name for flag in mode.flags}
+    text = understand(["--mode", name, "--help"])
+    assert set(re.findall(r"^  --(\w+)", text, re.M)) == own
+    every = {flag.name: flag for other in MODES.values() for flag in other.flags}
+    for flag in every.values():
+        if flag.name in own or flag.name in ("config", "workdir"):
+            continue
+        word = {bool: "", int: "=1", float: "=1", list: "=a=1", str: "=x"}.get(flag.kind)
+        word = f"={flag.kind[0]}" if word is None else word
+        said = refused(*base, f"--{flag.name}{word}")
+        assert f"--mode {name} takes no --{flag.name}, only" in said
+        takers = [other for other, m in MODES.items() if flag in m.flags]
+        assert ", ".join(takers) in said
+
+
+def test_words_become_values_of_the_types_that_flags_and_fields_have():
+    command = understand(
+        ["--config=toy2d", "--mode=sample", "--nfe", "0", "--first_seed", "-3", "--out=x"]
+        + ["--option", "a=0.5", "--option=b=false", "--option=c=text", "--option=d=(1, 2)"]
+    )
+    arguments = command.arguments
+    assert (arguments["nfe"], arguments["first_seed"], arguments["out"]) == (0, -3, "x")
+    assert arguments["options"] == {"a": 0.5, "b": False, "c": "text", "d": (1, 2)}
+    assert arguments["workdir"] == "runs/toy2d"
+    command = understand(
+        ["--config", "vp_cifar:small", "--config.sampling.steps=10", "--config.data.size=64"]
+        + ["--config.data.flip=false", "--config.training.lr=1e-3", "--config.training.steps=1e3"]
+        + ["--noconfig.model.learned_variance", "--config.net.attention=4", "--resume"]
+    )
+    config = command.arguments["config"]
+    assert config["sampling"]["steps"] == 10 and config["data"]["flip"] is False
+    assert config["training"]["lr"] == 1e-3 and config["training"]["steps"] == 1000
+    assert config["net"]["attention"] == (4,) and config["data"]["size"] == (64,)
+    assert command.arguments["resume"] == "yes"
+    assert understand(["--config=toy2d", "--resume", "auto"]).arguments["resume"] == "auto"
+    assert understand(["--config=toy2d", "--noresume"]).arguments["resume"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mode=sample", "--workdir=w", "--num_sample=3"], "unknown flag --num_sample. Did you"),
+        (["--mode=sample", "--workdir=w", "--nfe=many"], "--nfe must be a whole number .got 'many"),
+        (["--mode=sample", "--workdir=w", "--nfe=2.5"], "--nfe must be a whole number"),
+        (["--mode=ema", "--workdir=w", "--sigma_rel=nan"], "--sigma_rel must be a number"),
+        (["--mode=ema", "--workdir=w"], "--mode ema needs --sigma_rel: relative width"),
+        (["--mode=import", "--workdir=w"], "--mode import needs --checkpoint: file, folder"),
+        (["--config=toy2d", "--data="], "--data is empty"),
+        (["--config=toy2d", "--data", ""], "--data is empty"),
+        (["--config=toy2d", "--data", "--device=cpu"], "--data needs a value"),
+        (["--config=toy2d", "--overwrite=perhaps"], "--overwrite must be true or false"),
+        (["--config=toy2d", "--device=cpu", "--device=cuda"], "--device is given twice .cpu, cuda"),
+        (["--config=toy2d", "--config=vp_cifar"], "--config is given twice"),
+        (["--config=toy2d", "--config.seed=1", "--config.seed=2"], "config.seed is set twice, to"),
+        (["--config=toy2d", "--config.data.size=wide"], "config.data.size must be values like"),
+        (["--config=toy2d", "--config.seed"], "--config.seed needs a value"),
+        (["--config.seed=1", "--workdir=w"], "--config.seed changes a field of a config: give"),
+        (["--config=toy2d", "--option=a=1", "--option=a=2"], "--option a is given twice"),
+        (["--config=toy2d", "--option=a"], "must read name=value"),
+        (["--config=toy2d", "--resume=perhaps"], "--resume must be one of no, yes, auto"),
+        (["--mode=likelihood", "--workdir=w", "--bound=chains"], "Did you mean 'chain'"),
+        (["--mode=encode", "--config=toy2d", "--config.sampling.nfe=3"], "no effect in --mode enc"),
+        (["--mode=sample", "--workdir=w", "--stepz=3"], "Did you mean 'steps'"),
+        (["--config=toy2d", "-nfe"], "--nfe needs a value"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(words, message):
+    assert re.search(message, refused(*words)), refused(*words)
+
+
+def test_a_config_of_the_package_goes_before_one_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    mine = "def get_config():\n    raise ValueError('mine')\n"
+    (tmp_path / "configs" / "toy2d.py").write_text(mine)
+    (tmp_path / "configs" / "own.py").write_text(mine)
+    monkeypatch.chdir(tmp_path)
+    assert understand(["--config=toy2d"]).arguments["config"]["net"]["name"] == "mlp"
+    assert refused("--config=configs/toy2d.py") == "mine" == refused("--config=own")
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    assert "broken.py failed in line 2: ZeroDivisionError" in refused("--config=broken.py")
+    (tmp_path / "plain.py").write_text("def get_config(x='a'):\n    return {'sde': {'b': x}}\n")
+    config = understand(["--config=plain.py:z", "--config.sde.b=c"])
+    assert config.arguments["config"] == {"sde": {"b": "c"}}
+    assert config.arguments["workdir"] == "runs/plain_z"
+
+
+def test_mistakes_of_ours_are_told_apart_from_the_users(monkeypatch, capsys):
+    def broken(workdir: str) -> None:
+        raise {"key": KeyError("x"), "disk": OSError(28, "No space left on device", "f.npz"),
+               "room": MemoryError(), "user": UsageError("Give more.")}[workdir]  # fmt: skip
+
+    monkeypatch.setitem(MODES, "break", cli.Mode("", (cli.WORKDIR,), broken))
+    expected = {
+        "key": (1, r"this is a mistake of score_sde \(KeyError: 'x'; test_cli.py line \d+\)"),
+        "disk": (2, "error: f.npz: No space left on device"),
+        "room": (2, "out of memory. Take fewer at a time"),
+        "user": (2, "error: Give more."),
+    }
+    for workdir, (code, message) in expected.items():
+        assert cli.main(["score-sde", "--mode=break", f"--workdir={workdir}"]) == code
+        error = capsys.readouterr().err
+        assert re.search(message, error) and "Traceback" not in error
+    assert cli.main(["score-sde", "--mode=break", "--workdir=key", "--traceback"]) == 1
+    assert "Traceback" in capsys.readouterr().err
