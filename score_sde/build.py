@@ -13,8 +13,6 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, lookup, unknown
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
@@ -112,34 +110,15 @@ SECTIONS: dict[str, Callable[..., Any] | None] = {
 }
 
 
-def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """A built-in by its short name, or anything importable by its dotted path."""
-    if name in table:
-        return table[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise ConfigError(f"{what} {_unknown(name, list(table))}, or give a dotted path.")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{what}={name!r} cannot be imported: {error}.") from error
-
-
-def _unknown(name: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{name!r} is unknown.{hint} Choose from {', '.join(sorted(choices))}"
-
-
 def _call(make: Callable[..., Any], section: str, values: Config, given: Config) -> Any:
     """make(**values, **given), where given are arguments that a config does not set."""
     known = [n for n in inspect.signature(make).parameters if n not in given]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{section}.{key}: unknown key. {section} {_unknown(key, known)}.")
+            raise unknown(f"{section}: the key", key, known)
     try:
         return make(**values, **given)
-    except ConfigError:
+    except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -150,7 +129,7 @@ def check_sections(config: Config) -> None:
     known = [*SECTIONS, "seed"]
     for key in config:
         if key not in known:
-            raise ConfigError(f"{key}: unknown section. {_unknown(key, known)}.")
+            raise unknown("the section", key, known)
     missing = [key for key in ("data", "sde", "net") if key not in config]
     if missing:
         raise ConfigError(f"the config lacks the sections {missing}.")
@@ -171,14 +150,14 @@ def build_data(config: Config, split: str | None = None) -> Data:
 def build_sde(config: Config) -> SDE:
     """The process."""
     values = _section(config, "sde")
-    return _call(lookup(SDES, values.pop("name", "vp"), "sde.name"), "sde", values, {})
+    return _call(lookup(SDES, values.pop("name", "vp"), "sde.name", kind=SDE), "sde", values, {})
 
 
 def build_net(config: Config, spec: DataSpec) -> nn.Module:
     """The network for data of this spec: it is given what its constructor asks for by name of
     channels, size (H, W), dim and shape."""
     values = _section(config, "net")
-    make = lookup(NETS, values.pop("name", "unet"), "net.name")
+    make = lookup(NETS, values.pop("name", "unet"), "net.name", kind=nn.Module)
     accepted = inspect.signature(make).parameters
     facts: dict[str, Any] = {"shape": spec.shape}
     if _section(config, "model").get("learned_variance") and "out_channels" not in values:

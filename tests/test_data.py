@@ -369,7 +369,10 @@ def test_bad_names_and_paths_are_explained(tmp_path):
     write(tmp_path / "broken" / "a.png", random_image(0, 4, 4))
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG")
     cases = [
-        (dict(name="fashion_minst"), "Unknown data 'fashion_minst'. Did you mean 'fashion_mnist'"),
+        (
+            dict(name="fashion_minst"),
+            "data 'fashion_minst' is unknown. Did you mean 'fashion_mnist'",
+        ),
         (dict(name=str(tmp_path / "empty")), r"No images found in .*looked at 0 files"),
         (dict(name=str(tmp_path / "other")), r"extensions seen: .heic 1\). Accepted: .png .jpg"),
         (dict(name=str(tmp_path / "gone")), "does not exist"),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from score_sde import build, cli, load
-from score_sde.build import ConfigError
+from score_sde.checks import UserError
 from score_sde.data import DataSpec
 from score_sde.runs.run import RunError
 from score_sde.runs.train import train
@@ -88,25 +88,27 @@ def test_a_wrong_config_name_is_explained():
 def test_misspelt_keys_from_python_are_explained():
     config = config_of("toy2d")
     config["training"]["learning_rat"] = 1.0
-    with pytest.raises(ConfigError, match="training.learning_rat: unknown key"):
+    with pytest.raises(UserError, match="training: the key 'learning_rat' is unknown"):
         build.build_training(config)
     config = config_of("toy2d")
     config["trainig"] = {}
-    with pytest.raises(ConfigError, match="trainig: unknown section.*Did you mean 'training'"):
+    with pytest.raises(
+        UserError, match="the section 'trainig' is unknown.*Did you mean 'training'"
+    ):
         build.check_sections(config)
     config = config_of("toy2d")
     config["sde"]["sigma_max"] = 3.0
-    with pytest.raises(ConfigError, match="sde.sigma_max: unknown key.*beta_max"):
+    with pytest.raises(UserError, match="sde: the key 'sigma_max' is unknown.*beta_max"):
         build.build_sde(config)
     config["sde"] = {"name": "vpp"}
-    with pytest.raises(ConfigError, match="Did you mean 'vp'.*dotted path"):
+    with pytest.raises(UserError, match="Did you mean 'vp'.*dotted path"):
         build.build_sde(config)
     config["sde"] = {"name": "nowhere.SDE"}
-    with pytest.raises(ConfigError, match="cannot be imported"):
+    with pytest.raises(UserError, match="cannot be imported"):
         build.build_sde(config)
-    with pytest.raises(ConfigError, match="needs channels and size.*mlp"):
+    with pytest.raises(UserError, match="needs channels and size.*mlp"):
         build.build_net({"net": {"name": "unet"}}, DataSpec((2,)))
-    with pytest.raises(ConfigError, match="Height 28 is not divisible by 8"):
+    with pytest.raises(UserError, match="Height 28 is not divisible by 8"):
         build.build_net(config_of("vp_cifar"), DataSpec((1, 28, 28), 0.0, 255.0, 256))
 
 
@@ -258,7 +260,7 @@ def test_help_shows_modes_samplers_and_examples(capsys):
         (["--config", "vp_fashion", "--samplr", "ode"], "samplr"),
         (
             ["--config", "vp_fashion", "--sampler", "oed"],
-            "Unknown sampler 'oed'. Did you mean 'ode'",
+            "sampler 'oed' is unknown. Did you mean 'ode'",
         ),
         (["--config", "vp_fashion", "train"], "unexpected argument 'train'"),
         (["--config", "vp_fashion", "--resume", "--workdir", "new"], "Nothing to resume in new"),
@@ -284,7 +286,7 @@ def test_bad_command_lines_get_a_sentence_and_exit_2(work, capsys, arguments, me
         (["--steps", "0"], "steps must be >= 1 \\(got 0\\)"),
         (["--num_samples", "0"], "num_samples must be >= 1"),
         (["--steps", "3", "--nfe", "3"], "not both"),
-        (["--sampler", "heun", "--option", "eta=1"], "Unknown option of heun 'eta'"),
+        (["--sampler", "heun", "--option", "eta=1"], "option of heun: 'eta' is unknown"),
         (["--option", "eta"], "must read name=value"),
         (["--weights", "averaged"], "must be one of .*ema.*model.*averaged"),
         (["--batch_size", "0"], "batch_size must be >= 1"),

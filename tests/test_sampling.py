@@ -198,7 +198,7 @@ def test_a_users_predictor_is_found_by_dotted_path():
     assert report.passed is False and report.settings["weight"] == 0.45
     with pytest.raises(ValueError, match="'nowhere.Mine' cannot be imported"):
         sample(sde, score, (3, 2), method="nowhere.Mine")
-    with pytest.raises(ValueError, match="Unknown option of test_verify.WeightedHeun 'wait'"):
+    with pytest.raises(ValueError, match="option of test_verify.WeightedHeun: 'wait' is unknown"):
         sample(sde, score, (3, 2), method="test_verify.WeightedHeun", wait=1)
 
 
@@ -221,8 +221,8 @@ def test_dtype_and_start_are_kept():
         ({"steps": -3}, r"steps must be >= 1 \(got -3\)"),
         ({"nfe": 1}, "too few"),
         ({"nfe": 5, "steps": 5}, "not both"),
-        ({"method": "heum"}, "Unknown sampler 'heum'. Did you mean 'heun'"),
-        ({"method": "heun", "etaa": 1}, "Unknown option of heun 'etaa'"),
+        ({"method": "heum"}, "sampler 'heum' is unknown. Did you mean 'heun'"),
+        ({"method": "heun", "etaa": 1}, "option of heun: 'etaa' is unknown"),
         ({"method": "euler_maruyama", "eta": -1}, "eta must be at least 0"),
         ({"method": "ancestral", "variance": "big"}, "choose from"),
         ({"method": "ode", "nfe": 9}, "cannot bound"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from score_sde.checks import lookup, unknown
 from score_sde.data.batches import ArrayData, Data, StreamData, check_batch, item_parts
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
 from score_sde.data.emoji import emoji
@@ -92,13 +91,8 @@ def load_data(
     elif "." in name:
         data = _from_dataset(name, options or {}, range, scaling, workers)
     else:
-        known = [*IMAGE_SETS, *CAPTIONED_SETS, *TOYS]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise DataError(
-            f"Unknown data {name!r}. {hint}Choose from {known}, or give a folder of images, a "
-            ".zip, .npy or .npz file, or the dotted path of a Dataset."
-        )
+        ways = ", or give a folder, a .zip, .npy or .npz file, or the dotted path of a Dataset"
+        raise unknown("data", name, [*IMAGE_SETS, *CAPTIONED_SETS, *TOYS], also=ways)
     found = data.spec.shape[0]
     if channels is not None and len(data.spec.shape) == 3 and found != channels:
         fix = {1: "grey", 3: "rgb", 4: "rgba"}.get(channels)
@@ -259,10 +253,10 @@ def _from_dataset(
     workers: int,
 ) -> StreamData:
     """A user's torch Dataset, its `spec` or one made from items; see `item_parts` for these."""
-    module, _, attribute = dotted.rpartition(".")
+    make = lookup({}, dotted, "data.name", kind=torch.utils.data.Dataset)
     try:
-        dataset = getattr(importlib.import_module(module), attribute)(**options)
-    except (ImportError, AttributeError, TypeError) as error:
+        dataset = make(**options)
+    except TypeError as error:
         raise DataError(f"data.name={dotted!r} cannot be made: {error}.") from error
     if len(dataset) == 0:
         raise DataError(f"{dotted} has no items.")

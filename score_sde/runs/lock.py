@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from score_sde.checks import UserError
+
 HEARTBEAT = 10.0  # seconds between touches
 WATCH = 35.0  # seconds without one after which a lock of another machine is stale
 
 
-class LockedError(RuntimeError):
+class LockedError(UserError):
     """Somebody else works here; the message says who."""
 
 

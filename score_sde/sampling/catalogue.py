@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 from typing import Any, cast
 
+from score_sde.checks import lookup, unknown
 from score_sde.sampling.adaptive import RK45, AdaptiveSDE
 from score_sde.sampling.correctors import PredictorCorrector
 from score_sde.sampling.multistep import (
@@ -76,21 +75,13 @@ def make_sampler(method: str | Predictor, **options: Any) -> Predictor:
     known = list(_defaults(cls))
     for name in options:
         if name not in known:
-            raise ValueError(_unknown(f"option of {method}", name, known))
+            raise unknown(f"option of {method}:", name, known)
     return cls(**options)
 
 
 def _find(method: str) -> type[Predictor]:
     """A built-in by its name, or anything importable by its dotted path."""
-    if method in SAMPLERS:
-        return SAMPLERS[method]
-    module, _, name = method.rpartition(".")
-    if not module:
-        raise ValueError(_unknown("sampler", method, list(SAMPLERS)))
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"sampler {method!r} cannot be imported: {error}.") from error
+    return lookup(SAMPLERS, method, "sampler", kind=Predictor)
 
 
 def _defaults(method: type[Predictor]) -> dict[str, Any]:
@@ -104,12 +95,6 @@ def needs_data_std(method: str | Predictor) -> bool:
     """Whether a method has the option data_std, the standard deviation of x_0."""
     cls = _find(method) if isinstance(method, str) else type(method)
     return "data_std" in _defaults(cls)
-
-
-def _unknown(what: str, name: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"Unknown {what} {name!r}. {hint}Available: {', '.join(choices) or 'none'}."
 
 
 def list_samplers() -> list[dict[str, Any]]:
