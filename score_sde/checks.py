@@ -24,9 +24,9 @@ Types are strict: "5" is not 5, True is not 1, 1.5 is no whole number; NaN and i
 unless the type is `Extended`. NumPy's scalars are numbers, a list will do for a tuple. A class in
 an annotation (Tensor, SDE, nn.Module) means an instance of it; unannotated arguments pass.
 
-A name that comes from a file which this user did not write is looked up ``with trusting(False)``:
-it then means a built-in, or a class of this package of the right kind, and nothing else is
-imported.
+A dotted path is the user's own word, unless it comes from a file of somebody else's: what is built
+from such a file is built ``with trusting(False)``, where a name means a built-in, or a class of
+this package of the right kind, and nothing else is imported.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Row = Annotated[tuple[T, ...], Strict(False)]
 Options = Mapping[str, Any]
 
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-_trust: ContextVar[bool] = ContextVar("trust", default=True)
+_trust: ContextVar[bool | None] = ContextVar("trust", default=None)
 
 
 class UserError(ValueError):
@@ -92,7 +92,10 @@ def unknown(what: str, name: str, choices: Iterable[str], *, also: str = "") -> 
 
 @contextmanager
 def trusting(trust: bool) -> Iterator[None]:
-    """Whether dotted paths that are looked up inside may lead out of this package."""
+    """Whether dotted paths that are looked up inside may lead out of this package.
+
+    True is what --trust says: of files from elsewhere, too.
+    """
     token = _trust.set(trust)
     try:
         yield
@@ -100,9 +103,9 @@ def trusting(trust: bool) -> Iterator[None]:
         _trust.reset(token)
 
 
-def trusted() -> bool:
-    """Whether the names that are looked up now are the user's own word."""
-    return _trust.get()
+def trusts_files() -> bool:
+    """Whether the user said that files from elsewhere may name any code."""
+    return _trust.get() is True
 
 
 def lookup(
@@ -126,7 +129,7 @@ def lookup(
     module, _, attribute = name.rpartition(".")
     if not module or not all(part.isidentifier() for part in name.split(".")):
         raise unknown(what, name, table, also=", or give a dotted path")
-    if not (_trust.get() if trust is None else trust):
+    if (_trust.get() if trust is None else trust) is False:
         return _own(module, attribute, what, kind)
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -15,13 +15,14 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from score_sde.checks import UserError, did_you_mean
+from score_sde.checks import UserError, did_you_mean, trusting
 from score_sde.flags import Config, Flag, UsageError, available_configs, parse
 from score_sde.runs import exchange, latents, likelihood, sample, train, verify
 from score_sde.sampling import SAMPLERS, list_samplers
@@ -151,6 +152,7 @@ GENERAL = (
     Flag("mode", str, "what to do; train if not given"),
     Flag("help", bool, "show this help, or with --mode that of a mode"),
     Flag("list_samplers", bool, "list the samplers and their options"),
+    Flag("trust", bool, "let names in a run's files run code that is not this package's"),
     Flag("traceback", bool, "show where in the code an error arose"),
 )
 EXAMPLES = """
@@ -168,10 +170,12 @@ class Command:
 
     mode: str
     arguments: dict[str, Any]
+    trust: bool = False
 
     def run(self) -> None:
         """Do it."""
-        MODES[self.mode].function(**self.arguments)
+        with trusting(True) if self.trust else nullcontext():
+            MODES[self.mode].function(**self.arguments)
 
 
 def understand(words: Sequence[str]) -> Command | str:
@@ -199,7 +203,8 @@ def understand(words: Sequence[str]) -> Command | str:
         if known[flag] not in mode.flags:
             _refuse(flag, name)
     arguments = {known[flag].parameter: value for flag, value in said.flags.items()}
-    return Command(name, arguments | _of_config(name, said.config, arguments))
+    trust = bool(general["trust"])
+    return Command(name, arguments | _of_config(name, said.config, arguments), trust)
 
 
 def _refuse(flag: str, mode: str) -> None:

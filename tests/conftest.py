@@ -1,8 +1,10 @@
 """What many tests need: every process, and small data whose score is known."""
 
 import math
+import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +24,7 @@ from score_sde import (
 )
 
 torch.set_num_threads(2)
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key of the tests'
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 runs/vp_fashion/
     run.json         the mark: this folder is a run, and which one
     config.json      the resolved config, the data's spec and fingerprint, the version
+    config.sig       says that this user wrote it here, see signature
     train.lock       who is training here now
     checkpoints/     see training.checkpoints
     log.jsonl, tensorboard/
@@ -36,7 +37,7 @@ _STEP = r"step_\d{8,}"
 OURS = re.compile(
     "|".join(
         (
-            r"run\.json|config\.json|log\.jsonl|wandb_id\.txt",
+            r"run\.json|config\.(?:json|sig)|log\.jsonl|wandb_id\.txt",
             rf"checkpoints/(?:{_STEP}|\.partial_\d+)/(?:meta\.json|training\.pt|[\w.]+\.safetensors)",
             r"tensorboard/events\.out\.tfevents\.[\w.-]+",
             rf"progress/{_STEP}(?:_raw)?\.png",

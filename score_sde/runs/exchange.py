@@ -16,6 +16,7 @@ from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
 from score_sde.runs.run import Run, RunError, load
+from score_sde.runs.signature import sign
 from score_sde.runs.train import make_workdir
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
 from score_sde.version import __version__
@@ -145,6 +146,8 @@ def export_run(
         partial.mkdir(parents=True)
         if layout == "safetensors":
             _write_settings(partial, run.config, run.data_spec, run.data_std)
+            if run.trusted:
+                sign(partial / "config.json")
         for file, contents in files.items():
             (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
         save_file(state, partial / name, metadata={"format": "pt"})

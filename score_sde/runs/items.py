@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build
+from score_sde.checks import trusting
 from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of, needs_labels
 from score_sde.data import DataError
 from score_sde.runs.run import Run, RunError
@@ -24,7 +25,9 @@ def items_of(run: Run, split: str, limit: int | None, name: str | None) -> tuple
     said = run.config.get("data") or {}
     if name is None and said.get("name") == "imported":
         raise RunError("this run was imported without its data: say which with --data.")
-    data = build.build_data(run.config | ({"data": {**said, "name": name}} if name else {}), split)
+    named = {"data": {**said, "name": name}} if name else {}
+    with trusting(run.trusted or bool(name)):
+        data = build.build_data(run.config | named, split)
     if data.spec.shape != run.data_spec.shape:
         raise DataError(
             f"the {split} items have shape {data.spec.shape}, the model's {run.data_spec.shape}."

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from score_sde import build, distributed
+from score_sde.checks import trusting, trusts_files
 from score_sde.conditioning.classes import (
     ClassLabels,
     class_labels_of,
@@ -24,6 +25,7 @@ from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.signature import is_signed
 from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
 from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import State, averages_of, load_weights, steps_of
@@ -48,6 +50,7 @@ class Run:
 
     score: the score function score(x, t), with averaged weights unless loaded otherwise.
     data_std: standard deviation of the training data in the model's range.
+    trusted: whether the config may name classes of other packages, see `load`.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Run:
     config: dict[str, Any]
     step: int
     data_std: float
+    trusted: bool = True
 
     def class_labels(self, given: ClassLabels, seeds: Sequence[int]) -> Tensor | None:
         """The classes of samples with these seeds, (B,) int64; None for samples without a class.
@@ -92,6 +96,8 @@ class Run:
         """
         seeds = range(first_seed, first_seed + n)
         labels = self.class_labels(class_labels, seeds)
+        with trusting(self.trusted):  # what is changed is the user's own word
+            build.build_sampling(self.config)
         settings = build.change_sampling(self.config.get("sampling"), changes)
         chosen = build.build_sampling({"sampling": settings})
         device = next(self.score.parameters()).device
@@ -153,12 +159,14 @@ def _said(labels: Tensor | None) -> dict[str, Any]:
     return {"class_labels": int(labels[0]) if len(labels.unique()) == 1 else "one each"}
 
 
-def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
+def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bool = False) -> Run:
     """A run from its directory alone, on any device.
 
     weights: "ema", "model" (as trained), or another average that the run keeps. Of the newest
     checkpoint; a damaged one is named, and the one before is used.
     A folder that was exported as safetensors has one set of weights, whichever is asked for.
+    trust: whether names in its config may run code of other packages than this one. A run that
+    this user trained on this machine needs no trust: its config is signed, see `signature`.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
@@ -176,11 +184,13 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto") -> Run:
     if not steps and not exported.is_file():
         raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     spec = DataSpec.from_dict(saved["data_spec"])
-    model = build.build_model(saved["config"], spec)
+    trusted = trust or trusts_files() or is_signed(path / "config.json")
+    with trusting(trusted):
+        model = build.build_model(saved["config"], spec)
     step, state = _find_weights(path, steps, weights) if steps else (0, load_file(exported))
     model.net.load_state_dict(state)
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    return Run(path, model.sde, model, spec, saved["config"], step, saved["data_std"])
+    return Run(path, model.sde, model, spec, saved["config"], step, saved["data_std"], trusted)
 
 
 def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, State]:

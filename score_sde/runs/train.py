@@ -15,6 +15,7 @@ from score_sde import build, distributed
 from score_sde.conditioning.classes import classes_of
 from score_sde.models import ScoreModel
 from score_sde.runs.run import Run, RunError, load, pick_device, read_config
+from score_sde.runs.signature import sign
 from score_sde.training import Interrupted, Trainer
 from score_sde.training.checkpoints import load_checkpoint, steps_of
 from score_sde.training.posthoc import reconstruct, save_average
@@ -46,7 +47,7 @@ def make_workdir(workdir: Path, overwrite: bool) -> None:
     if overwrite and _is_used(workdir):
         for name in ("checkpoints", "tensorboard", "progress", "samples", "snapshots", "averages"):
             shutil.rmtree(workdir / name, ignore_errors=True)
-        for name in ("config.json", "log.jsonl"):
+        for name in ("config.json", "config.sig", "log.jsonl"):
             (workdir / name).unlink(missing_ok=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,7 @@ def train(
             saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
             saved |= {"version": __version__}
             (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+            sign(workdir / "config.json")
         if resume:
             checkpoint = load_checkpoint(workdir)
             if checkpoint is None:
