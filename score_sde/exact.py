@@ -268,6 +268,19 @@ class Gaussian(GaussianMixture):
             covariance = covariance[None]
         super().__init__([1.0], mean[None], covariance)
 
+    @property
+    def axis_variances(self) -> Tensor:
+        """Variances lambda along the axes of the covariance U diag(lambda) U', (D,)."""
+        return self._variances[0]
+
+    def to_axes(self, v: Tensor) -> Tensor:
+        """Coordinates (B, D) of flat v (B, D) along the axes."""
+        return v @ self._axes[0].to(v)
+
+    def from_axes(self, z: Tensor) -> Tensor:
+        """The inverse of `to_axes`."""
+        return z @ self._axes[0].to(z).T
+
     def measured(
         self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
     ) -> Gaussian:

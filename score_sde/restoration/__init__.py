@@ -1,5 +1,7 @@
 """Measurements y = A(x_0) + noise: what was measured, and draws of what is hidden."""
 
+from score_sde.restoration.measurement import Covariance as Covariance
+from score_sde.restoration.measurement import Poisson as Poisson
 from score_sde.restoration.operators import Blur as Blur
 from score_sde.restoration.operators import Compose as Compose
 from score_sde.restoration.operators import Downsample as Downsample
@@ -13,3 +15,10 @@ from score_sde.restoration.operators import Operator as Operator
 from score_sde.restoration.operators import Pool as Pool
 from score_sde.restoration.operators import Radon as Radon
 from score_sde.restoration.operators import gaussian_kernel as gaussian_kernel
+from score_sde.restoration.posterior import PosteriorScore as PosteriorScore
+from score_sde.restoration.posterior import posterior_score as posterior_score
+from score_sde.restoration.reference import SmoothGaussian as SmoothGaussian
+from score_sde.restoration.reference import reference_gaussian as reference_gaussian
+from score_sde.restoration.restore import METHODS as METHODS
+from score_sde.restoration.restore import Restored as Restored
+from score_sde.restoration.restore import restore as restore

@@ -51,7 +51,7 @@ class Operator:
         """J v with J the derivative of A at x."""
         if self.linear:
             return self.forward(v)
-        return torch.func.jvp(self.forward, (x,), (v,))[1]
+        return torch.func.jvp(self.forward, (x.contiguous(),), (v.contiguous(),))[1]
 
     def gram(self, shape: Shape) -> Tensor | float | None:
         """The diagonal of A A' if A A' is diagonal and that is known, a number or (*measured)."""

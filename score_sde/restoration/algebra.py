@@ -1,0 +1,224 @@
+r"""The linear algebra of conditioning: what y says of a state that is N(D, C_nu).
+
+With C diagonal in the axes of the reference Gaussian and J = A, or the derivative of A at D,
+
+    C_nu = (C^{-1} + I / nu^2)^{-1},   S_nu = S_y + J C_nu J',   G_nu = C_nu J' S_nu^{-1},
+
+the law of x_0 ~ N(D, C_nu) given y has mean D + G_nu (y - A D). `Dense` factors S_nu once for a
+noise level; `MatrixFree` solves with conjugate gradients, for large states, for nonlinear A and for
+noise that differs between samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from score_sde.restoration.measurement import Measurement
+from score_sde.restoration.operators import DENSE
+from score_sde.restoration.reference import Reference
+
+
+class Level(Protocol):
+    """C_nu, S_nu and G_nu of one noise level; states (B, D) and measurements (B, m) are flat."""
+
+    def spread(self, v: Tensor) -> Tensor:
+        """C_nu v."""
+
+    def draw(self, e: Tensor) -> Tensor:
+        """C_nu^{1/2} e."""
+
+    def solve(self, r: Tensor) -> Tensor:
+        """S_nu^{-1} r."""
+
+    def gain(self, r: Tensor) -> Tensor:
+        """G_nu r."""
+
+    def log_density(self, r: Tensor) -> Tensor:
+        """log N(r; 0, S_nu) but for what is the same for all samples, (B,)."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """S_nu as a matrix, factored."""
+
+    gaussian: Reference
+    variances: Tensor
+    root: Tensor  # of S_nu, (m, m)
+    CA: Tensor  # C_nu A', (D, m)
+
+    def spread(self, v: Tensor) -> Tensor:
+        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
+
+    def draw(self, e: Tensor) -> Tensor:
+        return self.gaussian.from_axes(self.variances.sqrt() * e)
+
+    def solve(self, r: Tensor) -> Tensor:
+        return torch.cholesky_solve(r.mT, self.root).mT
+
+    def gain(self, r: Tensor) -> Tensor:
+        return self.solve(r) @ self.CA.mT
+
+    def log_density(self, r: Tensor) -> Tensor:
+        return _log_normal(
+            torch.linalg.solve_triangular(self.root, r.mT, upper=False).mT, self.root
+        )
+
+
+def _log_normal(white: Tensor, root: Tensor) -> Tensor:
+    """log N(r; 0, L L') of L^{-1} r (B, m) and L ([B,] m, m)."""
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * white.square().sum(-1) - log_det - 0.5 * white.shape[-1] * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """S_nu of each sample as a matrix, for nonlinear A and few entries."""
+
+    gaussian: Reference
+    variances: Tensor
+    root: Tensor  # (B, m, m)
+    JC: Tensor  # J C_nu along the axes, (B, m, D)
+
+    def spread(self, v: Tensor) -> Tensor:
+        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
+
+    def draw(self, e: Tensor) -> Tensor:
+        return self.gaussian.from_axes(self.variances.sqrt() * e)
+
+    def solve(self, r: Tensor) -> Tensor:
+        return torch.cholesky_solve(r[..., None], self.root)[..., 0]
+
+    def gain(self, r: Tensor) -> Tensor:
+        return self.gaussian.from_axes(torch.einsum("bm,bmd->bd", self.solve(r), self.JC))
+
+    def log_density(self, r: Tensor) -> Tensor:
+        white = torch.linalg.solve_triangular(self.root, r[..., None], upper=False)[..., 0]
+        return _log_normal(white, self.root)
+
+
+@dataclass(frozen=True)
+class MatrixFree:
+    """S_nu by products, with A linearised at D; conjugate gradients for all samples at once."""
+
+    gaussian: Reference
+    variances: Tensor
+    measurement: Measurement
+    at: Tensor
+    tolerance: float = 1e-6
+    most: int = 200
+
+    def spread(self, v: Tensor) -> Tensor:
+        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
+
+    def draw(self, e: Tensor) -> Tensor:
+        return self.gaussian.from_axes(self.variances.sqrt() * e)
+
+    def _product(self, u: Tensor) -> Tensor:
+        m = self.measurement
+        noise = u * m.variance if m.root is None else (u @ m.root) @ m.root.mT
+        return noise + m.jvp(self.at, self.spread(m.vjp(self.at, u)))
+
+    def solve(self, r: Tensor) -> Tensor:
+        gram = self.measurement.operator.gram(self.measurement.shape)
+        size = self.variances.mean() * (1.0 if gram is None else gram)
+        scale = self.measurement.variance + size  # the diagonal of S_nu, about
+        u, rest = torch.zeros_like(r), r.clone()
+        z = rest / scale
+        p, energy = z, (rest * z).sum(1, keepdim=True)
+        enough = self.tolerance**2 * energy.clamp_min(1e-300)
+        for _ in range(self.most):
+            if bool((energy <= enough).all()):
+                break
+            Sp = self._product(p)
+            step = energy / (p * Sp).sum(1, keepdim=True).clamp_min(1e-300)
+            step = torch.where(energy > enough, step, torch.zeros_like(step))
+            u, rest = u + step * p, rest - step * Sp
+            z = rest / scale
+            before, energy = energy, (rest * z).sum(1, keepdim=True)
+            p = z + energy / before.clamp_min(1e-300) * p
+        return u
+
+    def gain(self, r: Tensor) -> Tensor:
+        return self.spread(self.measurement.vjp(self.at, self.solve(r)))
+
+    def log_density(self, r: Tensor) -> Tensor:
+        """For linear A and one measurement: the determinant is left out, as the same for all."""
+        return -0.5 * (r * self.solve(r)).sum(1)
+
+
+@dataclass
+class System:
+    """The reference Gaussian and a measurement, at any noise level.
+
+    dense: whether S_nu is kept as a matrix; chosen by size unless given.
+    """
+
+    gaussian: Reference
+    measurement: Measurement
+    dense: bool | None = None
+    _matrix: Tensor | None = None
+    _kept: dict[float, Dense] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m, y = self.measurement, self.measurement.y
+        self.lam = self.gaussian.axis_variances.to(y)
+        self.mean = self.gaussian.mean().to(y).flatten()
+        if self.dense is None:
+            small = math.prod(m.shape) <= DENSE and y.shape[1] <= DENSE
+            self.dense = m.operator.linear and len(m.variance) == 1 and small
+
+    def with_measurement(self, measurement: Measurement) -> System:
+        """The same for other rows of y: what has been factored is shared."""
+        return System(self.gaussian, measurement, self.dense, self._matrix, self._kept)
+
+    def matrix(self) -> Tensor:
+        """A along the axes of the Gaussian, (m, D)."""
+        if self._matrix is None:
+            matrix = self.measurement.operator.matrix(self.measurement.shape)
+            self._matrix = self.gaussian.to_axes(matrix.to(self.measurement.y))
+        return self._matrix
+
+    def variances(self, nu: float) -> Tensor:
+        """Those of C_nu along the axes, (D,)."""
+        return self.lam if math.isinf(nu) else self.lam * nu**2 / (self.lam + nu**2)
+
+    def small(self, D: Tensor) -> bool:
+        """Whether the derivative of A at each of D (B, D) fits in memory as a matrix."""
+        m = self.measurement
+        return not m.operator.linear and D.numel() * m.y.shape[1] <= 2**26
+
+    def _linearised(self, variances: Tensor, D: Tensor) -> Linearised:
+        m = self.measurement
+        units = torch.eye(m.y.shape[1]).to(D)
+        J = torch.stack([m.vjp(D, unit.expand(len(D), -1)) for unit in units], 1)
+        J = self.gaussian.to_axes(J.flatten(0, 1)).reshape(J.shape)
+        noise = torch.diag_embed(m.variance) if m.root is None else m.covariance
+        root = torch.linalg.cholesky((J * variances) @ J.mT + noise)
+        return Linearised(self.gaussian, variances, root, J * variances)
+
+    def at(self, nu: float, D: Tensor) -> Level:
+        """C_nu, S_nu and G_nu; D (B, D) is where a nonlinear A is linearised."""
+        return self._level(nu, self.variances(nu), D)
+
+    def isotropic(self, variance: float, D: Tensor) -> Level:
+        """The same for x_0 ~ N(D, variance I)."""
+        return self._level(-variance, torch.full_like(self.lam, variance), D)
+
+    def _level(self, key: float, variances: Tensor, D: Tensor) -> Level:
+        if not self.dense:
+            if self.small(D):
+                return self._linearised(variances, D)
+            return MatrixFree(self.gaussian, variances, self.measurement, D)
+        if key not in self._kept:
+            A = self.matrix()
+            AC = A * variances
+            root = torch.linalg.cholesky(AC @ A.mT + self.measurement.covariance)
+            while len(self._kept) >= max(2, 2**25 // AC.numel()):
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = Dense(self.gaussian, variances, root, self.gaussian.from_axes(AC).mT)
+        return self._kept[key]

@@ -1,0 +1,114 @@
+r"""Independent samples: from level to level by E[x_0 | x, y], without weights.
+
+The Gaussian kernel draws x_0 ~ N(D_y, C_nu given y), with D_y the mean of any of `means.MEANS`, and
+goes to s < nu by q(x_s | x, x_0): exact for Gaussian data at any length of step. Pictures are far
+better known from x_t than a Gaussian says, and few steps leave grain; the DDPM kernel goes by D_y
+itself, `renoise` forgets x but for D_y and a share of its noise (2305.08995, eq. 14).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from score_sde.noise import SeededNoise
+from score_sde.restoration.algebra import Level, System
+from score_sde.restoration.denoiser import Denoiser
+from score_sde.restoration.levels import humped, starting_level
+from score_sde.restoration.means import Method, mean_at
+from score_sde.restoration.measurement import Measurement
+
+KERNELS = ("gaussian", "ddpm", "renoise")
+
+
+class SampleDraws:
+    """The noise of independent samples: of each, a function of its seed alone."""
+
+    def __init__(self, seeds: Sequence[int], like: Tensor, D: int, m: int):
+        self._state = SeededNoise(seeds, (D,), like.dtype, like.device)
+        other = [seed ^ 0x5DEECE66D for seed in seeds]
+        self._measured = SeededNoise(other, (m,), like.dtype, like.device)
+
+    def state(self) -> Tensor:
+        """Standard normal numbers (B, D)."""
+        return self._state.draw()
+
+    def measured(self) -> Tensor:
+        """Standard normal numbers (B, m)."""
+        return self._measured.draw()
+
+
+def given_noise(level: Level, m: Measurement, D: Tensor, draws: SampleDraws) -> Tensor:
+    """A draw of N(0, C_nu given y), (B, D)."""
+    off = level.draw(draws.state())
+    return off + level.gain(m.noise(draws.measured()) - m.jvp(D, off))
+
+
+def given_spread(level: Level, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
+    """(C_nu - G_nu A C_nu) v: the covariance given y times v (B, D)."""
+    spread = level.spread(v)
+    return spread - level.gain(m.jvp(D, spread))
+
+
+def run_kernel(
+    system: System,
+    denoiser: Denoiser,
+    method: Method,
+    options: dict[str, Any],
+    seeds: Sequence[int],
+    nfe: int,
+    kernel: str | None = None,
+    fresh: float = 0.3,
+    levels: Sequence[float] | None = None,
+) -> Tensor:
+    """One draw (B, D) for each seed, of at most ``nfe`` evaluations and products.
+
+    Starts at 5 times the data's largest standard deviation from a draw of the reference Gaussian
+    given y. kernel: of `KERNELS`, or the one that the method was published with. fresh: the share
+    of new noise of kernel="renoise".
+    """
+    kernel = kernel or method.kernel
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}; choose from {', '.join(KERNELS)}.")
+    low, high = denoiser.range
+    largest = float(system.lam.max().sqrt())
+    high = starting_level(largest, high)
+    if levels is None:
+        levels = humped(high, low, max(2, nfe // (1 + method.products)), largest)
+    m = system.measurement
+    draws = SampleDraws(seeds, system.lam, system.lam.numel(), m.y.shape[1])
+    mean = system.mean.expand(len(seeds), -1)
+    level = system.at(math.inf, mean)
+    start = mean + level.gain(m.residual(mean)) + given_noise(level, m, mean, draws)
+    x = start + levels[0] * draws.state()
+    foretold, share = None, 0.0
+    for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
+        D, D_y = mean_at(method, options, system, denoiser, x, nu)
+        level, k = system.at(nu, D), (s / nu) ** 2
+        if kernel == "gaussian" and foretold is not None:
+            x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
+        x0 = D_y + given_noise(level, m, D, draws) if kernel == "gaussian" else D_y
+        if s == 0:
+            return x0
+        e = draws.state()
+        if kernel == "renoise":
+            kept = math.sqrt(1 - fresh) * (x - D_y) / nu
+            x = D_y + s * (kept + math.sqrt(fresh) * e)
+            continue
+        before, x = x, k * x + (1 - k) * x0 + s * math.sqrt(1 - k) * e
+        news = x / s**2 - before / nu**2 - (1 / s**2 - 1 / nu**2) * D_y
+        foretold, share = D_y + given_spread(system.at(s, D), m, D, news), 1 - k
+    raise AssertionError("the last level is 0")
+
+
+def corrected(
+    system: System, nu: float, D: Tensor, x: Tensor, D_y: Tensor, foretold: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
+    """x and D_y moved by half of what surprised in D_y, as particles are (`particles`)."""
+    surprise = D_y - foretold
+    level, m = system.at(nu, D), system.measurement
+    moved = share / 2 * surprise
+    return x + moved, D_y + given_spread(level, m, D, moved) / nu**2

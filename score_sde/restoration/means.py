@@ -1,0 +1,219 @@
+r"""E[x_0 | x_t, y] by every method: plain functions of what is known at one noise level.
+
+A method is told D = E[x_0 | x_t] and, if it wants it, the function u -> V u with V = nu^2 dD/dx,
+which is Cov[x_0 | x_t] (Tweedie's second formula); each product costs as much as an evaluation.
+With r = y - A D and p(y | x_t) ~ N(A D, S), all of them are D + V A' S^{-1} r with some idea of V:
+
+    reference   V = C_nu, the Gaussian's                             no product
+    pcg         V itself, one conjugate-gradient step preconditioned by S_nu
+    hybrid      the same, and the reference for what the step leaves over of r
+    mmps        V itself, plain conjugate gradients                  2405.13712
+    tmpd        S = diag(row sums of A V A') + S_y                   2310.06721
+    pigdm       S = nu^2/(1 + nu^2) A A' + S_y                       ICLR 2023, 9_gsMA8MRKQ
+    dps         the direction V A' r alone, of length zeta nu        2209.14687
+    diffpir     V = nu^2/lambda I                                    2305.08995
+    ddnm        r is put to zero on the range of A, less where noise is larger    2212.00490
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_sde.restoration.algebra import Level, System
+from score_sde.restoration.denoiser import VJP
+
+TRUSTED = (0.02, 4.0)
+"""Curvature over that of the reference within which a Jacobian is believed to be a covariance."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known at a noise level: D (B, D) flat, and u -> V u if a method asked for it."""
+
+    nu: float
+    D: Tensor
+    system: System
+    product: VJP | None = None
+
+    @property
+    def level(self) -> Level:
+        """C_nu, S_nu and G_nu of the reference."""
+        return self.system.at(self.nu, self.D)
+
+    @property
+    def residual(self) -> Tensor:
+        """y - A D, (B, m)."""
+        return self.system.measurement.residual(self.D)
+
+    def V_adjoint(self, u: Tensor) -> Tensor:
+        """V A' u, (B, D)."""
+        assert self.product is not None
+        return self.product(self.system.measurement.vjp(self.D, u))
+
+    def A(self, v: Tensor) -> Tensor:
+        """A v, or J v of a nonlinear A, (B, m)."""
+        return self.system.measurement.jvp(self.D, v)
+
+    def S_y(self, u: Tensor) -> Tensor:
+        """The noise's covariance times u (B, m)."""
+        m = self.system.measurement
+        return u * m.variance if m.root is None else (u @ m.root) @ m.root.mT
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1, keepdim=True)
+
+
+def reference(p: Point) -> Tensor:
+    """D + G_nu r: the reference's covariance in place of V. One evaluation."""
+    return p.D + p.level.gain(p.residual)
+
+
+def pcg(p: Point, guard: tuple[float, float] = TRUSTED) -> Tensor:
+    """One step of conjugate gradients for (S_y + A V A') u = r from 0, preconditioned by S_nu.
+
+    q = S_nu^{-1} r, w = V A' q, a = (r.q) / (q.(S_y q + A w)), D + a w. Where q.A w is not within
+    ``guard`` of what the reference has, V is no covariance: the reference's mean. 2 evaluations.
+    """
+    return _pcg(p, guard, rest=False)
+
+
+def hybrid(p: Point, guard: tuple[float, float] = TRUSTED) -> Tensor:
+    """`pcg`, and the reference for the rest: D + a w + G_nu (r - a (S_y q + A w))."""
+    return _pcg(p, guard, rest=True)
+
+
+def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
+    level, r = p.level, p.residual
+    q = level.solve(r)
+    w = p.V_adjoint(q)
+    Aw, noise = p.A(w), p.S_y(q)
+    curvature = _dot(q, Aw)
+    foretold = _dot(q, r) - _dot(q, noise)  # q.A C_nu A'q, as S_nu q = r
+    step = _dot(r, q) / (curvature + _dot(q, noise)).clamp_min(1e-300)
+    left = r - step * (noise + Aw)
+    mean = p.D + step * w
+    if rest:
+        mean = mean + level.gain(left)
+    trusted = (curvature >= guard[0] * foretold) & (curvature <= guard[1] * foretold)
+    trusted = trusted & torch.isfinite(mean).all(1, keepdim=True)
+    return torch.where(trusted, mean, p.D + level.gain(r))
+
+
+def mmps(p: Point, iterations: int = 1) -> Tensor:
+    """Conjugate gradients for (S_y + A V A') u = r from 0: D + V A' u (2405.13712, algorithm 3).
+
+    1 + ``iterations`` evaluations: V A' u is a combination of the products made.
+    """
+    u_mean, rest = torch.zeros_like(p.D), p.residual
+    q, energy = rest, _dot(rest, rest)
+    for _ in range(iterations):
+        w = p.V_adjoint(q)
+        Bq = p.S_y(q) + p.A(w)
+        step = energy / _dot(q, Bq)
+        u_mean, rest = u_mean + step * w, rest - step * Bq
+        before, energy = energy, _dot(rest, rest)
+        q = rest + energy / before * q
+    return p.D + u_mean
+
+
+def tmpd(p: Point) -> Tensor:
+    """D + V A' r / (A V A' 1 + S_y), row sums for the matrix (2310.06721, eq. 14). 3 evaluations.
+
+    Row sums may be negative; they are kept at a thousandth of the noise or more.
+    """
+    r, variance = p.residual, p.system.measurement.variance
+    sums = p.A(p.V_adjoint(torch.ones_like(r)))
+    return p.D + p.V_adjoint(r / (sums + variance).clamp_min(1e-3 * variance))
+
+
+def pigdm(p: Point, data_std: float = 1.0) -> Tensor:
+    """D + V A' (v A A' + S_y)^{-1} r, v = nu^2 s^2/(s^2 + nu^2) for white data of std s.
+
+    Pseudo-inverse guidance (ICLR 2023, 9_gsMA8MRKQ, eq. 7 and appendix A.3), as a score.
+    2 evaluations.
+    """
+    variance = p.nu**2 * data_std**2 / (data_std**2 + p.nu**2)
+    return p.D + p.V_adjoint(p.system.isotropic(variance, p.D).solve(p.residual))
+
+
+def dps(p: Point, zeta: float = 1.0) -> Tensor:
+    """D + zeta nu^{-1} V A' r / |r|, the norm being that of each sample. 2 evaluations.
+
+    The gradient of |y - A D| (2209.14687, algorithm 1), in which neither the noise of y nor the
+    length of the step appears; measured in nu so that it fits any process and any sampler.
+    """
+    r = p.residual
+    unit = r / r.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    return p.D + zeta / p.nu * p.V_adjoint(unit)
+
+
+def diffpir(p: Point, strength: float = 7.0) -> Tensor:
+    """argmin_x |y - A x|^2_{S_y^{-1}} + strength/nu^2 |x - D|^2 (2305.08995, eq. 13)."""
+    return p.D + p.system.isotropic(p.nu**2 / strength, p.D).gain(p.residual)
+
+
+def ddnm(p: Point) -> Tensor:
+    """D + A^+ r, damped where the noise of y is larger than that of x_t. 1 evaluation.
+
+    DDNM+ (2212.00490, eq. 17 to 19): the range-space part of D is replaced by that of y; a
+    direction of singular value d has noise std/d in A^+ y, and is moved by min(1, nu d / std).
+    """
+    m = p.system.measurement
+    gram = m.operator.gram(m.shape)
+    if gram is not None:
+        ratio = p.nu**2 * torch.as_tensor(gram).to(p.D).flatten() / m.variance
+        u = (ratio.sqrt().clamp(max=1) * p.residual).reshape(
+            len(p.D), *m.operator.measured(m.shape)
+        )
+        return p.D + m.operator.pinv(u, m.shape).flatten(1)
+    u, d, v = torch.linalg.svd(p.system.matrix(), full_matrices=False)
+    seen = d > 1e-6 * d.max()
+    d = torch.where(seen, d, torch.ones_like(d))
+    damped = (p.nu * d / m.variance.mean().sqrt()).clamp(max=1) * seen / d
+    return p.D + p.system.gaussian.from_axes((damped * (p.residual @ u)) @ v)
+
+
+class Method(NamedTuple):
+    """A mean, the products that it takes, the kernel it was published with, and where."""
+
+    mean: Callable[..., Tensor]
+    products: int
+    kernel: str
+    source: str
+
+
+def options_of(function: Callable[..., Tensor]) -> list[str]:
+    """The settings of a method: its parameters that have defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is not p.empty]
+
+
+MEANS: dict[str, Method] = {
+    "hybrid": Method(hybrid, 1, "gaussian", "here"),
+    "pcg": Method(pcg, 1, "gaussian", "here"),
+    "reference": Method(reference, 0, "gaussian", "here"),
+    "mmps": Method(mmps, 1, "ddpm", "2405.13712"),
+    "tmpd": Method(tmpd, 2, "ddpm", "2310.06721"),
+    "pigdm": Method(pigdm, 1, "ddpm", "9_gsMA8MRKQ"),
+    "dps": Method(dps, 1, "ddpm", "2209.14687"),
+    "diffpir": Method(diffpir, 0, "renoise", "2305.08995"),
+    "ddnm": Method(ddnm, 0, "ddpm", "2212.00490"),
+}
+
+
+def mean_at(
+    method: Method, options: dict[str, Any], system: System, denoiser: Any, x: Tensor, nu: float
+) -> tuple[Tensor, Tensor]:
+    """(D, D_y) at flat x (B, D): what the prior says, and what the method makes of it and y."""
+    if method.products:
+        D, product = denoiser.with_products(x, nu)
+        return D, method.mean(Point(nu, D, system, product), **options)
+    D = denoiser(x, nu)
+    return D, method.mean(Point(nu, D, system), **options)

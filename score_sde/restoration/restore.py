@@ -1,0 +1,259 @@
+"""`restore`: draws of x_0 given a measurement, by particles or by any method that has a name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde import distributed
+from score_sde.exact import Gaussian
+from score_sde.noise import fresh_seeds
+from score_sde.processes.sdes import SDE
+from score_sde.restoration.algebra import System
+from score_sde.restoration.checks import check_budget, check_method, check_options
+from score_sde.restoration.denoiser import Denoiser
+from score_sde.restoration.kernel import run_kernel
+from score_sde.restoration.means import MEANS, options_of
+from score_sde.restoration.measurement import Noise
+from score_sde.restoration.operators import Operator
+from score_sde.restoration.particles import effective, plan, run_particles
+from score_sde.restoration.posterior import find_mean, make_system
+from score_sde.restoration.published import SAMPLERS
+from score_sde.restoration.reference import SmoothGaussian
+from score_sde.scores import ScoreFn, take
+
+METHODS = ("particles", *MEANS, *SAMPLERS)
+OF_KERNEL = ("kernel", "fresh", "levels")
+COLLAPSED = 0.2
+"""The power of weights below which particles give way to the hybrid, where it may choose."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Draws x (n, *shape), or (G, n, *shape) of G measurements, and what they cost.
+
+    method: that was used. nfe, products: evaluations of the score and vector-Jacobian products, per
+    draw. residual: mean squared residual over the noise's variance, per measurement (G,); 1 is
+    right. Of particles, per measurement: ess, the effective share of particles at the end; temper,
+    the smallest power that the weights were raised to (1: never); log_evidence, log p(y) in nats,
+    biased where temper is below 1. said: what was decided for you, if anything.
+    """
+
+    x: Tensor
+    method: str
+    nfe: float
+    products: float
+    seconds: float
+    residual: Tensor
+    ess: Tensor | None = None
+    temper: Tensor | None = None
+    log_evidence: Tensor | None = None
+    said: str = ""
+
+    def __str__(self) -> str:
+        n = self.x.shape[:-1].numel() if self.x.ndim == 2 else len(self.x)
+        text = f"{n} draws by {self.method}: {self.nfe:.1f} evaluations"
+        if self.products:
+            text += f" and {self.products:.1f} vector-Jacobian products"
+        text += f" each, residual^2/noise^2 {float(self.residual.mean()):.3f}"
+        if self.ess is not None and self.temper is not None:
+            text += f", effective share {float(self.ess.mean()):.2f}"
+            text += f", temper {float(self.temper.min()):.2f}"
+        return f"{text}, {self.seconds:.1f} s" + (f"\n{self.said}" if self.said else "")
+
+
+@torch.no_grad()
+def restore(
+    sde: SDE,
+    score: ScoreFn,
+    y: Tensor,
+    operator: Operator | Callable[[Tensor], Tensor],
+    *,
+    noise_std: Noise,
+    gaussian: Gaussian | SmoothGaussian | None = None,
+    method: str | None = None,
+    n: int = 64,
+    nfe: int = 60,
+    seeds: Sequence[int] | None = None,
+    group: int | None = None,
+    batch_size: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    return_info: bool = False,
+    **options: Any,
+) -> Tensor | Restored:
+    """n draws of p(x_0 | y), y = operator(x_0) + noise; no training.
+
+    score: of the prior; what it is bound to has one row for each measurement, or is for all.
+    y: one measurement, or several (G, *measured). operator, noise_std, gaussian, shape: see
+    `posterior_score`. method: "particles" (GR-SMC: exact as nfe grows, see `particles`), a mean of
+    `means.MEANS` for samples independent of one another (options: kernel, those of the mean), or a
+    published sampler of `published.SAMPLERS`. None is particles, and the hybrid where the weights
+    would leave few of them, which is said. n, nfe: draws of each measurement, and evaluations and
+    products for each draw. seeds: n integers; a group of ``group`` draws (all n unless given)
+    depends on its seeds and y alone. batch_size: rows through the score at once. dtype: of the
+    score's states. return_info: a `Restored`.
+
+    The processes of a torchrun divide groups, and each receives all draws. Raises ValueError for
+    what cannot be restored (`checks`).
+    """
+    system = make_system(y, operator, noise_std, gaussian, shape, device)
+    seeds = fresh_seeds(n) if seeds is None else [int(seed) for seed in seeds]
+    name = method or "particles"
+    check_budget(n, nfe, seeds, group)
+    check_method(name, METHODS, gaussian is not None)
+    check_options(name, list(options), _options(name))
+    if name in MEANS:
+        find_mean(name, {}, gaussian)
+    job = _Job(sde, score, system, nfe, batch_size, dtype, options)
+    started = time.perf_counter()
+    size = group or n
+    several = tuple(y.shape) != system.measurement.operator.measured(system.measurement.shape)
+    groups = [
+        (which, seeds[first : first + size])
+        for which in range(len(system.measurement.y))
+        for first in range(0, n, size)
+    ]
+    parts = [job.run(name, method is None, *groups[i]) for i in distributed.share(len(groups))]
+    result = _collected(parts, groups, job, name, several, started)
+    return result if return_info else result.x
+
+
+def _options(name: str) -> list[str]:
+    """The settings that a method has."""
+    if name == "particles":
+        return ["temper"]
+    if name in MEANS:
+        return [*options_of(MEANS[name].mean), *OF_KERNEL]
+    return options_of(SAMPLERS[name])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one group came to; facts: ess, temper, log_evidence, nfe, products, collapsed."""
+
+    x: Tensor
+    facts: list[float]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all groups."""
+
+    sde: SDE
+    score: ScoreFn
+    system: System
+    nfe: int
+    batch_size: int | None
+    dtype: torch.dtype
+    options: dict[str, Any]
+
+    def _at(self, which: int) -> tuple[System, Denoiser]:
+        measurement = self.system.measurement
+        rows = torch.tensor([which], device=measurement.y.device)
+        one = self.system.with_measurement(measurement.rows(rows))
+        score = _Repeated(self.score, which)
+        return one, Denoiser(self.sde, score, measurement.shape, self.batch_size, self.dtype)
+
+    def run(self, name: str, may_choose: bool, which: int, seeds: Sequence[int]) -> _Part:
+        """One group of draws of one measurement."""
+        system, denoiser = self._at(which)
+        n, collapsed = len(seeds), False
+        facts, nfe, planned = [1.0, 1.0, float("nan")], self.nfe, None
+        if may_choose:
+            planned = plan(system, denoiser, n * nfe, nfe, seeds, always=True)
+            if planned.temper < COLLAPSED:
+                name, collapsed = "hybrid", True
+                nfe -= -(-planned.spent // n)
+        if name == "particles":
+            options = {**self.options, "planned": planned}
+            x, cloud = run_particles(system, denoiser, n, nfe, seeds, **options)
+            facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
+        elif name in MEANS:
+            x = self._independent(system, denoiser, name, seeds, nfe)
+        else:
+            x = SAMPLERS[name](system, denoiser, seeds, nfe, **self.options)
+        spent = [denoiser.rows / n, denoiser.products / n]
+        return _Part(x, [*facts, *spent, float(collapsed)])
+
+    def _independent(
+        self, system: System, denoiser: Denoiser, name: str, seeds: Sequence[int], nfe: int
+    ) -> Tensor:
+        of_kernel = {key: v for key, v in self.options.items() if key in OF_KERNEL}
+        own = {key: v for key, v in self.options.items() if key not in OF_KERNEL}
+        size = self.batch_size or len(seeds)
+        chunks = [
+            run_kernel(system, denoiser, MEANS[name], own, seeds[i : i + size], nfe, **of_kernel)
+            for i in range(0, len(seeds), size)
+        ]
+        return torch.cat(chunks)
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """The score of one of the measurements, for any number of states."""
+
+    score: ScoreFn
+    which: int
+
+    def take(self, rows: Any) -> _Repeated:
+        return self
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if not hasattr(self.score, "take"):
+            return self.score(x, t)
+        return take(self.score, torch.full((len(x),), self.which))(x, t)
+
+
+def _collected(
+    parts: list[_Part],
+    groups: list[tuple[int, list[int]]],
+    job: _Job,
+    name: str,
+    several: bool,
+    started: float,
+) -> Restored:
+    """All draws on all processes, in order, and what is to be said of them."""
+    shape, y = job.system.measurement.shape, job.system.measurement.y
+    width, size = job.system.lam.numel(), max(len(seeds) for _, seeds in groups)
+    # Groups are padded to one size, so that they can be gathered: the last of each may be smaller.
+    x = y.new_zeros(len(parts), size, width)
+    for padded, part in zip(x, parts, strict=True):
+        padded[: len(part.x)] = part.x
+    x = distributed.gather(x, len(groups))
+    own = torch.tensor([part.facts for part in parts], dtype=torch.float64).reshape(-1, 6)
+    facts = distributed.gather(own, len(groups))
+    which = torch.tensor([g for g, _ in groups])
+    draws = [torch.cat([x[i, : len(groups[i][1])] for i in (which == g).nonzero()[:, 0]])
+             for g in range(len(y))]  # fmt: skip
+    found = torch.stack([facts[which == g].mean(0) for g in range(len(y))])
+    x = torch.stack(draws)
+    flat, rows = x.flatten(0, 1), torch.arange(len(y)).repeat_interleave(x.shape[1])
+    residual = job.system.measurement.rows(rows.to(y.device)).misfit(flat.to(y))
+    particles = name == "particles" and not bool(found[:, 5].any())
+    said = ""
+    if bool(found[:, 5].any()):
+        said = (
+            f"the weights of particles would leave few of them for {int((found[:, 5] > 0).sum())} "
+            f"of {len(y)} measurements: the hybrid drew these, independent and slightly biased. "
+            'Choose by method="particles" or method="hybrid".'
+        )
+    out = x.reshape(*x.shape[:2], *shape).to(job.dtype)
+    return Restored(
+        out if several else out[0],
+        name if particles or name != "particles" else "hybrid",
+        float(found[:, 3].mean()),
+        float(found[:, 4].mean()),
+        time.perf_counter() - started,
+        residual.reshape(len(y), -1).mean(1).cpu(),
+        found[:, 0] if particles else None,
+        found[:, 1] if particles else None,
+        found[:, 2] if particles else None,
+        said,
+    )

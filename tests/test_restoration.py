@@ -1,0 +1,227 @@
+"""Draws of a posterior: exact for Gaussian data, the same in any batch."""
+
+import math
+
+import pytest
+import torch
+
+from score_sde import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    FlowSDE,
+    Gaussian,
+    GaussianMixture,
+    SubVPSDE,
+    restore,
+    sample,
+)
+from score_sde.restoration import (
+    Covariance,
+    Grey,
+    Mask,
+    Matrix,
+    Nonlinear,
+    Poisson,
+    posterior_score,
+    reference_gaussian,
+)
+from score_sde.restoration.algebra import System
+from score_sde.restoration.denoiser import Denoiser
+from score_sde.restoration.measurement import make_measurement
+from score_sde.restoration.particles import Draws, Particles, systematic, tempered
+from score_sde.restoration.restore import METHODS
+
+F64 = torch.float64
+
+
+def normal(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+Q = normal(6, 6, seed=0)
+DATA = Gaussian(normal(6, seed=1), Q @ Q.T / 6 + 0.01 * torch.eye(6))
+A, Y = normal(3, 6, seed=2), normal(3, seed=3)
+RING = GaussianMixture(
+    [0.2, 0.3, 0.5], [[1.2, 0.0], [-0.6, 1.0], [-0.6, -1.0]], torch.tensor([0.02, 0.05, 0.03])
+)
+RING_GAUSSIAN = Gaussian(RING.mean(), RING.covariance())
+
+
+@pytest.mark.parametrize("method", ["particles", "hybrid", "pcg", "reference"])
+def test_gaussian_data_are_exact_in_three_steps(method):
+    sde, exact = VPSDE(), DATA.measured(A, 0.2, Y)
+    n, nfe = 4000, 3 if method in ("particles", "reference") else 6
+    result = restore(sde, DATA.score(sde), Y, Matrix(A), noise_std=0.2, gaussian=DATA, n=n, nfe=nfe,
+                     seeds=range(n), method=method, return_info=True, dtype=F64)  # fmt: skip
+    spread = exact.covariance()
+    off = (result.x.mean(0) - exact.mean()) / spread.diagonal().sqrt()
+    assert float(off.abs().max()) < 4 / math.sqrt(n)
+    torch.testing.assert_close(torch.cov(result.x.T), spread, atol=0.06, rtol=0.05)
+    assert result.nfe + result.products <= nfe
+    if method == "particles":
+        evidence = DATA.log_evidence(A, 0.2, Y)
+        assert float(result.log_evidence) == pytest.approx(evidence, abs=1e-6)
+        assert float(result.ess) == pytest.approx(1, abs=1e-9) and float(result.temper) == 1
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), FlowSDE(), CosineSDE()])
+def test_weights_are_equal_for_gaussian_data_under_every_process(sde):
+    measurement = make_measurement(Matrix(A), Y, 0.2, (6,))
+    system = System(DATA, measurement)
+    draws = Draws([1], 0, system.lam, (50, 6, 3))
+    cloud = Particles(system, Denoiser(sde, DATA.score(sde), (6,)), draws, 50)
+    out = cloud.run([5.0, 1.0, 0.3, 0.05])
+    assert float((out.log_w - out.log_w[0]).abs().max()) < 1e-9
+    assert max(out.surprise) < 1e-12
+
+
+def test_the_mixture_posterior_and_its_evidence():
+    sde, M, y = VPSDE(), torch.tensor([[1.0, 0.2]]), torch.tensor([-0.5])
+    exact = RING.measured(M, 0.2, y)
+    result = restore(sde, RING.score(sde), y, Matrix(M), noise_std=0.2, gaussian=RING_GAUSSIAN,
+                     n=1000, nfe=40, seeds=range(1000), return_info=True)  # fmt: skip
+    assert result.method == "particles"
+    share = RING.measured(M, 0.2, y)._components_at(
+        result.x.double(), torch.tensor(1.0), torch.tensor(0.0)
+    )[2]
+    found = share.softmax(-1).mean(0)
+    torch.testing.assert_close(found, exact.weights, atol=0.04, rtol=0)
+    assert float(result.log_evidence) == pytest.approx(RING.log_evidence(M, 0.2, y), abs=0.08)
+    assert result.nfe <= 40
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "particles"])
+def test_every_method_runs_is_finite_counted_and_depends_on_its_seeds_alone(method):
+    sde, M, y = VPSDE(), torch.tensor([[1.0, 0.2]]), torch.tensor([-0.5])
+    common = dict(noise_std=0.2, gaussian=RING_GAUSSIAN, nfe=20, method=method, dtype=F64)
+    whole = restore(sde, RING.score(sde), y, Matrix(M), n=6, seeds=range(6), return_info=True,
+                    **common)  # fmt: skip
+    assert bool(torch.isfinite(whole.x).all())
+    assert 1 < whole.nfe + whole.products <= 20
+    part = restore(sde, RING.score(sde), y, Matrix(M), n=2, seeds=[4, 1], batch_size=1, **common)
+    torch.testing.assert_close(part, whole.x[[4, 1]], atol=1e-9, rtol=1e-9)
+
+
+def test_groups_of_particles_depend_on_their_seeds_and_measurement_alone():
+    sde, M = VPSDE(), torch.tensor([[1.0, 0.2]])
+    common = dict(noise_std=0.2, gaussian=RING_GAUSSIAN, nfe=20, method="particles", dtype=F64)
+    y = torch.tensor([[-0.5], [0.9]])
+    both = restore(sde, RING.score(sde), y, Matrix(M), n=30, seeds=range(30), group=15, **common)
+    assert both.shape == (2, 30, 2)
+    alone = restore(sde, RING.score(sde), y[1], Matrix(M), n=15, seeds=range(15, 30), batch_size=7,
+                    **common)  # fmt: skip
+    torch.testing.assert_close(both[1, 15:], alone, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), FlowSDE(), EDMSDE()])
+def test_posterior_score_of_gaussian_data_is_exact_and_samplers_take_it(sde):
+    y = torch.stack([Y, -Y])
+    post = posterior_score(sde, DATA.score(sde), y, Matrix(A), noise_std=0.2, gaussian=DATA,
+                           method="reference")  # fmt: skip
+    x, t = normal(2, 6, seed=5), torch.tensor([0.4, 0.9], dtype=F64)
+    for i in range(2):
+        exact = DATA.measured(A, 0.2, y[i]).score(sde)(x[i : i + 1], t[i])
+        torch.testing.assert_close(post(x, t)[i : i + 1], exact, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(post.take(slice(1, 2))(x[1:], t[1]), post(x, t)[1:])
+    seeds = [3, 4]
+    whole = sample(sde, post, shape=(2, 6), method="dpmpp_2m", steps=8, seeds=seeds, dtype=F64)
+    parts = sample(sde, post, shape=(2, 6), method="dpmpp_2m", steps=8, seeds=seeds, dtype=F64,
+                   batch_size=1)  # fmt: skip
+    torch.testing.assert_close(whole, parts, atol=1e-9, rtol=1e-9)
+
+
+def test_the_guard_takes_over_where_the_jacobian_is_no_covariance():
+    sde = VPSDE()
+
+    class Wrong:
+        def __call__(self, x, t):
+            return DATA.score(sde)(x, t) + 50 * torch.sin(40 * x)
+
+    common = dict(noise_std=0.2, gaussian=DATA, n=8, nfe=20, seeds=range(8), dtype=F64)
+    x = restore(sde, Wrong(), Y, Matrix(A), method="hybrid", **common)
+    assert float(x.abs().max()) < 100
+
+
+def test_poisson_correlated_and_nonlinear_measurements_have_the_right_law():
+    """Against importance weights of many draws of the prior."""
+    sde, M = VPSDE(), torch.tensor([[1.0, 0.2]], dtype=F64)
+    prior = RING.sample(200_000, seed=0)
+    square = Nonlinear(lambda x: (x**2).sum(1, keepdim=True))
+    y = torch.tensor([0.8])
+    cases = [
+        (Matrix(M), Poisson(8.0, offset=3.0), Poisson(8.0, 3.0).log_prob(y, prior @ M.T)),
+        (Matrix(M), Covariance(torch.tensor([[0.04]])), -12.5 * ((y - prior @ M.T) ** 2).sum(1)),
+        (square, 0.2, -12.5 * ((y - square(prior)) ** 2).sum(1)),
+    ]
+    for operator, noise, log_w in cases:
+        mean = log_w.softmax(0) @ prior
+        spread = (log_w.softmax(0) @ (prior - mean) ** 2).sqrt()
+        x = restore(sde, RING.score(sde), y, operator, noise_std=noise, gaussian=RING_GAUSSIAN,
+                    n=600, nfe=40, seeds=range(600), method="particles", dtype=F64)  # fmt: skip
+        assert float(((x.mean(0) - mean) / spread).abs().max()) < 0.2, operator
+        torch.testing.assert_close(x.std(0), spread, rtol=0.15, atol=0)
+
+
+def test_matrix_free_algebra_is_the_dense_one():
+    data = Gaussian(torch.zeros(3, 2, 2), normal(12, 12, seed=8) @ normal(12, 12, seed=8).T)
+    measurement = make_measurement(Grey(), normal(5, 1, 2, 2, seed=9), 0.1, (3, 2, 2))
+    D, r = normal(5, 12, seed=10), normal(5, 4, seed=11)
+    dense, free = (System(data, measurement, dense=d).at(0.7, D) for d in (True, False))
+    torch.testing.assert_close(free.solve(r), dense.solve(r), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(free.gain(r), dense.gain(r), atol=1e-5, rtol=1e-5)
+    a, b = free.log_density(r), dense.log_density(r)
+    torch.testing.assert_close(a - a[0], b - b[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_reference_of_small_and_of_large_pictures():
+    x = normal(200, 3, 4, 4, seed=12) * torch.linspace(0.1, 1, 4)
+    gaussian = reference_gaussian(x, shrink=0.1)
+    level = torch.cov(x.flatten(1).T).diagonal().mean()
+    expected = 0.9 * torch.cov(x.flatten(1).T) + 0.1 * level * torch.eye(48)
+    torch.testing.assert_close(gaussian.covariance(), expected)
+    big = normal(8, 1, 72, 72, seed=13).cumsum(-1)
+    smooth = reference_gaussian(big)
+    v = normal(2, 72 * 72, seed=14)
+    torch.testing.assert_close(smooth.from_axes(smooth.to_axes(v)), v)
+    torch.testing.assert_close(smooth.to_axes(v).norm(dim=1), v.norm(dim=1))
+
+
+def test_resampling_and_tempering():
+    log_w = torch.tensor([0.0, 3.0, 1.0, -50.0], dtype=F64)
+    places = systematic(log_w, normal(4, 2, seed=15), 1000, 0.5)
+    share = torch.bincount(places, minlength=4) / 1000
+    torch.testing.assert_close(share.double(), log_w.softmax(0), atol=2e-3, rtol=0)
+    power = tempered(log_w * 10, 2.0)
+    w = (power * 10 * log_w).softmax(0)
+    assert 0 < power < 1 and float(1 / w.square().sum()) == pytest.approx(2, rel=1e-6)
+
+
+def bad(**changes):
+    given = dict(y=Y, operator=Matrix(A), noise_std=0.2, gaussian=DATA, n=4, nfe=10) | changes
+    restore(VPSDE(), DATA.score(VPSDE()), given.pop("y"), given.pop("operator"), **given)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(y=Y[:2]), "the operator measures"),
+        (dict(y=(Y * 100).int()), "floating-point"),
+        (dict(y=Y / 0), "not finite"),
+        (dict(noise_std=0.0), "must be positive"),
+        (dict(noise_std=float("nan")), "must be positive"),
+        (dict(noise_std=Covariance(-torch.eye(3))), "positive eigenvalues"),
+        (dict(operator=lambda x: (x @ A.T.to(x)) ** 2), "Nonlinear"),
+        (dict(operator=lambda x: x @ A.T.to(x) + 1), "affine"),
+        (dict(gaussian=None, shape=(6,)), "reference_gaussian"),
+        (dict(method="particle"), "Did you mean 'particles'"),
+        (dict(method="dps", strength=2), "unknown option 'strength'"),
+        (dict(seeds=[1, 2]), "4 draws need 4 seeds"),
+        (dict(y=1e4 * Y), "model's range"),
+        (dict(operator=Mask(torch.ones(5, dtype=torch.bool))), "last axes"),
+    ],
+)
+def test_what_cannot_be_restored_is_said_before_any_work(changes, message):
+    with pytest.raises(ValueError, match=message):
+        bad(**changes)
