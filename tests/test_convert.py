@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from score_sde import import_checkpoint, load, sample
+from score_sde.checks import UserError
 from score_sde.cli import main
 from score_sde.convert import ConversionError, openai
 
@@ -637,7 +638,7 @@ def test_bad_options_and_directories(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(RuntimeError, match="in use"):
+        with pytest.raises(UserError, match="in use"):
             import_checkpoint(path, tmp_path / "run", {"size": 16}, overwrite=overwrite)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
     import_checkpoint(path, tmp_path / "other", {"size": 16})
@@ -687,7 +688,7 @@ def test_exports_that_diffusers_has_no_network_for(tmp_path, capsys):
     assert main(["main.py", "--mode", "export", "--format", "diffusers", *work]) == 2
     assert "no network with net.resample='block'" in capsys.readouterr().err
     assert main(["main.py", "--mode", "export", "--format", "onnx", *work]) == 2
-    assert "unknown format 'onnx'; choose from diffusers, safetensors" in capsys.readouterr().err
+    assert "must be one of diffusers, safetensors (got 'onnx')" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -24,6 +24,7 @@ from score_sde.convert.parts import (
     differences,
     image_spec,
 )
+from score_sde.convert.schedulers import process_of
 from score_sde.nets import UNet
 from score_sde.nets.blocks import ResidualBlock
 
@@ -35,7 +36,6 @@ LEAVES = {"norm0": "norm1", "conv0": "conv1", "norm1": "norm2", "conv1": "conv2"
 
 
 OPTIONS = ("size",)
-TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def read(
@@ -87,41 +87,6 @@ def _process(
         sde = {"name": "ve", "sigma_min": float(low), "sigma_max": float(high)}
         return sde, {"target": "scaled_score", "time_input": "log_sigma", "time_scale": 1.0}
     return process_of(scheduler, notes)
-
-
-def process_of(
-    scheduler: Mapping[str, Any] | None, notes: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of the process and of `ScoreModel` that a chain's scheduler describes."""
-    said = scheduler or {}
-    if not scheduler:
-        notes.append("no scheduler_config.json: the linear betas of 2006.11239, 1000 steps")
-    steps = int(said.get("num_train_timesteps", 1000))
-    target = said.get("prediction_type", "epsilon")
-    if target not in TARGETS:
-        raise ConversionError(f"prediction_type {target!r} is unknown; {list(TARGETS)} are.")
-    sde = {"name": "table", "table": _table(said, steps), "steps": steps, "t_min": 1 / steps}
-    model = {"target": TARGETS[target], "time_scale": float(steps), "time_shift": -1.0}
-    return sde, model
-
-
-def _table(said: Mapping[str, Any], steps: int) -> str | list[float]:
-    """The betas of a scheduler: the name of a table, or the numbers."""
-    schedule = said.get("beta_schedule", "linear")
-    if said.get("trained_betas") is not None:
-        return [float(beta) for beta in said["trained_betas"]]
-    low, high = float(said.get("beta_start", 1e-4)), float(said.get("beta_end", 0.02))
-    if schedule == "squaredcos_cap_v2":
-        return "cosine"
-    if schedule == "linear" and (low, high, steps) == (1e-4, 0.02, 1000):
-        return "linear"
-    if schedule in ("linear", "scaled_linear"):
-        power = 1 if schedule == "linear" else 2
-        ends = (low ** (1 / power), high ** (1 / power))
-        return (torch.linspace(*ends, steps, dtype=torch.float64) ** power).tolist()
-    raise ConversionError(
-        f"beta_schedule {schedule!r} is unknown; linear, scaled_linear, squaredcos_cap_v2 are."
-    )
 
 
 def described(theirs: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from score_sde.convert.diffusers import ATTENTION, TARGETS, names, skip_groups
+from score_sde.convert.diffusers import ATTENTION, names, skip_groups
 from score_sde.convert.parts import ConversionError, State
+from score_sde.convert.schedulers import TARGETS
 from score_sde.nets import UNet
 
 

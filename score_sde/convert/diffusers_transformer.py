@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.convert import diffusers
 from score_sde.convert.edm import halves_swapped
 from score_sde.convert.parts import FLOATS, ConversionError, Foreign, State, as_pair
+from score_sde.convert.schedulers import process_of
 from score_sde.data import DataSpec
 from score_sde.nets import Transformer
 
@@ -36,7 +36,7 @@ def read(
         net = Transformer(**options)
     weights = to_ours(net, theirs, options["modulation"] == "shared")
     notes = ["its states are latents of an autoencoder, of standard deviation 1"]
-    sde, model = diffusers.process_of(scheduler, notes)
+    sde, model = process_of(scheduler, notes)
     model["learned_variance"] = options["out_channels"] == 2 * channels
     classes = tuple(str(i) for i in range(options.get("classes", 0)))
     del options["channels"], options["size"]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
+
 
 def sincos_positions(rows: int, columns: int, dim: int, spacing: float = 1.0) -> Tensor:
     """Fixed embeddings (rows * columns, dim) of a grid's places, row by row (2212.09748).
@@ -73,7 +75,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if dim % heads:
-            raise ValueError(f"width {dim} does not divide into {heads} heads.")
+            raise UserError(f"width {dim} does not divide into {heads} heads.")
         self.heads, self.crossed = heads, context_dim is not None
         if context_dim is None:
             self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
@@ -144,7 +146,7 @@ def patches_per_side(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """(rows, columns) of patches; ValueError for a size that patches do not divide."""
     height, width = size
     if patch < 1 or height % patch or width % patch:
-        raise ValueError(
+        raise UserError(
             f"images of {height}x{width} do not divide into patches of {patch}x{patch}; "
             f"take a patch that divides {math.gcd(height, width)}."
         )

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
 from score_sde.nets.attention import (
     axial_angles,
     patches_per_side,
@@ -105,11 +106,11 @@ class Transformer(nn.Module):
         chosen = dict(modulation=modulation, positions=positions, norm=norm, mlp=mlp, text=text)
         for name, value in chosen.items():
             if value not in CHOICES[name]:
-                raise ValueError(f"{name} {value!r} is unknown; choose from {CHOICES[name]}.")
+                raise UserError(f"{name} {value!r} is unknown; choose from {CHOICES[name]}.")
         if width % 4 or (positions == "rotary" and (width // heads) % 4):
-            raise ValueError(f"positions need a width of 4 a head (got {width} over {heads}).")
+            raise UserError(f"positions need a width of 4 a head (got {width} over {heads}).")
         if class_tokens and not classes:
-            raise ValueError(f"class_tokens={class_tokens} needs a number of classes.")
+            raise UserError(f"class_tokens={class_tokens} needs a number of classes.")
         self.size, self.patch, self.classes = tuple(size), patch, classes
         self.class_dropout, self.modulation, self.text = class_dropout, modulation, text
         self.class_tokens_from = class_tokens_from
@@ -158,7 +159,7 @@ class Transformer(nn.Module):
     def preset(cls, name: str, **options: Any) -> Transformer:
         """A published transformer by its name in `presets.TRANSFORMERS`, with changes."""
         if name not in TRANSFORMERS:
-            raise ValueError(f"no transformer {name!r}; there are {', '.join(TRANSFORMERS)}.")
+            raise UserError(f"no transformer {name!r}; there are {', '.join(TRANSFORMERS)}.")
         return cls(**{**TRANSFORMERS[name], **options})
 
     def _initialize(self) -> None:
@@ -189,11 +190,11 @@ class Transformer(nn.Module):
         """class_labels: integers (B,); None is any class. text: tokens (B, L, text_dim), with
         text_mask (B, L) false for padding; None is the null token. pooled: (B, pooled_dim)."""
         if tuple(x.shape[2:]) != self.size:
-            raise ValueError(
+            raise UserError(
                 f"this transformer is for images of {self.size}, not {tuple(x.shape[2:])}."
             )
         if class_labels is not None and not self.classes:
-            raise ValueError("this transformer was built without classes; drop class_labels.")
+            raise UserError("this transformer was built without classes; drop class_labels.")
         row = self._class_rows(noise_label, class_labels)
         words, words_mask = self._words(x, text, text_mask)
         tokens = self._tokens(x)
@@ -248,7 +249,7 @@ class Transformer(nn.Module):
         """The text's tokens (B, L, width) and their mask; the null token without a text."""
         if self.text_first is None or self.text_second is None or self.null_text is None:
             if text is not None:
-                raise ValueError("this transformer was built without a text; drop text.")
+                raise UserError("this transformer was built without a text; drop text.")
             return None, None
         if text is None:
             text, text_mask = self.null_text.expand(len(x), 1, -1), None
