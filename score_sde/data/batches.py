@@ -11,6 +11,7 @@ would have seen, and nothing about the order has to be saved. Of many processes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,6 +27,7 @@ from score_sde.data.spec import DataError, DataSpec
 
 VALUE_KEYS = ("x0", "image")  # of the value itself in an item that is a dictionary
 LABEL_KEYS = ("class_labels", "label")
+REFERENCE_BYTES = 1 << 28
 
 
 class Batch(NamedTuple):
@@ -118,8 +120,8 @@ class ArrayData:
         return self.names[i] if self.names else f"item {i}"
 
     def reference(self, n: int) -> Tensor:
-        """The first n items in the model's range, for statistics and pictures."""
-        return self.spec.to_model(self.raw[:n])
+        """The first n items in the model's range, for statistics; fewer where items are large."""
+        return self.spec.to_model(self.raw[: min(n, _most_items(self.spec))])
 
     def raw_items(self, rows: range) -> Tensor:
         """These items as they are stored, (len(rows), *shape)."""
@@ -256,8 +258,8 @@ class StreamData:
         return fingerprint(len(self), self.raw_items, self.added, facts, item_bytes)
 
     def reference(self, n: int) -> Tensor:
-        """The first n items in the model's range, for statistics and pictures."""
-        return self.spec.to_model(self.raw_items(range(min(n, len(self)))))
+        """As `ArrayData.reference`."""
+        return self.spec.to_model(self.raw_items(range(min(n, len(self), _most_items(self.spec)))))
 
     def raw_items(self, rows: range) -> Tensor:
         """These items as they are stored, (len(rows), *shape)."""
@@ -293,6 +295,11 @@ class StreamData:
 
 
 Data = ArrayData | StreamData
+
+
+def _most_items(spec: DataSpec) -> int:
+    """How many items may be looked at at once: 256 MiB of them as float32."""
+    return max(1, REFERENCE_BYTES // (4 * math.prod(spec.shape)))
 
 
 def _check_rows(condition: Mapping[str, Tensor], n: int) -> None:

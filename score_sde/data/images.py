@@ -1,105 +1,62 @@
 """A folder or zip of images of any kind as uint8 arrays of one shape.
 
-Nested folders, any case of extension, grey, RGB, RGBA, palettes, CMYK and 16 bits are read; the
-names of first-level subfolders are the classes when every image lies in one. Decoding is Pillow's.
+Nested folders, any case of extension, grey, RGB, RGBA, palettes, CMYK, 16 bits and floating point
+are read; what cannot be is skipped and named, whatever is wrong with it. Folders train and test are
+the splits; the names of first-level folders are the classes when every image lies in one.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
+from score_sde.data.decoding import (
+    COMMON,
+    CONVERTS,
+    EXTENSIONS,
+    GREY_MODES,
+    RESIZES,
+    Bounds,
+    Range,
+    Size,
+    is_deep,
+    read_picture,
+    to_array,
+    usual_bounds,
+    values_of,
+)
+from score_sde.data.files import Files, list_files, listed, printable
 from score_sde.data.spec import DataError
+from score_sde.data.splits import split_names
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-RESIZES = ("center_crop", "stretch", "pad")
-CONVERTS = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
-_GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_ALPHA_MODES = ("LA", "RGBA", "PA", "La", "RGBa")
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """The files of a folder or a zip, by names relative to it."""
-
-    root: Path
-    names: tuple[str, ...]
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a file. A zip is opened anew each time: workers must not share a handle."""
-        if self.root.is_dir():
-            return (self.root / name).read_bytes()
-        with zipfile.ZipFile(self.root) as archive:
-            return archive.read(name)
-
-
-def list_files(root: Path) -> ImageFiles:
-    """All files below a folder or in a zip, sorted by name; DataError if it cannot be read."""
-    if root.is_dir():
-        found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
-        names = [p.as_posix() for p in found if not any(part[0] == "." for part in p.parts)]
-    else:
-        try:
-            with zipfile.ZipFile(root) as archive:
-                names = [i.filename for i in archive.infolist() if not i.is_dir()]
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{root} is not a readable zip file ({error}).") from error
-        names = [n for n in names if not n.startswith("__MACOSX")]
-    return ImageFiles(root, tuple(sorted(names)))
-
-
-def decode(content: bytes, mode: str, size: Size | None, resize: str | None) -> np.ndarray:
-    """One image as uint8 (C, H, W): upright, converted to L, RGB or RGBA, brought to size."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # 16 bits: the full range to 8 bits, rounded.
-        values = np.asarray(image, np.float64)
-        image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
-    if mode != "RGBA" and (image.mode in _ALPHA_MODES or "transparency" in image.info):
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    image = fit_image(image.convert(mode), size, resize)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def fit_image(image: Image.Image, size: Size | None, resize: str | None) -> Image.Image:
-    """The image at ``size`` (H, W): cropped, stretched, or shrunk if too large and padded black."""
-    if size is None or image.size == (size[1], size[0]):
-        return image
-    target = (size[1], size[0])  # Pillow speaks of (width, height)
-    if resize == "center_crop":
-        return ImageOps.fit(image, target, Image.Resampling.LANCZOS)
-    if resize == "stretch":
-        return image.resize(target, Image.Resampling.LANCZOS)
-    if image.width > target[0] or image.height > target[1]:
-        image = ImageOps.contain(image, target, Image.Resampling.LANCZOS)
-    canvas = Image.new(image.mode, target)
-    canvas.paste(image, ((target[0] - image.width) // 2, (target[1] - image.height) // 2))
-    return canvas
+SLIVER = 1 / 8  # of its bounds, less than which a deep set is said to use
 
 
 @dataclass(frozen=True)
 class ScannedImages(Dataset):
-    """Readable images of one shape: item i is (uint8 (C, H, W), class index or -1)."""
+    """Readable images of one shape: item i is (uint8 (C, H, W), class index or -1).
 
-    files: ImageFiles
+    split: what these are of the folder: train, test, or all. bounds: what deep images are mapped
+    from. file_bytes: on the disk, of all of them.
+    """
+
+    files: Files
     names: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     mode: str
     size: Size
     resize: str | None
+    bounds: Range
+    split: str
     notes: tuple[str, ...]
+    file_bytes: int
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,11 +67,39 @@ class ScannedImages(Dataset):
         return len(Image.new(self.mode, (1, 1)).getbands()), *self.size
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        try:
-            image = decode(self.files.read(self.names[i]), self.mode, self.size, self.resize)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise DataError(f"{self.names[i]}: cannot decode ({error}).") from error
-        return image, self.labels[i]
+        image = read_picture(self.files, self.names[i])
+        array = to_array(image, self.names[i], self.mode, self.size, self.resize, self.bounds)
+        return array, self.labels[i]
+
+
+@dataclass
+class _Seen:
+    """What a first look at every image finds."""
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    # Lowest and highest value of each deep image, by name: of whole numbers, of floats.
+    whole: dict[str, Bounds] = field(default_factory=dict)
+    real: dict[str, Bounds] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, name: str, image: Image.Image) -> None:
+        if is_deep(image.mode):
+            values = values_of(image, name)
+            kind = self.real if image.mode == "F" else self.whole
+            kind[name] = float(values.min()), float(values.max())
+        self.names.append(name)
+        self.sizes.append(image.size[::-1])
+        self.modes[image.mode] += 1
+
+
+def check_image_options(resize: str | None, convert: str) -> None:
+    """Raises DataError for a way to resize or convert that does not exist."""
+    if resize is not None and resize not in RESIZES:
+        raise DataError(f"data.resize {resize!r} is unknown; choose from {list(RESIZES)}.")
+    if convert not in ("auto", *CONVERTS):
+        raise DataError(f"data.convert {convert!r} is unknown; choose auto or {list(CONVERTS)}.")
 
 
 def scan_images(
@@ -123,48 +108,69 @@ def scan_images(
     resize: str | None = None,
     convert: str = "auto",
     strict: bool = False,
+    split: str = "train",
+    bounds: Bounds | None = None,
 ) -> ScannedImages:
-    """Look at every image's header and settle shape, mode and classes; nothing is kept in memory.
+    """Look at every image and settle shape, mode, classes and range; none is kept in memory.
 
     Unreadable images are skipped and named, or an error with ``strict``. Raises DataError for an
     empty folder, and for mixed sizes without ``size`` and ``resize``.
     """
-    if resize is not None and resize not in RESIZES:
-        raise DataError(f"data.resize {resize!r} is unknown; choose from {list(RESIZES)}.")
-    if convert not in ("auto", *CONVERTS):
-        raise DataError(f"data.convert {convert!r} is unknown; choose auto or {list(CONVERTS)}.")
+    check_image_options(resize, convert)
     files = list_files(root)
-    candidates = [n for n in files.names if PurePosixPath(n).suffix.lower() in EXTENSIONS]
-    others = Counter(PurePosixPath(n).suffix.lower() or "none" for n in files.names)
-    if not candidates:
-        seen = " ".join(f"{suffix} {count}" for suffix, count in others.most_common(5)) or "none"
-        raise DataError(
-            f"No images found in {root} (looked at {len(files.names)} files; extensions seen: "
-            f"{seen}). Accepted: {' '.join(EXTENSIONS)}."
-        )
-    names: list[str] = []
-    sizes: list[Size] = []
-    modes: Counter[str] = Counter()
-    notes: list[str] = []
-    for name in candidates:
+    pictures = [n for n in files.names if PurePosixPath(n).suffix.lower() in EXTENSIONS]
+    if not pictures:
+        raise DataError(_no_images(root, files))
+    part = split_names(pictures, split, root)
+    seen = _look(files, part.names, strict)
+    if not seen.names:
+        first = "" if not seen.problems else f" The first: {seen.problems[0]}."
+        raise DataError(f"None of the {len(part.names)} images in {root} can be decoded.{first}")
+    size = _settled_size(seen.sizes, size, resize)
+    grey = all(mode in GREY_MODES for mode in seen.modes)
+    mode = CONVERTS.get(convert, "L" if grey else "RGB")
+    classes, labels, class_notes = _classes(seen.names, part.below)
+    deep_bounds, range_notes = _range(seen, bounds)
+    modes = ", ".join(f"{m} {k}" for m, k in seen.modes.most_common())
+    folders = len({PurePosixPath(n).parent for n in seen.names})
+    others = [n for n in files.names if PurePosixPath(n).suffix.lower() not in EXTENSIONS]
+    ignored = [f"{len(others)} other files ignored: {listed(others)}"] if others else []
+    notes = [
+        *files.notes, *part.notes, *seen.problems, *ignored,
+        f"{len(seen.names)} images in {folders} folders", f"modes {modes} -> {mode}",
+        *range_notes, *class_notes,
+    ]  # fmt: skip
+    return ScannedImages(
+        files, tuple(seen.names), labels, classes, mode, size, resize, deep_bounds,
+        part.split, tuple(notes), sum(files.size_of(n) for n in seen.names),
+    )  # fmt: skip
+
+
+def _no_images(root: Path, files: Files) -> str:
+    suffixes = Counter(PurePosixPath(n).suffix.lower() or "none" for n in files.names)
+    kinds = " ".join(f"{printable(s)} {count}" for s, count in suffixes.most_common(5)) or "none"
+    left_out = "".join(f" {note}." for note in files.notes)
+    return (
+        f"No images found in {root} (looked at {len(files.names)} files; extensions seen: "
+        f"{kinds}). Accepted: {COMMON} and others that Pillow reads.{left_out}"
+    )
+
+
+def _look(files: Files, names: Sequence[str], strict: bool) -> _Seen:
+    """Every image once, decoded whole: a truncated file has a good header."""
+    seen = _Seen()
+    for name in names:
         try:
-            content = files.read(name)
-            with Image.open(io.BytesIO(content)) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5
-                image.load()  # a truncated file has a good header
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, zipfile.BadZipFile) as e:
-            problem = f"{name}: cannot decode ({e})"
+            seen.add(name, read_picture(files, name))
+        except DataError as problem:
             if strict:
-                raise DataError(f"{problem}. Remove it, or set data.strict=false.") from e
-            notes.append(f"{problem}; skipped")
-            continue
-        names.append(name)
-        sizes.append(image.size if turned else image.size[::-1])
-        modes[image.mode] += 1
-    if not names:
-        raise DataError(f"None of the {len(candidates)} images in {root} can be decoded.")
-    if skipped := len(files.names) - len(candidates):
-        notes.append(f"{skipped} other files ignored")
+                raise DataError(f"{problem}. Remove it, or set data.strict=false.") from problem
+            seen.problems.append(f"{problem}; skipped")
+    return seen
+
+
+def _settled_size(sizes: Sequence[Size], size: Size | None, resize: str | None) -> Size:
+    """The size that all images will have; DataError if that needs a decision."""
     if size is None:
         if len(set(sizes)) > 1:
             low, high = min(sizes), max(sizes)
@@ -173,16 +179,59 @@ def scan_images(
                 f"{high[0]}x{high[1]}). Set data.size=(H, W) and "
                 f"data.resize={'|'.join(RESIZES)}."
             )
-        size = sizes[0]
-    elif resize is None and any(s != size for s in sizes):
+        return sizes[0]
+    if resize is None and any(s != size for s in sizes):
         raise DataError(
             f"Images are not all {size[0]}x{size[1]}. Set data.resize={'|'.join(RESIZES)}."
         )
-    grey = all(mode in _GREY_MODES for mode in modes)
-    mode = CONVERTS.get(convert, "L" if grey else "RGB")
-    notes.append(f"{len(names)} images in {len({PurePosixPath(n).parent for n in names})} folders")
-    notes.append("modes " + ", ".join(f"{m} {k}" for m, k in modes.most_common()) + f" -> {mode}")
-    tops = [PurePosixPath(n).parts[0] if len(PurePosixPath(n).parts) > 1 else "" for n in names]
-    classes = tuple(sorted(set(tops))) if "" not in tops and len(set(tops)) > 1 else ()
-    labels = tuple(classes.index(top) if classes else -1 for top in tops)
-    return ScannedImages(files, tuple(names), labels, classes, mode, size, resize, tuple(notes))
+    return size
+
+
+def _classes(
+    names: Sequence[str], below: int
+) -> tuple[tuple[str, ...], tuple[int, ...], list[str]]:
+    """Classes by the folders at depth ``below``, a label for each image, and notes."""
+    parts = [PurePosixPath(n).parts for n in names]
+    tops = [printable(p[below]) if len(p) > below + 1 else "" for p in parts]
+    loose, folders = tops.count(""), sorted(set(tops) - {""})
+    if loose and folders:
+        return (), (-1,) * len(names), [f"no classes: {loose} images lie outside the folders"]
+    if len(folders) < 2:
+        return (), (-1,) * len(names), []
+    numbers = {name: i for i, name in enumerate(folders)}
+    return tuple(folders), tuple(numbers[top] for top in tops), []
+
+
+def _range(seen: _Seen, given: Bounds | None) -> tuple[Range, list[str]]:
+    """What deep images are mapped to 0..255 from, and what a user should know of it."""
+    if not (seen.whole or seen.real):
+        note = "data.range is of images of 16 and 32 bits; these have 8, so it changes nothing"
+        return Range(), [note] if given is not None else []
+    whole, notes = _bounds("16 or 32 bits", seen.whole, True, given)
+    real, more = _bounds("floating point", seen.real, False, given)
+    return Range(whole, real), notes + more
+
+
+def _bounds(
+    kind: str, extents: Mapping[str, Bounds], whole: bool, given: Bounds | None
+) -> tuple[Bounds, list[str]]:
+    if not extents:
+        return (0.0, 1.0), []
+    low = min(lowest for lowest, _ in extents.values())
+    high = max(highest for _, highest in extents.values())
+    bounds = given or usual_bounds(low, high, whole) or (low, max(high, low + 1))
+    note = f"{len(extents)} images of {kind} hold values from {low:g} to {high:g}: "
+    note += f"{bounds[0]:g} becomes black and {bounds[1]:g} white"
+    notes = [note if given else note + f"; for others set data.range={low:g},{high:g} or the like"]
+    if high - low < SLIVER * (bounds[1] - bounds[0]):
+        notes.append(
+            f"they use a sliver of {bounds[0]:g}..{bounds[1]:g}, so pictures have little contrast: "
+            f"set data.range={low:g},{high:g}"
+        )
+    outside = [n for n, (a, b) in extents.items() if a < bounds[0] or b > bounds[1]]
+    if outside:
+        notes.append(
+            f"{len(outside)} images hold values outside data.range, which are cut: "
+            f"{listed(outside, 10)}"
+        )
+    return bounds, notes
