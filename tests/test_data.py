@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from score_sde.checks import UserError
 from score_sde.data import (
     ArrayData,
     DataError,
@@ -393,14 +394,14 @@ def test_bad_names_and_paths_are_explained(tmp_path):
         (dict(name="ring8", flip=True), "needs images"),
         (dict(name="fashion_mnist", size=32), "Images are 28x28, not 32x32. Set data.resize"),
         (dict(name="fashion_mnist", scaling="unitary"), "data.scaling 'unitary' is unknown"),
-        (dict(name="no_such_module.Data"), "cannot be made"),
+        (dict(name="no_such_module.Data"), "cannot be imported"),
         (dict(name="test_data.Squares", options={"n": 0}), "has no items"),
         (dict(name="test_data.Squares", options={"m": 0}), "cannot be made"),
     ]
     for arguments, message in cases:
         try:
             load_data(**arguments)
-        except DataError as error:
+        except UserError as error:
             assert re.search(message, str(error)), (arguments, str(error))
         else:
             pytest.fail(f"no error for {arguments}")

@@ -182,7 +182,7 @@ def to_array(
         white = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(white, layer)
     image = fit_image(image.convert(mode), size, resize)
-    array = np.asarray(image)
+    array = np.array(image)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 

@@ -47,7 +47,7 @@ class ScannedImages(Dataset):
     """
 
     files: Files
-    names: tuple[str, ...]
+    paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     mode: str
@@ -59,7 +59,12 @@ class ScannedImages(Dataset):
     file_bytes: int
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people call the images: their paths, as text that can be printed."""
+        return tuple(printable(path) for path in self.paths)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,8 +72,8 @@ class ScannedImages(Dataset):
         return len(Image.new(self.mode, (1, 1)).getbands()), *self.size
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        image = read_picture(self.files, self.names[i])
-        array = to_array(image, self.names[i], self.mode, self.size, self.resize, self.bounds)
+        image = read_picture(self.files, self.paths[i])
+        array = to_array(image, self.paths[i], self.mode, self.size, self.resize, self.bounds)
         return array, self.labels[i]
 
 
