@@ -9,7 +9,9 @@ r"""The U-Net of this field: one class, whose options give each of its published
 A level is a list of residual blocks, some with attention. The output of every block of the
 encoder is kept and concatenated to the input of its mirror image in the decoder. NCSN++ also has
 pyramids: resampled images that enter the encoder at each level, and that the decoder adds up.
-The noise label, class and augmentation labels enter each block through one embedding.
+The noise label, class and augmentation labels enter each block through one embedding, as does the
+vector of a caption; its tokens are looked at after each block of the levels that say so. A picture
+that is to be continued or enlarged joins the input as more channels.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from score_sde.nets.layers import (
     linear,
 )
 from score_sde.nets.presets import PRESETS
+from score_sde.nets.text import CrossAttention, TextInput, Words
 
 CHOICES = {
     "modulation": ("shift", "scale_shift"),
@@ -54,7 +57,7 @@ class Level(nn.Module):
     """Residual blocks at one resolution, on the way down or up.
 
     resample: what leads here from the level before. pyramid: the image that joins after it.
-    output: what is read off the last features.
+    output: what is read off the last features. cross: after each block, of a network of captions.
     """
 
     def __init__(self) -> None:
@@ -62,6 +65,7 @@ class Level(nn.Module):
         self.resample: nn.Module | None = None
         self.pyramid: InputPyramid | None = None
         self.blocks = nn.ModuleList()
+        self.cross = nn.ModuleList()
         self.output: Output | None = None
 
 
@@ -85,6 +89,12 @@ class UNet(nn.Module):
     class_dropout: share of the classes that training replaces by the row of zeros, which then
         stands for any class (2207.12598).
     class_embedding: a class enters the "input" of the embedding's two layers, or their "output".
+    text, text_table: width of a text encoder's states, and rows of a learned table of words, of a
+        network that is told captions; see `TextInput`. text_channels: of a token in here.
+    text_attention: heights of the levels that look at tokens, all if None, and the middle.
+    text_head_channels: of an attention head there, or the level's channels if these are fewer.
+    picture: channels of a picture that the network is told, enlarged to (H, W) if it is smaller
+        (2104.07636); picture_level: of its noise, 0 for none (2106.15282), is embedded.
     progressive_input, progressive_combine: see `InputPyramid`.
     progressive_output: "skip" reads an image off every level of the decoder and adds them up.
     norm_groups: groups of single group norms, by their names in the network, that are to have
@@ -129,6 +139,12 @@ class UNet(nn.Module):
         class_embedding: str = "input",
         augment: int = 0,
         taps: tuple[int, ...] = (1, 1),
+        text: int = 0,
+        text_table: int = 0,
+        text_channels: int = 128,
+        text_attention: tuple[int, ...] | None = None,
+        text_head_channels: int = 32,
+        picture: int = 0,
         progressive_input: str = "none",
         progressive_combine: str = "sum",
         progressive_output: str = "none",
@@ -153,7 +169,8 @@ class UNet(nn.Module):
             dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps,
             heads, head_channels, tuple(taps),
         )  # fmt: skip
-        image, outputs = channels * patch**2, self.out_channels * patch**2
+        self.text, self.text_table, self.picture = text, text_table, picture
+        image, outputs = (channels + picture) * patch**2, self.out_channels * patch**2
         inner = [width * multiplier for multiplier in multipliers]
         attended = [height in attention for height in heights]
 
@@ -161,6 +178,16 @@ class UNet(nn.Module):
             if resample == "block":
                 return ResidualBlock(channels, channels, options, direction)
             return ResampleConv(channels, direction, resample, options.taps)
+
+        told = text > 0 or text_table > 0
+        self.words = TextInput(text, text_table, text_channels, 4 * width) if told else None
+        looking = heights if text_attention is None else text_attention
+
+        def cross(level: int, channels: int) -> list[nn.Module]:
+            if not told or heights[level] not in looking:
+                return []
+            heads = max(1, channels // text_head_channels)
+            return [CrossAttention(channels, text_channels, heads, options)]
 
         self._make_embedding(width, embedding)
         self.conv_in = conv(image, width)
@@ -180,6 +207,7 @@ class UNet(nn.Module):
             for _ in range(blocks):
                 level.blocks.append(ResidualBlock(h, inner[i], options, attention=attended[i]))
                 h = inner[i]
+                level.cross.extend(cross(i, h))
                 kept[i].append(h)
 
         self.middle = nn.ModuleList()
@@ -189,6 +217,8 @@ class UNet(nn.Module):
                 self.middle.append(ResidualBlock(h, h, options, attention=follows))
             elif part != "attention" or j == 0 or middle[j - 1] != "block":
                 raise ValueError(f"middle {list(middle)}: 'block', each with 'attention' or not.")
+        self.middle_cross = CrossAttention(h, text_channels, max(1, h // text_head_channels),
+                                           options) if told and self.middle else None  # fmt: skip
 
         self.decoder = nn.ModuleList(Level() for _ in inner)
         for i, level in reversed(list(enumerate(self.decoder))):
@@ -200,6 +230,7 @@ class UNet(nn.Module):
                 level.blocks.append(
                     ResidualBlock(joined, h, options, attention=attended[i] and here)
                 )
+                level.cross.extend(cross(i, h))
             if i == 0 or progressive_output == "skip":
                 level.output = Output(h, outputs, options)
         self.enlarge = Resample("up", options.taps) if progressive_output == "skip" else None
@@ -236,6 +267,8 @@ class UNet(nn.Module):
         self.embed_augment = (
             initialize(nn.Linear(self.augment, inputs, bias=False)) if self.augment else None
         )
+        self.embed_level = linear(width, inputs, scale=0.0) if self.picture else None
+        self.level_waves = SinusoidalEmbedding(width)
 
     @classmethod
     def preset(cls, name: str, channels: int, size: tuple[int, int], **changes: Any) -> UNet:
@@ -257,8 +290,9 @@ class UNet(nn.Module):
                     yield f"{part}.{i}.blocks.{j}", block
 
     def embed(
-        self, noise_label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
-    ) -> Tensor:
+        self, noise_label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None,
+        picture_level: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The embedding (B, 4 width) of all labels; see `forward`."""
         classes = None
         if self.embed_class is not None:
@@ -273,6 +307,8 @@ class UNet(nn.Module):
             h = h + classes
         if self.embed_augment is not None and augment_labels is not None:
             h = h + self.embed_augment(augment_labels.to(h.dtype))
+        if self.embed_level is not None and picture_level is not None:
+            h = h + self.embed_level(self.level_waves(999 * picture_level).to(h.dtype))
         h = self.embed1(F.silu(self.embed0(h)))
         return h + classes if classes is not None and self.class_embedding == "output" else h
 
@@ -298,9 +334,17 @@ class UNet(nn.Module):
         noise_label: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        picture: Tensor | None = None,
+        picture_level: Tensor | None = None,
     ) -> Tensor:
         """See the class. class_labels: integers (B,), or rows (B, classes) of weights; None is
-        the row of zeros, as is -1 among integers. augment_labels: (B, augment), or None."""
+        the row of zeros, as is -1 among integers. augment_labels: (B, augment), or None. text (B,
+        L, D), text_mask (B, L), pooled (B, D), text_ids (B, L): see `TextInput`. picture: (B, C,
+        h, w), in the range of x; picture_level: (B,), the noise in it, 0 (None) to 1."""
         if x.shape[1:] != (self.channels, *self.size):
             raise ValueError(
                 f"this U-Net was built for states (B, {self.channels}, {self.size[0]}, "
@@ -308,8 +352,15 @@ class UNet(nn.Module):
             )
         if class_labels is not None and not self.classes:
             raise ValueError("this U-Net was built without classes; drop class_labels.")
-        embedding = F.silu(self.embed(noise_label, class_labels, augment_labels))
-        shares = iter(self.modulation(embedding).split(self.shares, dim=1))
+        embedding = self.embed(noise_label, class_labels, augment_labels, picture_level)
+        words = None
+        if self.words is not None:
+            words = self.words(len(x), text, text_mask, pooled, text_ids)
+            embedding = embedding + words.vector
+        elif text is not None or text_ids is not None:
+            raise ValueError("this U-Net was built without captions; drop text.")
+        x = self._with_picture(x, picture)
+        shares = iter(self.modulation(F.silu(embedding)).split(self.shares, dim=1))
 
         image = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         h = self.conv_in(image)
@@ -320,23 +371,42 @@ class UNet(nn.Module):
             if level.pyramid is not None:
                 image, h = level.pyramid(image, h)
             kept.append([h])
-            for block in level.blocks:
-                h = block(h, next(shares))
+            for i, block in enumerate(level.blocks):
+                h = _told(level, i, block(h, next(shares)), words)
                 kept[-1].append(h)
         for block in self.middle:
             h = block(h, next(shares))
+        h = h if self.middle_cross is None else self.middle_cross(h, words)
         y: Tensor | None = None
         for level in reversed(self.decoder):
             skips = kept.pop()
             if level.resample is not None:
                 h = level.resample(h, next(shares))
-            for block in level.blocks:
+            for i, block in enumerate(level.blocks):
                 h = block(torch.cat([h, skips.pop()], dim=1), next(shares))
+                h = _told(level, i, h, words)
             if level.output is not None:
                 part = level.output(h)
                 y = part if y is None or self.enlarge is None else self.enlarge(y) + part
         assert y is not None
         return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
+
+    def _with_picture(self, x: Tensor, picture: Tensor | None) -> Tensor:
+        """x and, as more channels, the picture at its size; zeros without one."""
+        if not self.picture:
+            if picture is not None:
+                raise ValueError("this U-Net was built without a picture; drop picture.")
+            return x
+        if picture is None:
+            return torch.cat([x, x.new_zeros(len(x), self.picture, *self.size)], 1)
+        if picture.shape[2:] != x.shape[2:]:
+            picture = F.interpolate(picture, x.shape[2:], mode="bicubic", antialias=True)
+        return torch.cat([x, picture.to(x.dtype)], 1)
+
+
+def _told(level: Any, i: int, h: Tensor, words: Words | None) -> Tensor:
+    """The features after block i of a level, having looked at the words where it does."""
+    return level.cross[i](h, words) if i < len(level.cross) else h
 
 
 def _initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
