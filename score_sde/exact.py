@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn
+from score_sde.scores import Rows, ScoreError, ScoreFn
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
@@ -55,7 +55,9 @@ class GaussianMixture:
 
     weights: (K,), positive, normalised here. means: (K, *shape). covariances: a number or (K,)
     (isotropic variances), (K, *shape) (diagonal variances) or (K, D, D) with D the number of
-    entries of a state (full). States x are (B, *shape); arithmetic is float64, results like x.
+    entries of a state (full). labels: (K,) classes of the components, for a score that is told
+    classes: `score(sde).bind(class_labels=y)`. States x are (B, *shape); arithmetic is float64,
+    results like x.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class GaussianMixture:
         weights: Tensor | Sequence[float],
         means: Tensor | Sequence,
         covariances: Tensor | Sequence | float,
+        labels: Sequence[int] | Tensor | None = None,
     ):
         self.means = torch.as_tensor(means, dtype=torch.float64)
         weights = torch.as_tensor(weights, dtype=torch.float64)
@@ -76,6 +79,9 @@ class GaussianMixture:
         self.weights = weights / weights.sum()
         self.shape = tuple(self.means.shape[1:])
         self.components, self.dim = len(weights), math.prod(self.shape)
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        if self.labels is not None and self.labels.shape != self.weights.shape:
+            raise ValueError(f"labels must be ({self.components},); got {list(self.labels.shape)}.")
         self.covariances = self._full_covariances(torch.as_tensor(covariances, dtype=torch.float64))
         # eigh: C_k = U diag(lambda) U^T, columns of U are the axes.
         self._variances, self._axes = torch.linalg.eigh(self.covariances)
@@ -120,7 +126,50 @@ class GaussianMixture:
         flat = torch.einsum("nde,ne->nd", self._axes[which], z * self._variances[which].sqrt())
         return self.means[which] + flat.reshape(n, *self.shape)
 
-    def _components_at(self, x: Tensor, alpha: Tensor, sigma: Tensor):
+    def of_class(self, label: int) -> GaussianMixture:
+        """The law of x_0 of one class: its components alone. ValueError for an unknown class."""
+        here = self._of_classes(torch.tensor([label]))[0]
+        return GaussianMixture(self.weights[here], self.means[here], self.covariances[here])
+
+    def _of_classes(self, class_labels: Tensor) -> Tensor:
+        """Which components are of each class, (B, K) bool; all for the class -1, no class."""
+        if self.labels is None:
+            raise ValueError("this mixture has no classes: give labels, one a component.")
+        labels = self.labels.to(class_labels.device)
+        here = labels == class_labels[:, None]
+        known = here.any(1) | (class_labels == -1)
+        if not bool(known.all()):
+            wrong = int(class_labels[~known][0])
+            raise ValueError(
+                f"class {wrong} does not exist; there are {self.labels.unique().tolist()}."
+            )
+        return here | (class_labels == -1)[:, None]
+
+    def sample_tilted(self, label: int, scale: float, n: int, seed: int | None = None) -> Tensor:
+        """n exact draws of the law p(x | c)^w p(x)^(1-w), w = scale >= 1; (n, *shape), float64.
+
+        It is p(x | c) times (p(c | x) / p(c))^(w-1), so draws of p(x | c) are kept with
+        probability p(c | x)^(w-1).
+        """
+        if not scale >= 1:
+            raise ValueError(f"the tilted law is drawn for a scale of at least 1 (got {scale}).")
+        conditional, keep = self.of_class(label), torch.Generator()
+        first = torch.seed() % 2**32 if seed is None else seed
+        keep.manual_seed(first ^ 0x5DEECE66D)  # streams of their own: x and what becomes of it
+        log_share = self.weights[self._of_classes(torch.tensor([label]))[0]].sum().log()
+        kept: list[Tensor] = []
+        turn = 0
+        while sum(map(len, kept)) < n:
+            x = conditional.sample(n, seed=first + turn)
+            log_posterior = conditional.log_prob(x) + log_share - self.log_prob(x)
+            u = torch.rand(n, generator=keep, dtype=torch.float64)
+            kept.append(x[u.log() < (scale - 1) * log_posterior])
+            turn += 1
+        return torch.cat(kept)[:n]
+
+    def _components_at(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, class_labels: Tensor | None = None
+    ):
         """Offsets in the eigenbasis (B, K, D), variances (1|B, K, D), log-densities (B, K)."""
         dtype, device = _work_dtype(x), x.device
 
@@ -133,22 +182,39 @@ class GaussianMixture:
         offset = rotated - alpha * work(self._rotated_means)
         variance = alpha**2 * work(self._variances) + sigma**2
         log_density = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
-        return offset, variance, log_density + work(self.weights).log(), axes
+        log_weights = work(self.weights).log()
+        if class_labels is not None:
+            here = self._of_classes(class_labels.to(device))
+            log_weights = torch.where(here, log_weights, -math.inf)
+            log_weights = log_weights - log_weights.logsumexp(1, keepdim=True)
+        return offset, variance, log_density + log_weights, axes
 
-    def _score_at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        offset, variance, log_density, axes = self._components_at(x, alpha, sigma)
+    def _score_at(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        offset, variance, log_density, axes = self._components_at(x, alpha, sigma, class_labels)
         responsibility = torch.softmax(log_density, -1)
         pull = -responsibility[..., None] * offset / variance
         return torch.einsum("bke,kde->bd", pull, axes).reshape(x.shape).to(x.dtype)
 
-    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
-        """log p_t(x) in nats, (B,); without sde and t the data's own density log p_0."""
+    def log_prob(
+        self,
+        x: Tensor,
+        sde: SDE | None = None,
+        t: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """log p_t(x) in nats, (B,); without sde and t the data's own density log p_0.
+
+        class_labels: (B,), for log p_t(x | class).
+        """
         if sde is None or t is None:
             alpha, sigma = torch.tensor(1.0), torch.tensor(0.0)
         else:
             t = t.to(_work_dtype(x))
             alpha, sigma = sde.alpha(t), sde.sigma(t)
-        return torch.logsumexp(self._components_at(x, alpha, sigma)[2], -1).to(x.dtype)
+        components = self._components_at(x, alpha, sigma, class_labels)
+        return torch.logsumexp(components[2], -1).to(x.dtype)
 
     def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The solution at time s of the probability-flow ODE that is at x at time t; like x.
@@ -231,10 +297,37 @@ class GaussianMixture:
 
 @dataclass(frozen=True)
 class ExactScore:
-    """score(x, t) = grad log p_t(x) of a mixture under a process; x (B, *shape), t () or (B,)."""
+    """score(x, t) = grad log p_t(x) of a mixture under a process; x (B, *shape), t () or (B,).
+
+    class_labels: (B,) or (), of a mixture with labels, for the score of p_t(x | class).
+    """
 
     data: GaussianMixture
     sde: SDE
+    class_labels: Tensor | None = None
+
+    def bind(self, class_labels: Tensor | None = None) -> ExactScore:
+        """The score told the classes (B,), one for all (), or none. ValueError for unknown ones."""
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels, dtype=torch.int64)
+            self.data._of_classes(class_labels.reshape(-1))
+        return ExactScore(self.data, self.sde, class_labels)
+
+    def take(self, rows: Rows) -> ExactScore:
+        """The score of some samples, see `scores.take`."""
+        if self.class_labels is None or self.class_labels.ndim == 0:
+            return self
+        return ExactScore(self.data, self.sde, self.class_labels[rows])
+
+    def _classes(self, x: Tensor) -> Tensor | None:
+        if self.class_labels is None:
+            return None
+        if self.class_labels.ndim and len(self.class_labels) != len(x):
+            raise ScoreError(
+                f"{len(self.class_labels)} rows of class_labels do not fit {len(x)} samples; bind "
+                "one for each."
+            )
+        return self.class_labels.expand(len(x))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if x.shape[1:] != self.data.shape:
@@ -242,7 +335,7 @@ class ExactScore:
                 f"states must have shape (B, *{self.data.shape}); got {tuple(x.shape)}."
             )
         t = torch.as_tensor(t).to(_work_dtype(x))
-        return self.data._score_at(x, self.sde.alpha(t), self.sde.sigma(t))
+        return self.data._score_at(x, self.sde.alpha(t), self.sde.sigma(t), self._classes(x))
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x], like x."""
@@ -250,7 +343,7 @@ class ExactScore:
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """log p_t(x), whose gradient this is, in nats, (B,)."""
-        return self.data.log_prob(x, self.sde, torch.as_tensor(t))
+        return self.data.log_prob(x, self.sde, torch.as_tensor(t), self._classes(x))
 
 
 class Gaussian(GaussianMixture):

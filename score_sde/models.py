@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS, Row
-from score_sde.scores import Rows, ScoreError
+from score_sde.scores import Rows, ScoreError, nothing_like
 
 TIME_SCALES = {"time": 999.0, "log_sigma": 0.25, "nearest": 1.0}
 PRECISIONS = {
@@ -139,6 +139,37 @@ class ScoreModel(nn.Module):
             for name, value in self.condition.items()
         }
         return part
+
+    def joins(self, other: Any) -> bool:
+        """Whether `joined` can be: another score of the same network, with conditions that agree.
+
+        They agree where both are told the same things, or where the network ``knows_nothing``: it
+        takes rows of `nothing_like` for no condition.
+        """
+        if type(other) is not type(self) or other.net is not self.net:
+            return False
+        mine, theirs = vars(self), vars(other)
+        plain = [name for name in mine if name not in ("condition", "_modules")]
+        if any(mine[name] is not theirs[name] and mine[name] != theirs[name] for name in plain):
+            return False
+        alike = self.condition.keys() == other.condition.keys()
+        return alike or bool(getattr(self.net, "knows_nothing", False))
+
+    def joined(self, other: ScoreModel, n: int) -> ScoreModel:
+        """This score of n samples and another of n as one of 2n, so as to be evaluated at once."""
+        pair = copy.copy(self)
+        pair.condition = {}
+        for name in {**self.condition, **other.condition}:
+            both = [
+                None if value is None else value.expand(n) if value.ndim == 0 else value
+                for value in (self.condition.get(name), other.condition.get(name))
+            ]
+            first, second = (
+                nothing_like(both[1 - i]) if value is None else value  # type: ignore[arg-type]
+                for i, value in enumerate(both)
+            )
+            pair.condition[name] = torch.cat([first, second.to(first.device)])
+        return pair
 
     def _bound(self, x: Tensor) -> dict[str, Tensor]:
         """The bound condition for the samples x, checked to be as many."""

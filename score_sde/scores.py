@@ -40,6 +40,13 @@ class ScoreError(UserError):
     """A score that does not fit the samples it is asked about; the message says what to bind."""
 
 
+def check_density(score: ScoreFn) -> None:
+    """ScoreError for a score that says by ``no_density`` that it is the score of no density."""
+    reason = getattr(score, "no_density", None)
+    if reason is not None:
+        raise ScoreError(reason)
+
+
 def take(score: ScoreFn, rows: Rows) -> ScoreFn:
     """The score of some samples of a batch, by their places.
 

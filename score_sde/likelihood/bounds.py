@@ -34,7 +34,7 @@ from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
 from score_sde.noise import NoiseFactory, SeededNoise, fresh_seeds
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn, take
+from score_sde.scores import ScoreFn, check_density, take
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ def variational_bound(
     data, x being the levels themselves (not dequantised) from low to low + scale.
     """
     check_state(score, x)
+    check_density(score)
     _check_levels(x, levels, low, scale)
     t = chain_times(sde, steps) if times is None else torch.as_tensor(times, dtype=torch.float64)
     if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
@@ -243,6 +244,7 @@ def continuous_bound(
     offset in each of as many intervals). levels, low, scale: as in `variational_bound`.
     """
     check_state(score, x)
+    check_density(score)
     _check_levels(x, levels, low, scale)
     if points < 2:
         raise ValueError(f"points must be >= 2 (got {points}).")

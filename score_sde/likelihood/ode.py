@@ -56,7 +56,7 @@ from score_sde.ode.adams import (
 )
 from score_sde.ode.solve import SOLVERS, ODEError, solve_ode
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn, take
+from score_sde.scores import ScoreFn, check_density, take
 
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
 ADAMS = ("adams", "adaptive_adams")
@@ -187,6 +187,7 @@ def log_likelihood(
     cannot go on or a result is not finite.
     """
     check_state(score, x)
+    check_density(score)
     for name, value, choices in (
         ("divergence", divergence, ("auto", "exact", "hutchinson")),
         ("probe_kind", probe_kind, ("rademacher", "gaussian")),

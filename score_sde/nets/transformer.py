@@ -63,6 +63,7 @@ class Transformer(nn.Module):
     Raises ValueError for sizes that patches do not divide and widths that heads do not.
     """
 
+    knows_nothing = True  # rows of `nothing_like` are no condition
     place: Tensor | None
     angles: Tensor | None
     embeddings: Any  # ModuleLists of Embedding and Block
@@ -230,7 +231,7 @@ class Transformer(nn.Module):
             return None
         if class_labels is None:
             return torch.full_like(noise_label, self.classes, dtype=torch.int64)
-        row = class_labels.long()
+        row = torch.where(class_labels < 0, self.classes, class_labels.long())  # -1: no class
         if self.training and self.class_dropout:
             dropped = torch.rand(len(row), device=row.device) < self.class_dropout
             row = torch.where(dropped, self.classes, row)
@@ -253,6 +254,13 @@ class Transformer(nn.Module):
             return None, None
         if text is None:
             text, text_mask = self.null_text.expand(len(x), 1, -1), None
+        elif text_mask is not None:  # a caption without a token is no caption
+            nothing = ~text_mask.bool().any(1, keepdim=True)
+            first = torch.zeros_like(text_mask, dtype=torch.bool)
+            first[:, 0] = True
+            here = nothing & first
+            text = torch.where(here[..., None], self.null_text.to(text.dtype), text)
+            text_mask = text_mask.bool() | here
         h = self.text_first(text.to(self.last.weight.dtype))
         return self.text_second(F.gelu(h, approximate="tanh")), text_mask
 

@@ -106,6 +106,7 @@ class UNet(nn.Module):
     a listed attention height.
     """
 
+    knows_nothing = True  # rows of `nothing_like` are no condition
     encoder: Any  # ModuleLists of Level, and of ResidualBlock in the middle
     middle: Any
     decoder: Any
