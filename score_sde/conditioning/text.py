@@ -101,7 +101,7 @@ class TransformersText:
     @property
     def width(self) -> int:
         """Numbers of a token's state."""
-        return int(self._parts()[1].config.hidden_size)
+        return int(self(["a"])["text"].shape[-1])
 
     def count(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, beginning and end counted in."""
