@@ -1,4 +1,4 @@
-"""Nothing runs because a file names it: only the user's own runs may name code of other packages."""
+"""Nothing runs because a file names it: only the user's own runs may name foreign code."""
 
 import json
 import os

@@ -69,3 +69,15 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "jit_l": _JIT | dict(width=1024, depth=24, heads=16, class_tokens_from=8),
     "jit_h": _JIT | dict(width=1280, depth=32, heads=16, class_tokens_from=10, bottleneck=256),
 }  # fmt: skip
+
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "small": dict(width=32, multipliers=(1, 2), blocks=1, decoder_blocks=2, patch=2),  # for CPUs
+    # 2112.10752, as Stable Diffusion has it: 83.7 million parameters, an eighth of the size.
+    "kl_f8": dict(
+        width=128, multipliers=(1, 2, 4, 4), blocks=2, decoder_blocks=3, patch=1, attention=True,
+    ),
+    "kl_f4": dict(
+        width=128, multipliers=(1, 2, 4), blocks=2, decoder_blocks=3, patch=1, attention=True,
+        latent_channels=3,
+    ),
+}  # fmt: skip

@@ -1,0 +1,81 @@
+"""The autoencoder: published sizes, closed forms, and pictures that come back."""
+
+import pytest
+import torch
+
+from score_sde.checks import UserError
+from score_sde.nets.autoencoder import (
+    KLAutoencoder,
+    autoencoder_loss,
+    kl_to_normal,
+    latent_statistics,
+    psnr,
+)
+from score_sde.nets.codec import Codec, Moments
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_published_sizes():
+    """Of Stable Diffusion's: 34 163 592 and 49 490 179 parameters, an eighth of the size."""
+    with torch.device("meta"):
+        net = KLAutoencoder.preset("kl_f8", channels=3, size=(256, 256))
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (net.encoder, net.decoder)]
+    assert sizes == [34_163_592, 49_490_179] and net.latent_shape == (4, 32, 32)
+
+
+def test_the_divergence_is_that_of_torch():
+    mean, std = torch.randn(5, 3, 2, 2), torch.rand(5, 3, 2, 2) + 0.1
+    law, normal = torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
+    want = torch.distributions.kl_divergence(law, normal).flatten(1).sum(1)
+    torch.testing.assert_close(kl_to_normal(Moments(mean, std)), want)
+
+
+def test_statistics_are_those_of_drawn_latents():
+    torch.manual_seed(0)
+    mean = torch.randn(40, 2, 3, 3) * torch.tensor([1.0, 5.0])[:, None, None] + 2
+    std = torch.rand(40, 2, 3, 3) * 3
+    centre, spread = latent_statistics(Moments(mean, std))
+    drawn = mean + std * torch.randn(4000, *mean.shape)
+    flat = drawn.permute(2, 0, 1, 3, 4).flatten(1)
+    torch.testing.assert_close(centre, flat.mean(1), rtol=0, atol=0.02)
+    torch.testing.assert_close(spread, flat.std(1), rtol=5e-3, atol=0)
+    codec = Codec(KLAutoencoder(1, (4, 4), width=8, patch=2), centre, 1 / spread)
+    z = codec.standardise(drawn.flatten(0, 1))
+    assert abs(float(z.mean())) < 0.02 and abs(float(z.std()) - 1) < 0.01
+
+
+def test_psnr_of_a_known_error():
+    assert float(psnr(torch.tensor(4.0))) == 0.0
+    assert float(psnr(torch.tensor(0.04))) == pytest.approx(20.0)
+
+
+def test_pictures_come_back_after_a_few_steps():
+    torch.manual_seed(0)
+    net = KLAutoencoder(1, (8, 8), width=16, multipliers=(1, 2), decoder_blocks=1)
+    assert net.latent_shape == (4, 2, 2)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    levels = torch.linspace(-1, 1, 8)
+    for step in range(150):
+        slopes = torch.rand(32, 2, 1, 1) * 2 - 1
+        x = slopes[:, :1] * levels[:, None] / 2 + slopes[:, 1:] * levels / 2
+        back, moments = net(x, torch.randn(32, *net.latent_shape))
+        loss, square = autoencoder_loss(x, back, moments)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        if step == 0:
+            first = float(square.mean())
+    assert float(square.mean()) < 0.05 * first
+    codec = Codec(net, 0.3, 2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(codec.decode(codec.encode(x)), net(x)[0])
+
+
+def test_sizes_that_do_not_divide_are_explained():
+    with pytest.raises(UserError, match="30x32 do not divide by 4"):
+        KLAutoencoder(3, (30, 32))
+    with pytest.raises(UserError, match="is for pictures"):
+        KLAutoencoder(3, (32, 32)).moments(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(UserError, match="no autoencoder 'tiny'; there are small, kl_f8"):
+        KLAutoencoder.preset("tiny")
