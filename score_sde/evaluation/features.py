@@ -16,6 +16,7 @@ nothing that is not so: "FID" is that of FID's own network and resize, and nothi
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -66,6 +67,25 @@ def default_features(images: Tensor) -> str:
     if images.dtype != torch.uint8:
         return "none"
     return "fashion" if images.shape[1:] == (1, 28, 28) else "lite0"
+
+
+def find_features(features: str | Features | None, items: Tensor) -> Features:
+    """An extractor by its name, its dotted path or itself; a default for the items when None."""
+    name = default_features(items) if features is None else features
+    if not isinstance(name, str):
+        return name
+    return FEATURES[name]() if name in FEATURES else _by_path(name)
+
+
+def _by_path(name: str) -> Features:
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise DataError(
+            f"features {name!r} are unknown; choose from {', '.join(FEATURES)}, or give a dotted "
+            "path of yours."
+        )
+    found = getattr(importlib.import_module(module), attribute)
+    return found() if isinstance(found, type) else found
 
 
 def name_of(features: Features) -> str:
