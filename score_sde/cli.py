@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from score_sde.checks import UserError, did_you_mean, trusting
+from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Config, Flag, UsageError, available_configs, parse
-from score_sde.runs import exchange, latents, likelihood, sample, train, verify
+from score_sde.runs import evaluate, exchange, latents, likelihood, sample, train, verify
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import Interrupted
@@ -115,6 +116,20 @@ MODES: dict[str, Mode] = {
             Flag("bound", likelihood.BOUNDS, "bounds beside it"),
         ),
         likelihood.likelihood_to_files,
+    ),
+    "evaluate": Mode(
+        "distances of samples to data, with errors, and whether they are copies",
+        (
+            WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, OUT, CLASS_LABELS, SAMPLER,
+            STEPS, NFE, GRID, OPTION, BATCH_SIZE, DATA, SPLIT,
+            Flag("samples", str, "folder, .zip, .npy or .npz of samples, in place of a run's"),
+            Flag("features", str, f"{', '.join(FEATURES)}, or a dotted path; by the images' shape"),
+            Flag("reference", str, "statistics (.npz) in place of data"),
+            Flag("save", str, "file for the statistics of the reference"),
+            Flag("few", bool, "a Frechet distance of fewer samples than features, too"),
+            Flag("measures", str, "which numbers, with commas; all that apply if not given"),
+        ),
+        evaluate.evaluate_to_files,
     ),
     "encode": Mode(
         "latents of a split by the probability flow, and back",
@@ -219,9 +234,10 @@ def _of_config(name: str, config: Config | None, given: Mapping[str, Any]) -> di
     found: dict[str, Any] = {}
     parameters = inspect.signature(mode.function).parameters
     if "workdir" in parameters and "workdir" not in given:
-        if config is None:
+        if config is not None:
+            found["workdir"] = str(Path("runs") / config.run_name)
+        elif parameters["workdir"].default is inspect.Parameter.empty:
             raise UsageError("give --config or --workdir, for example:" + EXAMPLES)
-        found["workdir"] = str(Path("runs") / config.run_name)
     if config is not None and "config" in parameters:
         found["config"] = config.to_dict()
     elif config is not None:

@@ -16,7 +16,6 @@ nothing that is not so: "FID" is that of FID's own network and resize, and nothi
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
+from score_sde.checks import lookup
 from score_sde.data.spec import DataError
 from score_sde.evaluation.classifier import FashionFeatures
 
@@ -55,7 +55,7 @@ class Vectors:
         return values.flatten(1).double()
 
 
-FEATURES: dict[str, Callable[[], Features]] = {
+FEATURES: dict[str, type] = {
     "fashion": FashionFeatures,
     "pixels": Pixels,
     "none": Vectors,
@@ -74,17 +74,7 @@ def find_features(features: str | Features | None, items: Tensor) -> Features:
     name = default_features(items) if features is None else features
     if not isinstance(name, str):
         return name
-    return FEATURES[name]() if name in FEATURES else _by_path(name)
-
-
-def _by_path(name: str) -> Features:
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise DataError(
-            f"features {name!r} are unknown; choose from {', '.join(FEATURES)}, or give a dotted "
-            "path of yours."
-        )
-    found = getattr(importlib.import_module(module), attribute)
+    found = lookup(FEATURES, name, "features")
     return found() if isinstance(found, type) else found
 
 

@@ -129,7 +129,9 @@ def compare(
     labels = _labels(mine.facts)
     found = {}
     for key, estimate in values.items():
-        protocol = {"n": min(n, MOST) if key not in ("frechet", "inception_score") else n}
+        protocol: dict[str, Any] = {"n": n}
+        if key not in ("frechet", "inception_score") and isinstance(target, Featured):
+            protocol = {"n": min(n, MOST), "n_reference": min(len(target), pairs_with(n))}
         protocol |= {"n_real": n_real} if key in real else {}
         protocol |= {"blocks": len(estimate.without)} | PROTOCOLS.get(key, {})
         found[key] = Measure(
@@ -163,6 +165,11 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "energy": {"kernel": "-|x - y|", "squared": True},
     "c2st": {"folds": 5, "classifier": "two layers 10 d wide"},
 }
+
+
+def pairs_with(n: int) -> int:
+    """How many reference items n samples are compared with pair by pair: as many, at least 2000."""
+    return min(MOST, max(n, 2000))
 
 
 def check_enough(n: int, d: int, few: bool) -> None:
@@ -208,7 +215,7 @@ def _estimates(
         found["inception_score"] = distances.inception_score(mine.logits, block)
     if isinstance(target, Statistics):
         return found
-    x, y = mine.features[:MOST], target.some(MOST, seed)
+    x, y = mine.features[:MOST], target.some(pairs_with(len(mine)), seed)
     block = block[:MOST]
     makers: dict[str, Callable[[], Estimate]] = {
         "kid": lambda: distances.kernel_distance(distances.cubic, x, block, y),
@@ -244,9 +251,17 @@ def _scaled(estimate: Estimate, by: float) -> Estimate:
 
 
 def median_kernel(x: Tensor, y: Tensor) -> distances.Kernel:
-    """Gaussians of 1/4, 1/2, 1, 2 and 4 times the median distance."""
-    median = distances.median_distance(x, y)
-    return distances.gaussian(*(median * 2.0**k for k in range(-2, 3)))
+    """The mean of Gaussians of 1/4, 1/2, 1, 2 and 4 times the median distance."""
+    widest = 4 * distances.median_distance(x, y)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        value = (distances.squared_distances(a, b) / (-2 * widest**2)).exp_()
+        total = value.clone()
+        for _ in range(4):
+            total += value.square_().square_()  # half the width is the fourth power
+        return total / 5
+
+    return kernel
 
 
 def check_statistics(reference: Statistics, facts: Mapping[str, Any]) -> None:

@@ -25,9 +25,12 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.evaluation.distances import squared_distances
 
 ROWS = 500
+FEWEST = 10
+MOST_CLEAN = 2000  # training and held-out items that show what is usual
 BAR = 0.005  # share of clean items with a ratio below what counts as a copy
 HIGHEST = 0.6  # no ratio above is called a copy
 SURE = 1e-4  # probability of so many small ratios without copying, below which it is said
@@ -49,8 +52,8 @@ class Nearest(NamedTuple):
         return torch.where(second > 0, first / second.clamp_min(1e-300), torch.ones_like(first))
 
 
-def nearest(x: Tensor, others: Tensor, itself: bool = False) -> Nearest:
-    """The nearest of others (N, d) to each x (n, d); itself: x are the others, and skip themselves.
+def nearest(x: Tensor, others: Tensor, own: Tensor | None = None) -> Nearest:
+    """The nearest of others (N, d) to each x (n, d); own: places (n,) of x there, to be skipped.
 
     Candidates are found in float32 and their distances computed in float64, from differences.
     """
@@ -61,9 +64,9 @@ def nearest(x: Tensor, others: Tensor, itself: bool = False) -> Nearest:
     for start in range(0, len(x), ROWS):
         rows = x[start : start + ROWS].float()
         squared = squared_distances(rows - centre, centred)
-        if itself:
-            squared[:, start : start + ROWS].diagonal().fill_(torch.inf)
-        candidates = squared.topk(min(4, len(others) - itself), largest=False).indices
+        if own is not None:
+            squared.scatter_(1, own[start : start + ROWS, None], torch.inf)
+        candidates = squared.topk(min(4, len(others) - (own is not None)), largest=False).indices
         exact = (rows[:, None].double() - others[candidates].double()).norm(dim=2)
         exact, order = exact.sort(1)
         distances.append(exact[:, :2])
@@ -128,11 +131,11 @@ def memorisation(
 ) -> Memorisation:
     """How near samples (n, ...) are to training items (N, ...), beside held-out items (m, ...).
 
-    Raises ValueError for fewer than 10 samples or training items.
+    Raises UserError for fewer than 10 samples or training items.
     """
-    if min(len(samples), len(train)) < 10:
-        raise ValueError(
-            f"memorisation needs at least 10 samples and training items (got {len(samples)}, "
+    if min(len(samples), len(train)) < FEWEST:
+        raise UserError(
+            f"memorisation needs at least {FEWEST} samples and training items (got {len(samples)}, "
             f"{len(train)})."
         )
     train = train.flatten(1)
@@ -142,9 +145,11 @@ def memorisation(
         places = _first_places(train, distinct)
         train = distinct
     x = samples.flatten(1)
-    mine, own = nearest(x, train), nearest(train, train, itself=True)
+    some = _some(len(train), seed)
+    mine, own = nearest(x, train), nearest(train[some], train, some)
     other = None if held_out is None else held_out.flatten(1)
-    unseen = None if other is None else nearest(other, train)
+    fresh = None if other is None else other[_some(len(other), seed)]
+    unseen = None if fresh is None else nearest(fresh, train)
     clean = own.ratio if unseen is None else torch.cat([own.ratio, unseen.ratio])
 
     bar = min(float(clean.quantile(BAR)), HIGHEST)
@@ -152,15 +157,16 @@ def memorisation(
     # The bar is an order statistic of the clean ratios: what share of clean items lies below it has
     # a beta distribution, and how many of n do, a beta-binomial one, whatever the data.
     p_value = _beta_binomial_tail(count, len(x), below + 1, len(clean) - below)
-    closest = own.distances[:, 0]
 
     def authentic(found: Nearest) -> float:
-        return float((closest[found.places] < found.distances[:, 0]).double().mean())
+        sources, which = found.places.unique(return_inverse=True)
+        closest = nearest(train[sources], train, sources).distances[:, 0]
+        return float((closest[which] < found.distances[:, 0]).double().mean())
 
     share, interval, c_t = None, None, None
-    if other is not None and unseen is not None:
+    if other is not None and fresh is not None and unseen is not None:
         share, interval = _nearer(x, train, other, seed)
-        c_t = _c_t(x, train, other, mine, unseen, seed)
+        c_t = _c_t(x, train, fresh, mine, unseen, seed)
     suspects = mine.ratio.argsort()[:64]
     sources = mine.places[suspects]
     return Memorisation(
@@ -182,6 +188,11 @@ def memorisation(
         suspects=tuple(suspects.tolist()),
         sources=tuple((sources if places is None else places[sources]).tolist()),
     )
+
+
+def _some(n: int, seed: int) -> Tensor:
+    """Places of at most MOST_CLEAN of n items, at random."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_CLEAN]
 
 
 def _first_places(train: Tensor, distinct: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""References as files: moments that are published or saved, and features that are kept.
+
+A file of ours holds mu (d,), sigma (d, d), n and facts (JSON: extractor, checksum, data). Read are
+also EDM's `mu, sigma`, clean-fid's, and score_sde's `pool_3` (n, 2048), of FID's Inception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_sde.data.download import cache_dir
+from score_sde.data.spec import DataError
+from score_sde.evaluation.measures import Featured, Statistics
+from score_sde.evaluation.moments import Moments
+
+
+def save_statistics(path: Path, reference: Featured, facts: Mapping[str, Any]) -> None:
+    """The moments of a reference, with what they are of."""
+    moments = Moments.of(reference.features)
+    said = dict(reference.facts) | {"data_checksum": reference.checksum} | dict(facts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, mu=moments.mean.numpy(), sigma=moments.covariance.numpy(), n=len(reference),
+           facts=json.dumps(said))  # fmt: skip
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Moments from a file, see the module; DataError for one that holds none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is not a readable .npz file of statistics ({error}).") from error
+    facts: dict[str, Any] = {"data": path.name}
+    if "pool_3" in arrays:
+        features = torch.from_numpy(arrays["pool_3"]).reshape(len(arrays["pool_3"]), -1)
+        return Statistics(Moments.of(features), len(features), facts)
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise DataError(
+            f"{path} holds {', '.join(arrays)}; statistics are mu and sigma, or pool_3. Make them "
+            "with --mode evaluate --data DATA --save FILE."
+        )
+    if "facts" in arrays:
+        facts |= json.loads(str(arrays["facts"]))
+    n = int(arrays["n"]) if "n" in arrays else None
+    mean, covariance = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
+    if covariance.shape != (len(mean), len(mean)):
+        raise DataError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
+    return Statistics(Moments.of_gaussian(n or 2, mean, covariance), n, facts)
+
+
+def kept(key: str, make: Callable[[], Tensor], writer: bool = True) -> Tensor:
+    """A tensor by what it depends on, made once and kept in the cache folder as float32."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    path = cache_dir() / "features" / f"{name}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["key"]) == key:
+                    return torch.from_numpy(file["features"]).double()
+        except (OSError, ValueError, EOFError, BadZipFile, KeyError):
+            pass  # a damaged file is made again
+    made = make().float()
+    if writer:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, features=made.numpy(), key=key)
+    return made.double()
+
+
+def _write(path: Path, **arrays: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)

@@ -1,0 +1,122 @@
+"""`--mode evaluate`: runs, folders and files, statistics, and what is asked for wrongly."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from score_sde import cli
+from score_sde.data import DataError, load_data
+from score_sde.data.pictures import image_array, save_png
+from score_sde.evaluation.statistics import load_statistics
+from score_sde.runs import drawn
+from score_sde.runs.evaluate import evaluate_to_files
+from score_sde.runs.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCORE_SDE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    config = {
+        "data": {"name": "ring8", "scaling": "standard"},
+        "sde": {"name": "vp"},
+        "net": {"name": "mlp", "width": 16, "depth": 1},
+        "training": {"steps": 5, "batch_size": 64, "sample_every": 0, "tensorboard": False},
+        "sampling": {"method": "euler", "steps": 4, "batch_size": 250},
+    }
+    train(config, folder, device="cpu")
+    return folder
+
+
+def test_a_run_is_evaluated_and_what_is_drawn_is_not_drawn_again(run, monkeypatch):
+    report = evaluate_to_files(run, num_samples=300, measures="frechet,energy", device="cpu")
+    assert report.protocol["n"] == 300 and report.protocol["nfe"] == 5
+    assert report.protocol["weights"] == "ema" and report.protocol["step"] == 5
+    assert report.memorisation.nearer is not None  # the toy set has a test split
+    saved = json.loads((run / "evaluation" / "report_none_train.json").read_text())
+    assert saved["measures"]["energy"]["value"] == report.energy.value
+    assert "ring8 (train)" in report.sentence and "first_seed 0" in report.sentence
+
+    drawn_parts = []
+    original = drawn.Run.sample_shared
+
+    def counted(self, n, first_seed, *rest, **changes):
+        drawn_parts.append((first_seed, n))
+        return original(self, n, first_seed, *rest, **changes)
+
+    monkeypatch.setattr(drawn.Run, "sample_shared", counted)
+    again = evaluate_to_files(run, num_samples=300, measures="frechet,energy", device="cpu")
+    assert drawn_parts == [] and again.energy == report.energy
+    evaluate_to_files(run, num_samples=400, measures="energy", device="cpu")
+    assert drawn_parts == [(250, 150)]
+    other = evaluate_to_files(
+        run, num_samples=300, measures="energy", device="cpu", steps=6, weights="model"
+    )
+    assert other.protocol["nfe"] == 7 and drawn_parts[1:] == [(0, 250), (250, 50)]
+    assert other.energy.value != report.energy.value
+
+
+def test_folders_files_and_statistics_agree(tmp_path):
+    images = load_data("fashion_mnist", split="test").raw[:200]
+    for i, image in enumerate(images):
+        save_png(image_array(image), tmp_path / "pngs" / f"{i:03d}.png")
+    np.savez(tmp_path / "samples.npz", samples=images.numpy())
+    np.savez(tmp_path / "real.npz", x=load_data("fashion_mnist").raw[:500].numpy())
+    real = str(tmp_path / "real.npz")
+    one = evaluate_to_files(samples=str(tmp_path / "samples.npz"), data=real, out=tmp_path / "out")
+    assert one.frechet.label == "FD-fashion-classifier"
+    assert (tmp_path / "out" / "neighbours.png").is_file()
+    other = evaluate_to_files(samples=str(tmp_path / "pngs"), data=real)
+    assert other.frechet == one.frechet and other.kid == one.kid
+
+    assert evaluate_to_files(data=real, save=tmp_path / "stats.npz") is None
+    stats = load_statistics(tmp_path / "stats.npz")
+    assert stats.n == 500 and stats.facts["extractor"] == "fashion-classifier"
+    third = evaluate_to_files(samples=str(tmp_path / "pngs"), reference=tmp_path / "stats.npz")
+    assert third.frechet.value == pytest.approx(one.frechet.value, rel=1e-5)
+    with pytest.raises(DataError, match="made with extractor fashion-classifier"):
+        evaluate_to_files(samples=str(tmp_path / "pngs"), reference=tmp_path / "stats.npz",
+                          features="pixels", few=True)  # fmt: skip
+
+
+def test_published_statistics_are_read(tmp_path):
+    features = np.random.default_rng(0).normal(size=(50, 6))
+    np.savez(tmp_path / "song.npz", pool_3=features.reshape(50, 1, 1, 6))
+    np.savez(tmp_path / "edm.npz", mu=features.mean(0), sigma=np.cov(features.T))
+    song, edm = (load_statistics(tmp_path / name) for name in ("song.npz", "edm.npz"))
+    assert song.n == 50 and edm.n is None
+    torch.testing.assert_close(song.moments.covariance, edm.moments.covariance)
+
+
+def test_wrong_questions_have_sentences(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    images = load_data("fashion_mnist", split="test").raw[:6]
+    np.savez(tmp_path / "six.npz", samples=images.numpy())
+    np.savez(tmp_path / "eight.npz", samples=images[:, :, 4:-4, 4:-4].numpy())
+    np.savez(tmp_path / "wrong.npz", other=np.zeros(3))
+    six = str(tmp_path / "six.npz")
+    for words, said in (
+        ([], "needs --workdir RUN, or --samples PATH with --data DATA"),
+        (["--samples", six], "needs --workdir RUN"),
+        (["--data", "ring8"], "give --samples to evaluate, or --save"),
+        (["--workdir", str(run), "--samples", six], "give one of them"),
+        (["--workdir", str(tmp_path / "none")], "is not a run directory"),
+        (["--samples", str(tmp_path / "empty"), "--data", "fashion_mnist"], "No images"),
+        (["--samples", six, "--data", "ring8"], "shape"),
+        (["--samples", str(tmp_path / "eight.npz"), "--data", "fashion_mnist"], "(1, 20, 20)"),
+        (["--samples", six, "--data", "fashion_mnist"], "6 samples are too few"),
+        (["--samples", six, "--data", "fashion_mnist", "--num_samples", "7"], "holds 6 samples"),
+        (["--samples", six, "--reference", str(tmp_path / "wrong.npz")], "statistics are mu"),
+        (["--workdir", str(run), "--num_samples", "2"], "2 samples are too few"),
+        (["--workdir", str(run), "--measures", "fid"], "'fid' is unknown"),
+    ):
+        assert cli.main(["x", "--mode", "evaluate", "--device", "cpu", *words]) == 2, words
+        assert said in capsys.readouterr().err, words
