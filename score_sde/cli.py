@@ -308,7 +308,7 @@ def samplers_text() -> str:
         kind = "stochastic" if row["stochastic"] else "deterministic"
         order = f" of order {row['order']}" if row["order"] else ""
         facts = f"{kind}{order}, {row['evaluations']} evaluations a step"
-        facts += f", processes: {row['processes']}; options {_options_line(row['options'])}"
+        facts += f"; options {_options_line(row['options'])}"
         lines.append(f"{'':17s} {facts}")
     return "\n".join(lines)
 

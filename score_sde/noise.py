@@ -9,6 +9,7 @@ increments of one Brownian path a sample, so that runs of different steps share 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.processes.sdes import SDE
 
 # Numbers drawn per generator call, at first and later: small states would otherwise pay for the
@@ -104,7 +106,7 @@ class BrownianNoise:
         sde: SDE | None = None,
     ):
         if sde is None:
-            raise ValueError("Brownian noise needs the process whose log-SNR is its clock.")
+            raise UserError("Brownian noise needs the process whose log-SNR is its clock.")
         self._seeds, self._shape = [int(seed) for seed in seeds], tuple(shape)
         self._dtype, self._device, self._sde = dtype, device, sde
         self._extra = SeededNoise(seeds, shape, dtype, device)
@@ -201,3 +203,18 @@ NoiseFactory = Callable[..., NoiseSource]
 def fresh_seeds(n: int) -> list[int]:
     """n seeds from torch's global generator, so that `torch.manual_seed` governs them."""
     return torch.randint(0, 2**62, (n,)).tolist()
+
+
+def check_seeds(seeds: Sequence[int] | None, n: int) -> list[int]:
+    """One integer a sample, or fresh ones for None; ValueError unless they are n integers."""
+    if seeds is None:
+        return fresh_seeds(n)
+    try:
+        found = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise UserError(
+            f"seeds are one integer a sample, seeds=range({n}) for instance; got {seeds!r}."
+        ) from error
+    if len(found) != n:
+        raise UserError(f"{n} samples need {n} seeds; got {len(found)}.")
+    return found

@@ -9,9 +9,9 @@ passes it on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Rows: TypeAlias = "slice | Tensor"
 """Places in a batch: a slice, or integers (n,)."""
+
+Score = TypeVar("Score", bound=ScoreFn)
 
 
 def nothing_like(value: Tensor) -> Tensor:
@@ -47,23 +49,41 @@ def check_density(score: ScoreFn) -> None:
         raise ScoreError(reason)
 
 
-def take(score: ScoreFn, rows: Rows) -> ScoreFn:
+def take(score: Any, rows: Rows, size: int | None = None) -> Any:
     """The score of some samples of a batch, by their places.
 
     A score with ``take`` is asked for its part. Any other callable is taken to be the same for all
-    samples; if it fails on a part, the error says how a score of single samples is made.
+    samples, and asked as it is. If it fails, and the ``size`` of the batch is known, it is tried on
+    as many samples as the whole batch has: where that works, the score is one of the whole batch
+    alone, and `ScoreError` says how it can be divided; else its own error is raised.
     """
-    part = getattr(score, "take", None)
-    return _Part(score) if part is None else part(rows)
+    if (part := getattr(score, "take", None)) is not None:
+        return part(rows)
+    return score if size is None else _Part(score, size)
+
+
+def batches(
+    score: Score, size: int, batch_size: int | None = None
+) -> Iterator[tuple[slice, Score]]:
+    """The rows of each batch of at most ``batch_size`` samples, and the score of these rows."""
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be >= 1 (got {batch_size}).")
+    if batch_size is None or batch_size >= size:
+        yield slice(0, size), score
+        return
+    for first in range(0, size, batch_size):
+        rows = slice(first, min(first + batch_size, size))
+        yield rows, take(score, rows, size)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A callable that cannot be divided, asked about a part of its batch."""
+    """A callable without ``take``, asked about a part of a batch of ``size``."""
 
     score: ScoreFn
+    size: int
 
-    def take(self, rows: Rows) -> ScoreFn:
+    def take(self, rows: Rows) -> _Part:
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -72,10 +92,20 @@ class _Part:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         try:
             return self.score(x, t)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ScoreError(
-                f"the score failed on {len(x)} samples of a larger batch ({error}). If it is told "
-                "something for each sample, it has to be divided with them: bind it, "
-                "model.bind(class_labels=y), give it a method take(rows) that returns the score "
-                "of these rows, or draw the whole batch at once (without batch_size)."
-            ) from error
+        except Exception as error:
+            if self._takes_the_whole(x, t):
+                raise ScoreError(
+                    f"the score takes {self.size} samples at a time but not {len(x)} of them: it "
+                    "is told something for each. So that it can be divided, bind that, "
+                    "model.bind(class_labels=y), or give the score a method take(rows) that "
+                    "returns the score of these rows; or draw all at once, without batch_size."
+                ) from error
+            raise
+
+    def _takes_the_whole(self, x: Tensor, t: Tensor) -> bool:
+        """Whether the score works on as many samples as the whole batch has."""
+        repeats = torch.arange(self.size, device=x.device) % len(x)
+        try:
+            return self.score(x[repeats], t[repeats] if t.ndim else t).shape[0] == self.size
+        except Exception:
+            return False

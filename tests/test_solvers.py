@@ -1,8 +1,6 @@
 """The whole family of samplers: orders, adaptivity, correctors, shared noise, recipes."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -110,16 +108,6 @@ def test_ipndm_has_the_weights_of_equal_steps():
     assert abs(measured[-1] - 2) < 0.15
 
 
-def test_a_method_for_some_processes_says_which():
-    @dataclass(frozen=True)
-    class OnlyVP(Multistep):
-        processes: ClassVar[tuple[str, ...]] = ("VPSDE", "CosineSDE")
-
-    score = two_humps().score(VESDE())
-    with pytest.raises(ValueError, match="OnlyVP is defined for VPSDE, CosineSDE only, not for VE"):
-        sample(VESDE(), score, (2, 1), method=OnlyVP(), steps=3)
-
-
 def test_exact_weights_integrate_polynomials():
     """w_j reproduce int P speed dlambda for any P that the nodes can interpolate."""
     sde = VPSDE()
@@ -197,7 +185,7 @@ def test_langevin_keeps_p_t_and_moves_towards_it(corrector):
     for width in (1.0, 2.0):
         x = width * std * noise.draw()
         for _ in range(60):
-            x = pc._correct(run, x, t, 1.0, sigma)
+            x = pc.correct(run, x, t, 1.0)
         ratio = float(x.std()) / std
         # A step size from the sample's own norms is off by O(1/dim): 2/40 here in the variance.
         assert abs(ratio - 1) < 0.05 if width == 1 else 0.95 < ratio < 1.75, ratio
@@ -207,7 +195,7 @@ def test_langevin_with_a_zero_score_stands_still():
     pc, noise = SAMPLERS["pc"](), SeededNoise([0, 1], (3,))
     run = Trajectory(VPSDE(), lambda x, t: torch.zeros_like(x), noise.draw)
     x = torch.ones(2, 3)
-    assert torch.equal(pc._correct(run, x, torch.tensor(0.5), 1.0, 0.5), x)
+    assert torch.equal(pc.correct(run, x, torch.tensor(0.5), 1.0), x)
 
 
 def test_ddim_with_eta_one_is_ancestral_and_with_zero_is_euler_in_sigma():

@@ -37,8 +37,7 @@ from torch import Tensor
 
 from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.processes.sdes import SDE
-from score_sde.sampling import SAMPLERS, ODEError, make_sampler, sample
-from score_sde.sampling.predictors import Predictor
+from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler, sample
 
 F64 = torch.float64
 ROUNDING = 1e-12  # errors below it, relative to the data, say nothing about a method

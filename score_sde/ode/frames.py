@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
+from score_sde.ode import multistep
 from score_sde.processes.sdes import SDE
+from score_sde.processes.targets import TARGETS
 
 PREDICTIONS = ("eps", "x0", "F")
 VARIABLES = ("lambda", "sigma", "theta", "time")
-_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(32))
 
 
 def half_log_snr(sde: SDE, t: Tensor) -> Tensor:
@@ -47,16 +48,14 @@ def scale(sde: SDE, t: Tensor, prediction: str, data_std: float = 1.0) -> Tensor
 
 
 def predict(sde: SDE, t: Tensor, prediction: str, data_std: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(p, q) with P = p x + q score(x, t), each like t."""
+    """(p, q) with P = p x + q score(x, t), each like t.
+
+    P = a x_0 + b eps, the row of its target, with x_0 = (x + sigma^2 score) / alpha and
+    eps = -sigma score.
+    """
+    a, b = TARGETS[prediction](sde, t, data_std)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    if prediction == "eps":
-        return torch.zeros_like(t), -sigma
-    if prediction == "x0":
-        return 1 / alpha, sigma**2 / alpha
-    # F = (s/sd x_0 - sd eps) alpha / r with x_0 = (x + sigma^2 score)/alpha, eps = -sigma score.
-    r = scale(sde, t, "F", data_std)
-    on_x = sigma / (alpha * data_std * r)
-    return on_x, on_x * sigma**2 + alpha * data_std * sigma / r
+    return a / alpha, a * sigma**2 / alpha - b * sigma
 
 
 def speed(lam: Tensor, prediction: str, data_std: float = 1.0) -> Tensor:
@@ -91,22 +90,16 @@ def weights(
     """w_j = int_start^end l_j(v) speed dlambda for start, end (N,) and nodes (N, n), all lambdas.
 
     For eta > 0 (with x0 only) the kernel of the reverse SDE, (1 + eta^2) e^{-eta^2 (end - lambda)}
-    times that of the flow (2211.01095, section 5). Gauss-Legendre in lambda; float64 (N, n).
+    times that of the flow (2211.01095, section 5). Float64 (N, n).
     """
-    half = 0.5 * (end - start)[:, None]
-    lam = 0.5 * (end + start)[:, None] + half * _NODES
-    kernel = half * _WEIGHTS * speed(lam, prediction, data_std)
-    if eta > 0:
-        kernel = kernel * (1 + eta**2) * torch.exp(-(eta**2) * (end[:, None] - lam))
-    v, at = (variable_of(sde, u, variable, data_std) for u in (lam, nodes))
-    columns = []
-    for j in range(nodes.shape[1]):
-        basis = torch.ones_like(v)
-        for m in range(nodes.shape[1]):
-            if m != j:
-                basis = basis * (v - at[:, m : m + 1]) / (at[:, j : j + 1] - at[:, m : m + 1])
-        columns.append((kernel * basis).sum(1))
-    return torch.stack(columns, 1)
+
+    def kernel(lam: Tensor) -> Tensor:
+        flow = speed(lam, prediction, data_std)
+        return flow * (1 + eta**2) * torch.exp(-(eta**2) * (end[:, None] - lam)) if eta else flow
+
+    return multistep.weights(
+        start, end, nodes, kernel, lambda lam: variable_of(sde, lam, variable, data_std)
+    )
 
 
 def noise_std(sde: SDE, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
@@ -119,7 +112,7 @@ def noise_std(sde: SDE, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tenso
 def check_positive(name: str, value: float | None) -> float:
     """The value as a number; ValueError unless it is positive and finite."""
     if value is None or not (value > 0 and math.isfinite(value)):
-        raise ValueError(
+        raise UserError(
             f"{name} must be a positive number (got {value}): the standard deviation of x_0 in the "
             "model's range. A run knows it; from Python give it, or a recipe of `calibrate`."
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from score_sde.checks import UserError
 from score_sde.sampling import SAMPLERS
+from score_sde.sampling.catalogue import TABLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,33 +29,7 @@ SHADES = (CARD, "#dbe6f2", "#b7cee6", "#8db1d6")
 CYCLE = ("#0395ec", "#fe5322", "#13a461", "#b86afd", "#a78e10", "#d7058c", "#087e83", "#946900")
 MARKERS = "os^Dv<>pPX*hd"
 
-SAMPLER_COLOURS = {
-    "ancestral": "#e10639",
-    "euler_maruyama": "#cd7d09",
-    "reverse_diffusion": "#946900",
-    "pc": "#749c09",
-    "dpmpp_2m_sde": "#f045d3",
-    "dpmpp_3m_sde": "#b82ad2",
-    "exponential": "#b55606",
-    "edm_stochastic": "#747500",
-    "adaptive_sde": "#a78e10",
-    "ode": "#107aa1",
-    "rk45": "#159cb7",
-    "euler": "#7d7d7d",
-    "heun": "#0266fb",
-    "rk4": "#0395ec",
-    "ddim": "#13a461",
-    "lms": "#087e83",
-    "dpm_solver": "#d7058c",
-    "dpmpp_2m": "#8148fe",
-    "dpmpp_3m": "#b86afd",
-    "dpmpp_2s": "#7784fe",
-    "dpmpp_3s": "#018065",
-    "unipc": "#0da095",
-    "deis": "#1e8300",
-    "adams": "#fe5322",
-    "ipndm": "#c0564f",
-}
+SAMPLER_COLOURS = {name: row.colour for name, row in TABLE.items()}
 
 _RC = {
     "axes.facecolor": "none",

@@ -9,7 +9,11 @@ from score_sde.sampling.catalogue import SAMPLERS as SAMPLERS
 from score_sde.sampling.catalogue import list_samplers as list_samplers
 from score_sde.sampling.catalogue import make_sampler as make_sampler
 from score_sde.sampling.catalogue import needs_data_std as needs_data_std
+from score_sde.sampling.catalogue import options_from_text as options_from_text
+from score_sde.sampling.correctors import Corrector as Corrector
 from score_sde.sampling.loop import SampleResult as SampleResult
 from score_sde.sampling.loop import sample as sample
-from score_sde.sampling.predictors import Predictor as Predictor
-from score_sde.sampling.predictors import Trajectory as Trajectory
+from score_sde.sampling.method import Predictor as Predictor
+from score_sde.sampling.method import Trajectory as Trajectory
+from score_sde.sampling.predictors import Affine as Affine
+from score_sde.sampling.predictors import Coefficients as Coefficients

@@ -23,7 +23,7 @@ from score_sde.ode import frames
 from score_sde.ode.solve import ODEError
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.predictors import Predictor, Trajectory
+from score_sde.sampling.method import Predictor, Trajectory, check_tolerances
 from score_sde.scores import take
 
 # Dormand-Prince 5(4): stages, and the difference of its two results.
@@ -38,11 +38,6 @@ _A = (
 )
 _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-
-def _check_tolerances(rtol: float, atol: float) -> None:
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol and atol must be positive (got {rtol}, {atol}).")
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
@@ -67,7 +62,7 @@ class RK45(Predictor):
     default_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _check_tolerances(self.rtol, self.atol)
+        check_tolerances(self.rtol, self.atol)
         frames.check_positive("data_std", self.data_std)
 
     def _coefficients(self, sde: SDE, lam: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +78,9 @@ class RK45(Predictor):
         c, r = (v.to(x.dtype).reshape(*v.shape, *axes) for v in (c, r))
         return t, c, r
 
-    def step(self, run, x, t, s):
+    def step(  # type: ignore[override]
+        self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         sde, dtype = run.sde, _work_dtype(x)
         start, end = frames.half_log_snr(sde, torch.stack([t, s])).tolist()
         batch = x.shape[0]
@@ -167,9 +164,11 @@ class AdaptiveSDE(Predictor):
     default_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _check_tolerances(self.rtol, self.atol)
+        check_tolerances(self.rtol, self.atol)
 
-    def step(self, run, x, t, s):
+    def step(  # type: ignore[override]
+        self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         dtype, batch, end = _work_dtype(x), x.shape[0], float(s)
         reverse = run.sde.reverse(run.score)
         result = torch.empty_like(x)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels
@@ -52,7 +53,7 @@ class Recipe:
     def check(self, sde: SDE) -> None:
         """ValueError unless it was made for this process."""
         if self.process != str(sde):
-            raise ValueError(f"the recipe was made for {self.process}, not for {sde}.")
+            raise UserError(f"the recipe was made for {self.process}, not for {sde}.")
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -62,7 +63,7 @@ def load_recipe(path: str | Path) -> Recipe:
         values.pop("recipe")
         return Recipe(**{**values, "times": tuple(values["times"])})
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a recipe of `calibrate` ({error}).") from error
+        raise UserError(f"{path} is not a recipe of `calibrate` ({error}).") from error
 
 
 def _pilot_std(sde: SDE, score: ScoreFn, x_T: Tensor) -> float:
@@ -118,9 +119,9 @@ def calibrate(
     """
     steps = nfe - denoise
     if steps < 1:
-        raise ValueError(f"nfe={nfe} is too few: one step needs {1 + denoise} evaluations.")
+        raise UserError(f"nfe={nfe} is too few: one step needs {1 + denoise} evaluations.")
     if (shape is None) == (x_T is None):
-        raise ValueError("give exactly one of shape and x_T.")
+        raise UserError("give exactly one of shape and x_T.")
     if x_T is None and shape is not None:
         generator = torch.Generator().manual_seed(seed)
         x_T = sde.prior_sample(tuple(shape), generator).to(device)
@@ -172,7 +173,7 @@ def calibrate(
                 best = math.sqrt(rms * median)
                 chosen = Recipe(candidate, p, sd, process, rms)
     if chosen is None:
-        raise ValueError("calibration failed: the score gives values that are not finite.")
+        raise UserError("calibration failed: the score gives values that are not finite.")
     return chosen
 
 

@@ -14,80 +14,153 @@ depend on the noise it scales. The sample's own |score| leaves a bias of the ord
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.processes.expand import expand
-from score_sde.sampling.predictors import (
-    Ancestral,
-    EulerMaruyama,
-    Predictor,
-    ReverseDiffusion,
-    Trajectory,
-    check_choice,
-)
+from score_sde.processes.sdes import SDE
+from score_sde.sampling.method import Predictor, Trajectory, advance
+from score_sde.sampling.options import make
+from score_sde.sampling.predictors import PREDICTORS
 
-INNER: dict[str, type[Predictor]] = {
-    "reverse_diffusion": ReverseDiffusion,
-    "ancestral": Ancestral,
-    "euler_maruyama": EulerMaruyama,
-}
-CORRECTORS = ("langevin", "annealed_langevin")
+
+class Corrector(abc.ABC):
+    """A method that moves a state towards p_t at a fixed time t."""
+
+    evaluations: ClassVar[int] = 1
+
+    @abc.abstractmethod
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
+        """A state (B, ...) nearer to p_t; t is float64 (), a as in the module."""
+
+
+def check_snr(snr: float) -> None:
+    """ValueError unless the signal-to-noise ratio is a positive number."""
+    if not 0 < snr < float("inf"):
+        raise UserError(f"corrector snr must be > 0 (got {snr}).")
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Predictor):
-    """A predictor step and Langevin steps at its end: Song's PC sampler.
+class Langevin(Corrector):
+    """A Langevin step as long as its own score allows: e = 2 a (snr sqrt(d) / |score|)^2.
 
-    predictor: reverse_diffusion, ancestral or euler_maruyama. corrector: langevin or
-    annealed_langevin. snr: of a corrector step (0.16 on CIFAR-10). corrector_steps: after each
-    predictor step, or before it with corrector_first (as in Song's code).
+    snr: signal-to-noise ratio of a step; 0.16 on CIFAR-10.
     """
 
-    predictor: str = "reverse_diffusion"
-    corrector: str = "langevin"
     snr: float = 0.16
+
+    def __post_init__(self) -> None:
+        check_snr(self.snr)
+
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
+        score, z = run.score(x, t), run.noise()
+        ratio = z[0].numel() ** 0.5 / score.flatten(1).norm(dim=1)
+        size = 2 * a * (self.snr * ratio) ** 2
+        # Where the score is 0 there is nothing to correct; a step would be infinite.
+        size = torch.where(torch.isfinite(size), size, torch.zeros_like(size))
+        return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin(Corrector):
+    """A Langevin step as long as the noise level says: e = 2 a (snr sigma)^2 (1907.05600).
+
+    snr: signal-to-noise ratio of a step; 0.16 on CIFAR-10.
+    """
+
+    snr: float = 0.16
+
+    def __post_init__(self) -> None:
+        check_snr(self.snr)
+
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
+        score, z = run.score(x, t), run.noise()
+        size = 2 * a * (self.snr * float(run.sde.sigma(t))) ** 2
+        return torch.add(x, score, alpha=size).add_(z, alpha=(2 * size) ** 0.5)
+
+
+CORRECTORS: dict[str, type[Corrector]] = {
+    "langevin": Langevin,
+    "annealed_langevin": AnnealedLangevin,
+}
+
+
+class PredictorCorrectorNumbers(NamedTuple):
+    """Of one step: alpha_i of the paper, and what the predictor prepared."""
+
+    a: float
+    predictor: Any
+
+
+class Parts(NamedTuple):
+    """What a predictor-corrector method is made of."""
+
+    predictor: Predictor[Any]
+    corrector: Corrector
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Predictor[PredictorCorrectorNumbers]):
+    """A predictor step and Langevin steps at its end: Song's PC sampler.
+
+    predictor: a `Predictor`, or ancestral, euler_maruyama, reverse_diffusion, ddim, or the dotted
+        path of one of yours. corrector: a `Corrector`, or langevin, annealed_langevin, or the
+        dotted path of one of yours. predictor_options, corrector_options: theirs where they are
+        named, on the command line --option predictor.eta=0.5.
+    snr: of a Langevin corrector that is named, 0.16 unless given.
+    corrector_steps: after each predictor step, or before it with corrector_first (as in Song's
+        code).
+    """
+
+    predictor: str | Predictor[Any] = "reverse_diffusion"
+    corrector: str | Corrector = "langevin"
+    snr: float | None = None
     corrector_steps: int = 1
     corrector_first: bool = False
+    predictor_options: Mapping[str, Any] = field(default_factory=dict)
+    corrector_options: Mapping[str, Any] = field(default_factory=dict)
+    parts: Parts = field(init=False, repr=False, compare=False)
     linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_choice("predictor", self.predictor, list(INNER))
-        check_choice("corrector", self.corrector, CORRECTORS)
-        if not self.snr > 0:
-            raise ValueError(f"corrector snr must be > 0 (got {self.snr}).")
         if self.corrector_steps < 1:
-            raise ValueError(f"corrector_steps must be >= 1 (got {self.corrector_steps}).")
+            raise UserError(f"corrector_steps must be >= 1 (got {self.corrector_steps}).")
+        options = dict(self.corrector_options)
+        if self.snr is not None:
+            options["snr"] = self.snr
+        parts = Parts(
+            make(PREDICTORS, Predictor, self.predictor, "predictor", self.predictor_options),
+            make(CORRECTORS, Corrector, self.corrector, "corrector", options),
+        )
+        object.__setattr__(self, "parts", parts)  # frozen, but this follows from its fields
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        return 1 + self.corrector_steps
+        return self.parts.predictor.evaluations + (
+            self.corrector_steps * self.parts.corrector.evaluations
+        )
 
-    def prepare(self, sde, times):
+    def prepare(self, sde: SDE, times: Tensor) -> list[PredictorCorrectorNumbers]:
         a = sde.transition(times[1:], times[:-1])[0] ** 2
-        at = times[:-1] if self.corrector_first else times[1:]
-        inner = INNER[self.predictor]().prepare(sde, times)
-        return list(zip(a.tolist(), sde.sigma(at).tolist(), inner, strict=True))
+        rows = zip(a.tolist(), self.parts.predictor.prepare(sde, times), strict=True)
+        return [PredictorCorrectorNumbers(*row) for row in rows]
 
-    def step(self, run, x, t, s, a, sigma, row):
+    def step(
+        self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: PredictorCorrectorNumbers
+    ) -> Tensor:
+        predictor, (a, prepared) = self.parts.predictor, numbers
         if self.corrector_first:
-            x = self._correct(run, x, t, a, sigma)
-        x = INNER[self.predictor]().step(run, x, t, s, *row)
-        return x if self.corrector_first else self._correct(run, x, s, a, sigma)
+            return advance(predictor, run, self.correct(run, x, t, a), t, s, prepared)
+        return self.correct(run, advance(predictor, run, x, t, s, prepared), s, a)
 
-    def _correct(self, run: Trajectory, x: Tensor, t: Tensor, a: float, sigma: float) -> Tensor:
+    def correct(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
+        """All corrector steps at time t."""
         for _ in range(self.corrector_steps):
-            score, z = run.score(x, t), run.noise()
-            if self.corrector == "langevin":
-                ratio = z[0].numel() ** 0.5 / score.flatten(1).norm(dim=1)
-                # Where the score is 0 there is nothing to correct; a step would be infinite.
-                size = 2 * a * (self.snr * ratio) ** 2
-                size = torch.where(torch.isfinite(size), size, torch.zeros_like(size))
-                x = x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
-            else:
-                size = 2 * a * (self.snr * sigma) ** 2
-                x = torch.add(x, score, alpha=size).add_(z, alpha=(2 * size) ** 0.5)
+            x = self.parts.corrector.step(run, x, t, a)
         return x

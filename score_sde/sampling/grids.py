@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.ode.frames import check_positive
 from score_sde.processes.sdes import SDE
 
@@ -82,21 +83,21 @@ def make_grid(
     """A grid by name for so many steps, or explicit times checked; float64 (steps + 1,)."""
     if isinstance(grid, str):
         if grid not in GRIDS:
-            raise ValueError(
+            raise UserError(
                 f"unknown grid {grid!r}; choose from {list(GRIDS)}, or give times or a recipe."
             )
         if steps is None:
-            raise ValueError(f"grid {grid!r} needs a number of steps.")
+            raise UserError(f"grid {grid!r} needs a number of steps.")
         times = GRIDS[grid](sde, steps, data_std)
     else:
         times = torch.as_tensor(grid, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2:
-            raise ValueError(f"a grid is a list of at least two times; got {times.tolist()}.")
+            raise UserError(f"a grid is a list of at least two times; got {times.tolist()}.")
         if steps is not None and steps != len(times) - 1:
-            raise ValueError(f"the grid has {len(times) - 1} steps but steps={steps}; drop steps.")
+            raise UserError(f"the grid has {len(times) - 1} steps but steps={steps}; drop steps.")
     inside = bool((times > 0).all()) and float(times[0]) <= sde.t_max * (1 + 1e-12)
     if not bool((times.diff() < 0).all()) or not inside:
-        raise ValueError(
+        raise UserError(
             f"grid times must fall strictly, within (0, {sde.t_max}]; got {times.tolist()[:8]}..."
         )
     return times

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,21 +10,16 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.utils.checkpoint import checkpoint
+from tqdm.auto import tqdm
 
-from score_sde.noise import (
-    BrownianNoise,
-    NoiseFactory,
-    NoiseSource,
-    SeededNoise,
-    fresh_seeds,
-)
+from score_sde.checks import UserError
+from score_sde.noise import NoiseFactory, NoiseSource
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.catalogue import make_sampler
-from score_sde.sampling.grids import make_grid
-from score_sde.sampling.predictors import Predictor, Trajectory
-from score_sde.scores import Rows, ScoreFn, take
+from score_sde.sampling.method import Predictor, Trajectory, advance
+from score_sde.sampling.plan import Plan, check_spent, make_plan
+from score_sde.scores import Rows, ScoreFn, batches, take
 
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -44,71 +38,6 @@ class SampleResult:
         return f"{len(self.x)} samples: {settings}; NFE {self.nfe}, {self.seconds:.1f} s"
 
 
-def _count_steps(method: Predictor, steps: int | None, nfe: int | None, denoise: bool) -> int:
-    """The number of steps asked for by ``steps`` or by a budget of evaluations."""
-    if steps is not None and nfe is not None:
-        raise ValueError(f"give steps or nfe, not both (got steps={steps}, nfe={nfe}).")
-    if nfe is not None:
-        if method.evaluations == 0:
-            raise ValueError(
-                f"{type(method).__name__} adapts its evaluations to rtol and atol; nfe={nfe} "
-                "cannot bound them. Use method=heun or set rtol."
-            )
-        steps = (nfe - denoise) // method.evaluations
-        if steps < 1:
-            least = method.evaluations + denoise
-            raise ValueError(f"nfe={nfe} is too few: one step needs {least} evaluations.")
-    steps = method.default_steps if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1 (got {steps}).")
-    return steps
-
-
-class _Watched:
-    """The score, counted, and checked once for what a score must return."""
-
-    def __init__(self, score: ScoreFn, whole: _Watched | None = None):
-        self.score, self.calls, self.whole = score, 0, whole or self
-
-    def take(self, rows: Rows) -> _Watched:
-        """The score of these samples; its calls are counted here."""
-        return _Watched(take(self.score, rows), self.whole)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.whole.calls += 1
-        value = self.score(x, t)
-        if self.whole.calls == 1 and (value.shape != x.shape or value.dtype != x.dtype):
-            raise ValueError(
-                f"the score must be like x, {tuple(x.shape)} {x.dtype}; it returned "
-                f"{tuple(value.shape)} {value.dtype}."
-            )
-        return value
-
-    def score_and_v(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The score and v of a learned variance; counted as one evaluation."""
-        self.whole.calls += 1
-        if not hasattr(self.score, "score_and_v"):
-            raise ValueError("variance=learned needs a model trained with model.learned_variance.")
-        return self.score.score_and_v(x, t)
-
-
-class _StepNoise:
-    """The noise of the step that the loop is at."""
-
-    def __init__(self, source: NoiseSource, here: list[float], scale: float, skip_start: bool):
-        self.source, self.here, self.scale, self.skip = source, here, scale, skip_start
-
-    def __call__(self, which: Tensor | None = None) -> Tensor:
-        if self.skip:  # x_T is the first draw, also when it is given: later ones are the same
-            self.source.draw(None, None)
-            self.skip = False
-        if which is None:
-            z = self.source.draw(self.here[0], self.here[1])
-        else:
-            z = self.source.draw(self.here[0], self.here[1], which)
-        return z if self.scale == 1 else z * self.scale
-
-
 @overload
 def sample(
     sde: SDE, score: ScoreFn, shape: Any = ..., *, return_info: Literal[True], **options: Any
@@ -119,14 +48,13 @@ def sample(
 def sample(sde: SDE, score: ScoreFn, shape: Any = ..., **options: Any) -> Tensor: ...
 
 
-@torch.no_grad()
 def sample(
     sde: SDE,
     score: ScoreFn,
-    shape: tuple[int, ...] | None = None,
+    shape: Sequence[int] | None = None,
     *,
     x_T: Tensor | None = None,
-    method: str | Predictor | None = None,
+    method: str | Predictor[Any] | None = None,
     steps: int | None = None,
     nfe: int | None = None,
     grid: Any = None,
@@ -136,6 +64,7 @@ def sample(
     noise_scale: float = 1.0,
     batch_size: int | None = None,
     hook: Hook | None = None,
+    grad: bool = False,
     progress: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -147,119 +76,138 @@ def sample(
     score: any callable score(x, t); t comes as a float64 tensor (), or (B,) from `rk45` and
         `adaptive_sde`. A score that differs between samples has ``take``, see `scores.take`.
     shape or x_T: (B, ...) of the samples, or the noise to start from.
-    method: a name of `list_samplers()` with its ``options``, or a `Predictor`. None is "adams"
-        where it can run, that is for up to 50 evaluations or a recipe with data_std known, and
-        "ancestral" otherwise.
+    method: a name of `list_samplers()` or a dotted path, with its ``options``, or a `Predictor`.
+        None is "adams" where the data's scale is given, by data_std or a recipe, and "ancestral"
+        otherwise.
     steps or nfe: intervals of the grid, or the most evaluations of the score per sample, the
         final denoise counted in.
     grid: "uniform" in t, "discrete", "logsnr", "karras", "saturating", strictly falling times, or
         a `Recipe` of `calibrate` (for adams).
-    seeds: one integer a sample; sample i depends on (score, settings, seed i) alone. Drawn from
-        torch's global generator when None.
+    seeds: one integer a sample; sample i depends on (score, settings, seed i) alone, but for
+        method="ode", whose steps are those of its batch. Drawn from torch's global generator when
+        None.
     denoise: end with Tweedie's E[x_0 | x_{t_min}], one more evaluation.
     noise: "seeded"; "brownian", where runs of different steps share one path a sample; or a
         factory of `NoiseSource`s, called with (seeds, shape of one sample, dtype, device).
     noise_scale: factor on the noise of the steps; 0 shows what happens without.
-    batch_size: run in batches of at most this many; the samples are the same.
-    hook: hook(x, t) after each step; what it returns, unless None, replaces x.
+    batch_size: run in batches of at most this many.
+    hook: hook(x, t) after each step, of x_t (B, ...) of the batch and the time t (); what it
+        returns, unless None, replaces x. It watches a run, keeps to known pixels, or clips.
+    grad: nothing is differentiated unless asked for: samples have no graph. With grad=True they
+        have one, back to x_T and to whatever the score is made of; each evaluation of the score is
+        computed once more on the way back (torch.utils.checkpoint), so that memory holds states,
+        not activations.
     return_info: return a `SampleResult` with NFE, seconds and settings.
 
-    Raises ValueError for settings that make no sense, `ODEError` when a solver cannot go on or the
-    result is not finite.
+    Arithmetic of float16 and bfloat16 states is that of float32. Raises ValueError for settings
+    that make no sense, `ODEError` when a solver cannot go on or the result is not finite.
     """
-    recipe = grid if hasattr(grid, "data_std") else None
-    if recipe is not None:
-        recipe.check(sde)
-        options = {"data_std": recipe.data_std, "order": recipe.order, **options}
-        grid = recipe.times
-    if method is None:
-        few = recipe is not None or (steps or nfe or 1000) <= 50
-        method = "adams" if few and "data_std" in options else "ancestral"
-    name = method if isinstance(method, str) else type(method).__name__
-    method = make_sampler(method, **options)
-    if method.processes is not None and type(sde).__name__ not in method.processes:
-        raise ValueError(
-            f"{name} is defined for {', '.join(method.processes)} only, not for "
-            f"{type(sde).__name__}; choose one of these or another method."
+    plan = make_plan(
+        sde, shape, x_T, method, steps, nfe, grid, seeds, denoise, noise, noise_scale, batch_size,
+        device, dtype, options,
+    )  # fmt: skip
+    started, watched, chunks = (
+        time.perf_counter(),
+        Watched(score, plan.score_dtype, plan.shape[0]),
+        [],
+    )
+    with torch.set_grad_enabled(grad), tqdm(disable=not progress, unit="step") as bar:
+        for rows, part in batches(watched, plan.shape[0], plan.batch_size):
+            chunks.append(run_batch(plan, part, rows, hook, bar.update))
+        x = (torch.cat(chunks) if len(chunks) > 1 else chunks[0]).to(plan.score_dtype)
+    evaluations = watched.calls // len(chunks)
+    check_finite(x, plan.name, evaluations)
+    if not return_info:
+        return x
+    return SampleResult(x, evaluations, time.perf_counter() - started, plan.settings())
+
+
+def run_batch(
+    plan: Plan, score: Watched, rows: slice, hook: Hook | None, progress: Callable[[], Any]
+) -> Tensor:
+    """The samples of these rows: the loop."""
+    noise = StepNoise(plan, rows)
+    run, x, before = Trajectory(plan.sde, score, noise), noise.start, score.whole.calls
+    points, at = plan.times.unbind(), plan.times.tolist()
+    for i, numbers in enumerate(plan.numbers):
+        run.noise = noise.between(at[i], at[i + 1])
+        x = advance(plan.method, run, x, points[i], points[i + 1], numbers)
+        check_spent(plan, i + 1, score.whole.calls - before)
+        if hook is not None and (replaced := hook(x, points[i + 1])) is not None:
+            x = replaced
+            run.history.interrupt()
+        progress()
+    return run.denoise(x, points[-1]) if plan.denoise else x
+
+
+class StepNoise:
+    """Where a batch starts from, and the noise of its steps.
+
+    x_T is the first draw of the source, also when it is given: later ones are then the same.
+    """
+
+    def __init__(self, plan: Plan, rows: slice):
+        self.scale = plan.noise_scale
+        self.source: NoiseSource = plan.noise(
+            plan.seeds[rows], plan.shape[1:], plan.dtype, plan.device
         )
-    if (shape is None) == (x_T is None):
-        raise ValueError("give exactly one of shape and x_T.")
-    shape = tuple(shape or ()) if x_T is None else tuple(x_T.shape)
-    if len(shape) < 2 or shape[0] < 1:
-        raise ValueError(f"shape must be (B, ...) with B >= 1 and at least two axes; got {shape}.")
-    seeds = fresh_seeds(shape[0]) if seeds is None else list(seeds)
-    if len(seeds) != shape[0]:
-        raise ValueError(f"{shape[0]} samples need {shape[0]} seeds; got {len(seeds)}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1 (got {batch_size}).")
-    if not noise_scale >= 0:
-        raise ValueError(f"noise_scale must be at least 0 (got {noise_scale}).")
-    source = _noise_factory(noise, sde)
-    grid = method.default_grid or sde.natural_grid if grid is None else grid
-    named = isinstance(grid, str)
-    count = _count_steps(method, steps, nfe, denoise) if named or steps else None
-    times = make_grid(sde, grid, count, getattr(method, "data_std", None))
-    if not named and nfe is not None:
-        needed = (len(times) - 1) * method.evaluations + denoise
-        if needed > nfe:
-            raise ValueError(f"the grid needs {needed} evaluations, more than nfe={nfe}.")
-    dtype = dtype or (torch.float32 if x_T is None else x_T.dtype)
-    device = torch.device(device or ("cpu" if x_T is None else x_T.device))
-
-    started = time.perf_counter()
-    watched = _Watched(score)
-    points, at = times.unbind(), times.tolist()
-    prepared = method.prepare(sde, times)
-    batch = batch_size or shape[0]
-    starts = range(0, shape[0], batch)
-    bar = tqdm(total=len(starts) * len(prepared), disable=not progress, unit="step")
-    chunks = []
-    for first in starts:
-        drawn = source(seeds[first : first + batch], shape[1:], dtype, device)
-        if x_T is None:
-            x = sde.prior_std() * drawn.draw(None, None)
+        self.unused_start = plan.x_T is not None
+        if plan.x_T is None:
+            self.start = plan.sde.prior_std() * self.source.draw(None, None)
         else:
-            x = x_T[first : first + batch].to(dtype).to(device)
-        here = [at[0], at[1]]
-        fresh = _StepNoise(drawn, here, noise_scale, skip_start=x_T is not None)
-        part = watched.take(slice(first, first + batch)) if len(starts) > 1 else watched
-        run = Trajectory(sde, part, fresh)
-        for i, row in enumerate(prepared):
-            here[:] = at[i : i + 2]
-            x = method.step(run, x, points[i], points[i + 1], *row)
-            if hook is not None:
-                changed = hook(x, points[i + 1])
-                x = x if changed is None else changed
-            if progress:
-                bar.update()
-        chunks.append(run.denoise(x, points[-1]) if denoise else x)
-    bar.close()
+            self.start = plan.x_T[rows].to(plan.dtype).to(plan.device)
 
-    x = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
-    nfe_used = watched.calls // len(starts)
-    _check_finite(x, name, nfe_used)
-    settings: dict[str, Any] = {"method": name, "steps": len(times) - 1}
-    if dataclasses.is_dataclass(method):
-        settings |= dataclasses.asdict(method)
-    settings |= {"grid": grid if named else "recipe" if recipe else "explicit"}
-    settings |= {"t": f"{at[0]:g}..{at[-1]:g}", "denoise": denoise}
-    if noise_scale != 1:
-        settings["noise_scale"] = noise_scale
-    result = SampleResult(x, nfe_used, time.perf_counter() - started, settings)
-    return result if return_info else result.x
+    def between(self, t: float, s: float) -> Callable[..., Tensor]:
+        """`noise()` of the step from t to s."""
+        return partial(self, t, s)
+
+    def __call__(self, t: float, s: float, which: Tensor | None = None) -> Tensor:
+        if self.unused_start:
+            self.source.draw(None, None)
+            self.unused_start = False
+        z = self.source.draw(t, s) if which is None else self.source.draw(t, s, which)
+        return z if self.scale == 1 else z * self.scale
 
 
-def _noise_factory(noise: str | NoiseFactory, sde: SDE) -> NoiseFactory:
-    if not isinstance(noise, str):
-        return noise
-    if noise == "seeded":
-        return SeededNoise
-    if noise == "brownian":
-        return partial(BrownianNoise, sde=sde)
-    raise ValueError(f"unknown noise {noise!r}; choose seeded, brownian or give a factory.")
+class Watched:
+    """The score of a batch of ``size``: counted, asked in its dtype, and held to its contract."""
+
+    def __init__(self, score: ScoreFn, dtype: torch.dtype, size: int, whole: Watched | None = None):
+        self.score, self.dtype, self.size = score, dtype, size
+        self.calls, self.whole = 0, whole or self
+
+    def take(self, rows: Rows) -> Watched:
+        """The score of these samples; its calls are counted here."""
+        n = len(range(self.size)[rows]) if isinstance(rows, slice) else len(rows)
+        return Watched(take(self.score, rows, self.size), self.dtype, n, self.whole)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.whole.calls += 1
+        given = x.to(self.dtype)
+        if torch.is_grad_enabled():
+            value = checkpoint(self.score, given, t, use_reentrant=False)
+        else:
+            value = self.score(given, t)
+        if not isinstance(value, Tensor):
+            raise UserError(f"the score must be a tensor like x; it is {type(value).__name__}.")
+        if value.shape != x.shape or value.dtype != given.dtype:
+            raise UserError(
+                f"the score must be like x, {tuple(x.shape)} {given.dtype}; it returned "
+                f"{tuple(value.shape)} {value.dtype}."
+            )
+        return value.to(x.dtype)
+
+    def score_and_v(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and v of a learned variance; counted as one evaluation."""
+        self.whole.calls += 1
+        if not hasattr(self.score, "score_and_v"):
+            raise UserError("variance=learned needs a model trained with model.learned_variance.")
+        score, v = self.score.score_and_v(x.to(self.dtype), t)
+        return score.to(x.dtype), v.to(x.dtype)
 
 
-def _check_finite(x: Tensor, name: str, nfe: int) -> None:
+def check_finite(x: Tensor, name: str, nfe: int) -> None:
+    """`ODEError` unless all samples are finite."""
     bad = ~torch.isfinite(x).flatten(1).all(1)
     if bool(bad.any()):
         raise ODEError(

@@ -26,13 +26,16 @@ uniform in log s around the data's scale, and saturating on both sides, where li
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.ode import frames
-from score_sde.sampling.predictors import Predictor, check_choice, check_eta, rows
+from score_sde.ode.multistep import StepWeights, step_weights
+from score_sde.processes.sdes import SDE
+from score_sde.sampling.method import Predictor, Trajectory, check_choice, check_eta
 
 # Adams-Bashforth of orders 1 to 4 for equal steps, latest value first.
 EQUAL_STEPS = {
@@ -43,8 +46,18 @@ EQUAL_STEPS = {
 }
 
 
+class MultistepNumbers(NamedTuple):
+    """Of one step: base = ratio x + noise z, P = on_x x + on_score score, x_s = base + sum w P."""
+
+    ratio: float
+    noise: float
+    on_x: float
+    on_score: float
+    weights: StepWeights
+
+
 @dataclass(frozen=True)
-class Multistep(Predictor):
+class Multistep(Predictor[MultistepNumbers]):
     """Exponential Adams methods in any frame.
 
     prediction, variable: see `frames`. order: of the predictor, the evaluations it uses, 1 to 6.
@@ -67,9 +80,9 @@ class Multistep(Predictor):
         check_choice("variable", self.variable, frames.VARIABLES)
         check_eta(self.eta)
         if not 0 <= self.order <= 6:
-            raise ValueError(f"order must lie in 1..6, or 0 for automatic (got {self.order}).")
+            raise UserError(f"order must lie in 1..6, or 0 for automatic (got {self.order}).")
         if self.eta > 0 and self.prediction != "x0":
-            raise ValueError(f"eta > 0 needs prediction=x0 (got {self.prediction}).")
+            raise UserError(f"eta > 0 needs prediction=x0 (got {self.prediction}).")
 
     @property
     def claimed_order(self) -> int:
@@ -82,66 +95,39 @@ class Multistep(Predictor):
         """How many steps begin at the start, not at the one before."""
         return order if order > 2 and self.eta == 0 else 0
 
-    def prepare(self, sde, times):
+    def prepare(self, sde: SDE, times: Tensor) -> list[MultistepNumbers]:
         needs_std = self.prediction == "F" or self.variable == "theta"
         sd = frames.check_positive("data_std", self.data_std) if needs_std else 1.0
-        lam = frames.half_log_snr(sde, times)
-        t, s = times[:-1], times[1:]
-        n = len(t)
-        kept, noise = frames.noise_std(sde, t, s, self.eta)
+        lam, steps = frames.half_log_snr(sde, times), len(times) - 1
         scale = frames.scale(sde, times, self.prediction, sd)
-        p, q = frames.predict(sde, t, self.prediction, sd)
-        ratio = scale[1:] / scale[:-1] * kept
-        numbers = rows(ratio, p, q, noise)
-        order = self._order(n)
-        starting = self._starting_steps(order)
+        kept, noise = frames.noise_std(sde, times[:-1], times[1:], self.eta)
+        on_x, on_score = frames.predict(sde, times[:-1], self.prediction, sd)
+        columns = (scale[1:] / scale[:-1] * kept, noise, on_x, on_score)
 
-        def all_weights(ahead: int, points: int) -> list[list[float]]:
-            """Weights of step i on the values at nodes i + ahead, i + ahead - 1, ..."""
-            table: list[list[float]] = [[] for _ in range(n)]
-            for count in range(1, points + 1):
-                # Early steps have fewer nodes behind them; all later ones use every point.
-                first, last = count - 1 - ahead, n if count == points else count - ahead
-                index = torch.arange(n)[max(first, 0) : last]
-                if not len(index):
-                    continue
-                nodes = torch.stack([lam[index + ahead - j] for j in range(count)], 1)
-                w = frames.weights(
-                    sde, lam[torch.where(index < starting, 0, index)], lam[index + 1], nodes,
-                    self.prediction, self.variable, sd, self.eta,
-                )  # fmt: skip
-                for i, row in zip(index.tolist(), w * scale[index + 1, None], strict=True):
-                    table[i] = row.tolist()
-            return table
+        def integral(index: Tensor, start: Tensor, end: Tensor, nodes: Tensor) -> Tensor:
+            w = frames.weights(
+                sde, lam[start], lam[end], lam[nodes], self.prediction, self.variable, sd, self.eta
+            )
+            return w * scale[end, None]
 
-        ahead = all_weights(0, order)
-        back = all_weights(1, order + 1) if self.corrector else [None] * n
-        return [(*row, ahead[i], back[i], i < starting - 1) for i, row in enumerate(numbers)]
+        order = self._order(steps)
+        weights = step_weights(steps, order, self.corrector, self._starting_steps(order), integral)
+        return [
+            MultistepNumbers(*row)
+            for row in zip(*(column.tolist() for column in columns), weights, strict=True)
+        ]
 
-    def step(self, run, x, t, s, ratio, p, q, noise, ahead, back, starting):
-        memory = run.memory
-        score = run.score(x, t)
-        value = score.mul(q) if p == 0 else torch.add(x * p, score, alpha=q)
-        values: list[Tensor] = [value, *memory.get("values", ())]
-        followed = x is memory.get("x")
-        if followed and memory["back"] is not None:
-            x = _combine(memory["base"], values, memory["back"])
-        base = (memory["base"] if followed and memory["starting"] else x) * ratio
-        if noise > 0:
-            base = base.add_(run.noise(), alpha=noise)
-        x = _combine(base, values, ahead)
-        memory.update(
-            values=values[: self._order(30)], base=base, back=back, starting=starting, x=x
-        )
-        return x
-
-
-def _combine(start: Tensor, values: list[Tensor], weights: list[float]) -> Tensor:
-    """start + sum_j weights[j] values[j], a new tensor."""
-    x = torch.add(start, values[0], alpha=weights[0])
-    for value, weight in zip(values[1:], weights[1:], strict=False):
-        x.add_(value, alpha=weight)
-    return x
+    def step(
+        self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: MultistepNumbers
+    ) -> Tensor:
+        score, history = run.score(x, t), run.history
+        on_x, on_score = numbers.on_x, numbers.on_score
+        value = score.mul(on_score) if on_x == 0 else torch.add(x * on_x, score, alpha=on_score)
+        x = history.evaluated(x, value, most=self._order(30) + 1)
+        base = history.begin(x) * numbers.ratio
+        if numbers.noise > 0:
+            base = base.add_(run.noise(), alpha=numbers.noise)
+        return history.predict(base, numbers.weights)
 
 
 @dataclass(frozen=True)
@@ -212,35 +198,31 @@ class UniPC(Multistep):
         super().__post_init__()
         check_choice("variant", self.variant, ("exact", "bh1", "bh2"))
         if self.variant != "exact" and (self.prediction, self.variable) != ("x0", "lambda"):
-            raise ValueError(f"variant={self.variant} is for prediction=x0 in variable=lambda.")
+            raise UserError(f"variant={self.variant} is for prediction=x0 in variable=lambda.")
 
     def _starting_steps(self, order: int) -> int:
         return super()._starting_steps(order) if self.variant == "exact" else 0
 
-    def prepare(self, sde, times):
-        table = super().prepare(sde, times)
+    def prepare(self, sde: SDE, times: Tensor) -> list[MultistepNumbers]:
+        numbers = super().prepare(sde, times)
         if self.variant == "exact":
-            return table
-        lam = frames.half_log_snr(sde, times)
-        h = lam.diff()
+            return numbers
+        h = frames.half_log_snr(sde, times).diff()
         half = 0.5 * sde.alpha(times[1:]) * (h if self.variant == "bh1" else -torch.expm1(-h))
-        slopes = {1: half, 0: half * h / torch.cat([h[:1], h[:-1]])}  # corrector, predictor
-
-        def two_nodes(weights: list[float], slope: float, latest: int) -> list[float]:
-            if len(weights) != 2:
-                return weights
-            first = slope if latest else sum(weights) + slope
-            return [first, sum(weights) - first]
-
+        ahead = (half * h / torch.cat([h[:1], h[:-1]])).tolist()
         return [
-            (
-                *numbers,
-                two_nodes(ahead, slopes[0][i], 0),
-                two_nodes(back, slopes[1][i], 1) if self.corrector else None,
-                starting,
-            )
-            for i, (*numbers, ahead, back, starting) in enumerate(table)
+            row._replace(weights=self._published(row.weights, slope, behind))
+            for row, slope, behind in zip(numbers, ahead, half.tolist(), strict=True)
         ]
+
+    def _published(self, w: StepWeights, ahead: float, back: float) -> StepWeights:
+        """The weights with B(h)/2 on the slope where there are two nodes, else as they are."""
+        if len(w.ahead) == 2:
+            total = sum(w.ahead)
+            w = w._replace(ahead=[total + ahead, total - (total + ahead)])
+        if w.back is not None and len(w.back) == 2:
+            w = w._replace(back=[back, sum(w.back) - back])
+        return w
 
 
 @dataclass(frozen=True)
@@ -266,20 +248,24 @@ class IPNDM(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.order <= 4 or self.corrector:
-            raise ValueError(f"order must lie in 1..4, without corrector (got {self.order}).")
+            raise UserError(f"order must lie in 1..4, without corrector (got {self.order}).")
 
     @property
     def claimed_order(self) -> int:
         return min(self.order, 2)
 
-    def prepare(self, sde, times):
-        table = super().prepare(sde, times)
+    def prepare(self, sde: SDE, times: Tensor) -> list[MultistepNumbers]:
+        numbers = super().prepare(sde, times)
         level = sde.sigma(times) / sde.alpha(times)
         steps = (sde.alpha(times[1:]) * level.diff()).tolist()
         return [
-            (*row[:4], [h * c for c in EQUAL_STEPS[len(row[4])]], None, False)
-            for row, h in zip(table, steps, strict=True)
+            row._replace(weights=StepWeights(self._equal(len(row.weights.ahead), h), None, False))
+            for row, h in zip(numbers, steps, strict=True)
         ]
+
+    def _equal(self, points: int, h: float) -> list[float]:
+        """The weights of equal steps h."""
+        return [h * weight for weight in EQUAL_STEPS[points]]
 
 
 @dataclass(frozen=True)

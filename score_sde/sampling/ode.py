@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from score_sde.ode.solve import SOLVERS, solve_ode
-from score_sde.sampling.predictors import Predictor
+from score_sde.sampling.method import Predictor, Trajectory, check_choice, check_tolerances
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class AdaptiveODE(Predictor):
     default_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"unknown ODE solver {self.solver!r}; choose from {list(SOLVERS)}.")
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"rtol and atol must be positive (got {self.rtol}, {self.atol}).")
+        check_choice("ODE solver", self.solver, SOLVERS)
+        check_tolerances(self.rtol, self.atol)
 
-    def step(self, run, x, t, s, *row):
+    def step(  # type: ignore[override]
+        self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         flow = run.sde.reverse(run.score, 0.0)
 
         def field(time: Tensor, state: Tensor) -> Tensor:

@@ -1,106 +1,60 @@
 r"""One-step methods that carry x_t to x_s for s < t. Each is a frozen dataclass of settings.
 
-What a step needs from the process depends on the grid alone, so it is computed once, for all steps
-together and in float64, by `prepare`; `step` is then a few operations on the state. In most
-methods a step is linear in the state, its score and fresh noise z,
+In most of them a step is linear in the state, its score and fresh noise z,
 
-    x_s = a x + b score(x, t) + c z,
+    x_s = on_x x + on_score score(x, t) + on_noise z,
 
-and `prepare` gives (a, b, c). A predictor of yours needs a `step`; nothing is registered.
+and the method is its `coefficients`, computed for all steps together and in float64.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn
-
-Row = tuple[Any, ...]
+from score_sde.sampling.method import Predictor, Trajectory, check_choice, check_eta
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """One run of the loop over one batch, as a method sees it.
+class Coefficients(NamedTuple):
+    """Of x_s = on_x x + on_score score(x, t) + on_noise z; each like t."""
 
-    noise: `noise()` is a fresh standard normal state (B, ...), reproducible by seed; `noise(which)`
-        is one for the samples in these places, who draw from streams of their own.
-        A method whose samples go their own ways takes the score of some by `take`.
-    memory: a dictionary of the run, for methods that remember earlier steps.
-    """
-
-    sde: SDE
-    score: ScoreFn
-    noise: Callable[..., Tensor]
-    memory: dict[str, Any] = field(default_factory=dict)
-
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_0 | x_t = x], like x."""
-        return self.sde.denoise(x, t, self.score)
+    on_x: Tensor
+    on_score: Tensor
+    on_noise: Tensor
 
 
-class Predictor(abc.ABC):
-    """A method that carries a state from time t to an earlier time s.
-
-    evaluations: of the score, per step; 0 if they adapt. order: of convergence, None if it is not
-    an ODE method. linear: whether a linear score makes its result linear in start and noise.
-    default_steps, default_grid: when none are given; a grid of None is the process's own.
-    processes: None for all, or the names of the classes it is defined for, like ("VPSDE",).
-    """
-
-    evaluations: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-    order: ClassVar[int | None] = None
-    linear: ClassVar[bool] = True
-    default_steps: ClassVar[int] = 1000
-    default_grid: ClassVar[str | None] = None
-    processes: ClassVar[tuple[str, ...] | None] = None
-
-    @property
-    def claimed_order(self) -> int | None:
-        """The order of convergence that `verify` measures, as configured."""
-        return self.order
-
-    def prepare(self, sde: SDE, times: Tensor) -> Sequence[Row]:
-        """What each step needs, in order: a row of numbers for each interval of ``times``."""
-        return [()] * (len(times) - 1)
+class Affine(Predictor[tuple[float, float, float]]):
+    """A method whose step is linear in state, score and noise: it is its coefficients."""
 
     @abc.abstractmethod
-    def step(self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, *row: Any) -> Tensor:
-        """x_s from x_t (B, ...); s < t are float64 tensors of shape ()."""
+    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
+        """The coefficients of steps from t (N,) to s (N,), s < t; float64."""
 
+    def prepare(self, sde: SDE, times: Tensor) -> list[tuple[float, float, float]]:
+        columns = self.coefficients(sde, times[:-1], times[1:])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
-def rows(*columns: Tensor) -> list[Row]:
-    """Columns of coefficients (N,) as a row of Python numbers for each step."""
-    return list(zip(*(c.tolist() for c in columns), strict=True))
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """ValueError that names the choices unless value is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
-
-
-def check_eta(eta: float) -> None:
-    """ValueError for a negative strength of noise."""
-    if not eta >= 0:
-        raise ValueError(f"eta must be at least 0 (got {eta}).")
-
-
-def affine(run: Trajectory, x: Tensor, t: Tensor, a: float, b: float, c: float) -> Tensor:
-    """a x + b score(x, t) + c z, drawing noise only if it counts."""
-    out = torch.add(x * a, run.score(x, t), alpha=b)
-    return out if c == 0 else out.add_(run.noise(), alpha=c)
+    def step(
+        self,
+        run: Trajectory,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        numbers: tuple[float, float, float],
+    ) -> Tensor:
+        on_x, on_score, on_noise = numbers
+        mean = torch.add(x * on_x, run.score(x, t), alpha=on_score)
+        return mean if on_noise == 0 else mean.add_(run.noise(), alpha=on_noise)
 
 
 @dataclass(frozen=True)
-class Ancestral(Predictor):
+class Ancestral(Affine):
     """DDPM's Algorithm 2 between any two times of any process: q(x_s | x_t, x_0 = denoised).
 
     variance: "posterior" is beta~, that of q(x_s | x_t, x_0); "transition" is beta, that of
@@ -115,28 +69,42 @@ class Ancestral(Predictor):
         if isinstance(self.variance, str):
             check_choice("variance", self.variance, ("posterior", "transition", "learned"))
         elif not 0 <= self.variance <= 1:
-            raise ValueError(f"variance as a number must lie in [0, 1] (got {self.variance}).")
+            raise UserError(f"variance as a number must lie in [0, 1] (got {self.variance}).")
 
-    def prepare(self, sde, times):
-        t, s = times[:-1], times[1:]
-        a, b = sde.transition(s, t)
-        noise_ratio = (sde.sigma(s) / sde.sigma(t)) ** 2
-        from_x0 = sde.alpha(s) * (b / sde.sigma(t)) ** 2 / sde.alpha(t)
+    @property
+    def v(self) -> float:
+        """Where the variance lies between that of the posterior, 0, and the transition, 1."""
         named = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}
-        std = b * noise_ratio ** (0.5 * (1 - float(named.get(str(self.variance), self.variance))))
-        numbers = (a * noise_ratio + from_x0, from_x0 * sde.sigma(t) ** 2, std)
-        return rows(*numbers, noise_ratio.sqrt()) if self.variance == "learned" else rows(*numbers)
+        return named[self.variance] if isinstance(self.variance, str) else float(self.variance)
 
-    def step(self, run, x, t, s, a, b, c, least=1.0):
+    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
+        a, b = sde.transition(s, t)
+        ratio = (sde.sigma(s) / sde.sigma(t)) ** 2  # beta~ = ratio b^2
+        # The mean of q(x_s | x_t, x_0) is a ratio x_t + alpha_s b^2/sigma_t^2 x_0, and x_0 is
+        # (x_t + sigma_t^2 score) / alpha_t.
+        on_x0 = sde.alpha(s) * (b / sde.sigma(t)) ** 2 / sde.alpha(t)
+        std = b * ratio ** (0.5 * (1 - self.v))
+        return Coefficients(a * ratio + on_x0, on_x0 * sde.sigma(t) ** 2, std)
+
+    def step(
+        self,
+        run: Trajectory,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        numbers: tuple[float, float, float],
+    ) -> Tensor:
         if self.variance != "learned":
-            return affine(run, x, t, a, b, c)
-        score, v = run.score.score_and_v(x, t)
-        # c is the posterior's standard deviation, c / least the transition's.
-        return torch.add(x * a, score, alpha=b).add_(run.noise() * c * least**-v)
+            return super().step(run, x, t, s, numbers)
+        on_x, on_score, posterior_std = numbers
+        score, v = run.score.score_and_v(x, t)  # type: ignore[attr-defined]
+        transition_std = posterior_std * run.sde.sigma(t) / run.sde.sigma(s)
+        std = posterior_std * float(transition_std / posterior_std) ** v
+        return torch.add(x * on_x, score, alpha=on_score).add_(run.noise() * std)
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Predictor):
+class EulerMaruyama(Affine):
     """x_s = x - (f x - (1 + eta^2)/2 g^2 score) (t - s) + eta g sqrt(t - s) z (2011.13456).
 
     eta: 1 follows the reverse SDE, 0 the probability flow, others lie between or beyond.
@@ -147,17 +115,14 @@ class EulerMaruyama(Predictor):
     def __post_init__(self) -> None:
         check_eta(self.eta)
 
-    def prepare(self, sde, times):
-        t, dt = times[:-1], -times.diff()
-        f, g = sde.derivatives(t)[0] / sde.alpha(t), sde.diffusion(t)
-        return rows(1 - f * dt, 0.5 * (1 + self.eta**2) * g**2 * dt, self.eta * g * dt.sqrt())
-
-    def step(self, run, x, t, s, a, b, c):
-        return affine(run, x, t, a, b, c)
+    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
+        f, g, dt = sde.derivatives(t)[0] / sde.alpha(t), sde.diffusion(t), t - s
+        on_score = 0.5 * (1 + self.eta**2) * g**2 * dt
+        return Coefficients(1 - f * dt, on_score, self.eta * g * dt.sqrt())
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(Predictor):
+class ReverseDiffusion(Affine):
     """The reverse SDE discretised as the forward one is (2011.13456, appendix E).
 
     x_s = (2 - a) x + (1 + eta^2)/2 b^2 score + eta b z with p(x_t | x_s) = N(a x_s, b^2 I).
@@ -168,16 +133,13 @@ class ReverseDiffusion(Predictor):
     def __post_init__(self) -> None:
         check_eta(self.eta)
 
-    def prepare(self, sde, times):
-        a, b = sde.transition(times[1:], times[:-1])
-        return rows(2 - a, 0.5 * (1 + self.eta**2) * b**2, self.eta * b)
-
-    def step(self, run, x, t, s, a, b, c):
-        return affine(run, x, t, a, b, c)
+    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
+        a, b = sde.transition(s, t)
+        return Coefficients(2 - a, 0.5 * (1 + self.eta**2) * b**2, self.eta * b)
 
 
 @dataclass(frozen=True)
-class DDIM(Predictor):
+class DDIM(Affine):
     """DDIM (2010.02502, eq. 12): eta = 0 is a step of the probability flow, eta = 1 `ancestral`.
 
     x_s = alpha_s x_0 + sqrt(sigma_s^2 - c^2) eps + c z with c = eta times the posterior's std.
@@ -189,24 +151,33 @@ class DDIM(Predictor):
     default_steps: ClassVar[int] = 50
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
-        if self.eta > 1:
-            raise ValueError(f"DDIM's eta must be at most 1 (got {self.eta}).")
+        check_eta(self.eta, most=1)
 
-    def prepare(self, sde, times):
-        t, s = times[:-1], times[1:]
-        alpha_ratio, b = sde.transition(s, t)
-        c = self.eta * b * sde.sigma(s) / sde.sigma(t)
-        kept = torch.sqrt((sde.sigma(s) ** 2 - c**2).clamp_min(0))
-        scale = sde.alpha(s) / sde.alpha(t)
-        return rows(scale, scale * sde.sigma(t) ** 2 - kept * sde.sigma(t), c)
+    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
+        c = self.eta * sde.transition(s, t)[1] * sde.sigma(s) / sde.sigma(t)
+        on_eps = torch.sqrt((sde.sigma(s) ** 2 - c**2).clamp_min(0))
+        # x_0 = (x + sigma_t^2 score) / alpha_t and eps = -sigma_t score.
+        on_x = sde.alpha(s) / sde.alpha(t)
+        return Coefficients(on_x, on_x * sde.sigma(t) ** 2 - on_eps * sde.sigma(t), c)
 
-    def step(self, run, x, t, s, a, b, c):
-        return affine(run, x, t, a, b, c)
+
+class Churned(NamedTuple):
+    """One step of `EDMStochastic`: to the raised time, and by Heun from there down to s.
+
+    x_raised = grow x + noise z;    x_s = shrink x_raised + first score_raised, then the mean of
+    first score_raised and second score_s in place of the former.
+    """
+
+    raised: Tensor
+    grow: float
+    noise: float
+    shrink: float
+    first: float
+    second: float
 
 
 @dataclass(frozen=True)
-class EDMStochastic(Predictor):
+class EDMStochastic(Predictor[Churned]):
     """EDM's stochastic Heun: raise the noise a little, then a Heun step (2206.00364, alg. 2).
 
     churn: S_churn, the noise added over the whole run; noise_level in [s_min, s_max] only.
@@ -222,29 +193,48 @@ class EDMStochastic(Predictor):
     default_grid: ClassVar[str | None] = "karras"
 
     def __post_init__(self) -> None:
-        if not self.churn >= 0:
-            raise ValueError(f"churn must be at least 0 (got {self.churn}).")
+        if not 0 <= self.churn < float("inf"):
+            raise UserError(f"churn must be at least 0 (got {self.churn}).")
+        if not 0 <= self.s_min <= self.s_max or not 0 <= self.s_noise < float("inf"):
+            raise UserError(
+                f"s_min must be at least 0 and at most s_max, s_noise at least 0 "
+                f"(got {self.s_min}, {self.s_max}, {self.s_noise})."
+            )
 
-    def prepare(self, sde, times):
-        t, s = times[:-1], times[1:]
+    def raised_times(self, sde: SDE, t: Tensor) -> Tensor:
+        """The times at which the noise level is (1 + gamma) times that of t, at most the first."""
         level = sde.sigma(t) / sde.alpha(t)
         gamma = min(self.churn / len(t), 2**0.5 - 1)
         inside = (level >= self.s_min) & (level <= self.s_max)
-        raised = level * (1 + gamma * inside)
-        top = float(sde.log_snr(times[:1]))
-        log_snr = (-2 * raised.log()).clamp(min=top)
-        higher = torch.where(log_snr < sde.log_snr(t), sde.time_of_log_snr(log_snr), t)
-        a, b = sde.transition(t, higher)
-        b = torch.where(higher > t, b, torch.zeros_like(b)) * self.s_noise
-        scale = sde.alpha(s) / sde.alpha(higher)
-        h = sde.sigma(s) - scale * sde.sigma(higher)
-        numbers = rows(a, b, scale, -h * sde.sigma(higher), -h * sde.sigma(s))
-        return [(u, *row) for u, row in zip(higher.unbind(), numbers, strict=True)]
+        highest = float(sde.log_snr(t[:1]))
+        log_snr = (-2 * (level * (1 + gamma * inside)).log()).clamp(min=highest)
+        return torch.where(log_snr < sde.log_snr(t), sde.time_of_log_snr(log_snr), t)
 
-    def step(self, run, x, t, s, higher, a, b, scale, first, second):
-        x = x * a if b == 0 else torch.add(x * a, run.noise(), alpha=b)
-        score = run.score(x, higher)
-        x = x * scale
-        guess = torch.add(x, score, alpha=first)
-        x = torch.add(x, score, alpha=0.5 * first)
-        return x.add_(run.score(guess, s), alpha=0.5 * second)
+    def prepare(self, sde: SDE, times: Tensor) -> list[Churned]:
+        t, s = times[:-1], times[1:]
+        raised = self.raised_times(sde, t)
+        grow, noise = sde.transition(t, raised)
+        noise = torch.where(raised > t, noise, torch.zeros_like(noise)) * self.s_noise
+        # d(x/alpha) = eps d(sigma/alpha), and eps = -sigma score.
+        shrink = sde.alpha(s) / sde.alpha(raised)
+        h = sde.sigma(s) - shrink * sde.sigma(raised)
+        numbers = (grow, noise, shrink, -h * sde.sigma(raised), -h * sde.sigma(s))
+        columns = (raised.unbind(), *(column.tolist() for column in numbers))
+        return [Churned(*row) for row in zip(*columns, strict=True)]
+
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: Churned) -> Tensor:
+        c = numbers
+        x = x * c.grow if c.noise == 0 else torch.add(x * c.grow, run.noise(), alpha=c.noise)
+        score = run.score(x, c.raised)
+        x = x * c.shrink
+        guess = torch.add(x, score, alpha=c.first)
+        x = torch.add(x, score, alpha=0.5 * c.first)
+        return x.add_(run.score(guess, s), alpha=0.5 * c.second)
+
+
+PREDICTORS: dict[str, type[Predictor[Any]]] = {
+    "ancestral": Ancestral,
+    "euler_maruyama": EulerMaruyama,
+    "reverse_diffusion": ReverseDiffusion,
+    "ddim": DDIM,
+}

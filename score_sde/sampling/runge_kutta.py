@@ -7,50 +7,82 @@ the numbers come from: a Butcher tableau in sigma/alpha or in t, or the exact in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.predictors import Predictor, Row, check_choice
+from score_sde.sampling.method import Predictor, Trajectory, check_choice
 
 
-class Staged(Predictor):
-    """A step in stages; a row holds (time, a, p, q, b) of each stage, and (a, b) of the result."""
+class Stage(NamedTuple):
+    """y = keep x + sum_j weights_j P_j at time t, and P = on_x y + on_score score(y, t) there."""
+
+    t: Tensor
+    keep: float
+    on_x: float
+    on_score: float
+    weights: list[float]
+
+
+class StagedNumbers(NamedTuple):
+    """The stages of one step, and its result keep x + sum_j weights_j P_j."""
+
+    stages: list[Stage]
+    keep: float
+    weights: list[float]
+
+
+class Staged(Predictor[StagedNumbers]):
+    """A step in stages."""
 
     stochastic: ClassVar[bool] = False
 
-    def step(self, run, x, t, s, stages, result):
+    def step(
+        self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: StagedNumbers
+    ) -> Tensor:
         values: list[Tensor] = []
-        for time, a, p, q, b in stages:
-            y = _combine(x, a, values, b)
-            score = run.score(y, time)
-            values.append(score * q if p == 0 else torch.add(y * p, score, alpha=q))
-        return _combine(x, *[result[0], values, result[1]])
+        for at, keep, on_x, on_score, weights in numbers.stages:
+            y = _combine(x, keep, values, weights)
+            score = run.score(y, at)
+            values.append(
+                score * on_score if on_x == 0 else torch.add(y * on_x, score, alpha=on_score)
+            )
+        return _combine(x, numbers.keep, values, numbers.weights)
 
 
-def _combine(x: Tensor, a: float, values: list[Tensor], b: list[float]) -> Tensor:
-    """a x + sum_j b_j values_j."""
-    out = x if a == 1.0 else x * a
-    for value, weight in zip(values, b, strict=False):
+def _combine(x: Tensor, keep: float, values: list[Tensor], weights: list[float]) -> Tensor:
+    """keep x + sum_j weights_j values_j."""
+    out = x if keep == 1.0 else x * keep
+    for value, weight in zip(values, weights, strict=False):
         if weight != 0:
             out = torch.add(out, value, alpha=weight)
     return out
 
 
-def _transposed(columns: list[list[Any]]) -> list[list[Any]]:
-    """Stage-wise lists over steps as step-wise lists over stages."""
-    return [list(row) for row in zip(*columns, strict=True)]
+def _rows(weights: Sequence[Tensor], steps: int) -> list[list[float]]:
+    """Weights (N,) of each earlier stage as a row for each step."""
+    return torch.stack(list(weights), 1).tolist() if weights else [[]] * steps
 
 
-def _column(sde: SDE, time: Tensor, a: Tensor, p: Tensor, q: Tensor, b: list[Tensor]) -> list[Row]:
-    """One stage for all steps."""
-    weights = torch.stack(b, 1).tolist() if b else [[]] * len(time)
-    numbers = zip(a.tolist(), p.tolist(), q.tolist(), weights, strict=True)
-    return [(u, *row) for u, row in zip(time.unbind(), numbers, strict=True)]
+def _stages(
+    t: Tensor, keep: Tensor, on: tuple[Tensor, Tensor], weights: Sequence[Tensor]
+) -> list[Stage]:
+    """One stage of all steps, from columns (N,)."""
+    columns = (t.unbind(), keep.tolist(), on[0].tolist(), on[1].tolist(), _rows(weights, len(t)))
+    return [Stage(*row) for row in zip(*columns, strict=True)]
+
+
+def _numbers(
+    stages: list[list[Stage]], keep: Tensor, weights: Sequence[Tensor]
+) -> list[StagedNumbers]:
+    """All steps, from each stage of all of them."""
+    by_step = zip(zip(*stages, strict=True), keep.tolist(), _rows(weights, len(keep)), strict=True)
+    return [StagedNumbers(list(mine), kept, row) for mine, kept, row in by_step]
 
 
 @dataclass(frozen=True)
@@ -69,7 +101,7 @@ class ExplicitRK(Staged):
     def __post_init__(self) -> None:
         check_choice("variable", self.variable, ("sigma", "time"))
 
-    def prepare(self, sde, times):
+    def prepare(self, sde: SDE, times: Tensor) -> list[StagedNumbers]:
         t, s = times[:-1], times[1:]
         in_sigma = self.variable == "sigma"
 
@@ -79,23 +111,27 @@ class ExplicitRK(Staged):
         def scale(u: Tensor) -> Tensor:
             return sde.alpha(u) if in_sigma else torch.ones_like(u)
 
+        def slope(u: Tensor) -> tuple[Tensor, Tensor]:
+            """dx/dt = on_x x + on_score score, or d(x/alpha)/d(sigma/alpha) = eps."""
+            if in_sigma:
+                return frames.predict(sde, u, "eps")
+            return sde.derivatives(u)[0] / sde.alpha(u), -0.5 * sde.diffusion(u) ** 2
+
+        def time(c: float) -> Tensor:
+            if c in (0.0, 1.0):
+                return t if c == 0.0 else s
+            w = clock(t) + c * step
+            return sde.time_of_log_snr(-2 * w.log()) if in_sigma else w
+
         step = clock(s) - clock(t)
         stages = []
         for c, row in zip(self.nodes, self.matrix, strict=True):
-            if c in (0.0, 1.0):
-                u = t if c == 0.0 else s
-            else:
-                w = clock(t) + c * step
-                u = sde.time_of_log_snr(-2 * w.log()) if in_sigma else w
-            if in_sigma:
-                p, q = frames.predict(sde, u, "eps")
-            else:
-                p, q = sde.derivatives(u)[0] / sde.alpha(u), -0.5 * sde.diffusion(u) ** 2
-            b = [scale(u) * step * weight for weight in row]
-            stages.append(_column(sde, u, scale(u) / scale(t), p, q, b))
-        ends = torch.stack([scale(s) * step * weight for weight in self.final], 1).tolist()
-        results = list(zip((scale(s) / scale(t)).tolist(), ends, strict=True))
-        return list(zip(_transposed(stages), results, strict=True))
+            u = time(c)
+            weights = [scale(u) * step * weight for weight in row]
+            stages.append(_stages(u, scale(u) / scale(t), slope(u), weights))
+        return _numbers(
+            stages, scale(s) / scale(t), [scale(s) * step * weight for weight in self.final]
+        )
 
 
 @dataclass(frozen=True)
@@ -149,32 +185,30 @@ class Singlestep(Staged):
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, ("eps", "x0"))
 
-    def prepare(self, sde, times):
+    def prepare(self, sde: SDE, times: Tensor) -> list[StagedNumbers]:
         t, s = times[:-1], times[1:]
         start, end = frames.half_log_snr(sde, t), frames.half_log_snr(sde, s)
         lam = [start + c * (end - start) for c in self.nodes]
         points = [t, *[sde.time_of_log_snr(2 * u) for u in lam[1:]]]
-        scale0 = frames.scale(sde, t, self.prediction)
 
-        def weights(used: tuple[int, ...], to: Tensor, scale: Tensor) -> list[Tensor]:
+        def keep(u: Tensor) -> Tensor:
+            return frames.scale(sde, u, self.prediction) / frames.scale(sde, t, self.prediction)
+
+        def weights(used: tuple[int, ...], to: Tensor, u: Tensor) -> list[Tensor]:
+            """Of the values of all earlier stages, of which those ``used`` are interpolated."""
             if not used:
                 return []
             nodes = torch.stack([lam[j] for j in used], 1)
-            w = frames.weights(sde, start, to, nodes, self.prediction, "lambda") * scale[:, None]
-            return [
-                w[:, used.index(j)] if j in used else torch.zeros_like(to)
-                for j in range(max(used) + 1)
-            ]
+            w = frames.weights(sde, start, to, nodes, self.prediction, "lambda")
+            w = w * frames.scale(sde, u, self.prediction)[:, None]
+            by_stage = dict(zip(used, w.unbind(1), strict=True))
+            return [by_stage.get(j, torch.zeros_like(to)) for j in range(max(used) + 1)]
 
-        stages = []
-        for u, at, used in zip(points, lam, self.uses, strict=False):
-            scale = frames.scale(sde, u, self.prediction)
-            p, q = frames.predict(sde, u, self.prediction)
-            stages.append(_column(sde, u, scale / scale0, p, q, weights(used, at, scale)))
-        scale = frames.scale(sde, s, self.prediction)
-        ends = torch.stack(weights(self.uses[-1], end, scale), 1).tolist()
-        results = list(zip((scale / scale0).tolist(), ends, strict=True))
-        return list(zip(_transposed(stages), results, strict=True))
+        stages = [
+            _stages(u, keep(u), frames.predict(sde, u, self.prediction), weights(used, at, u))
+            for u, at, used in zip(points, lam, self.uses, strict=False)
+        ]
+        return _numbers(stages, keep(s), weights(self.uses[-1], end, s))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""What a method of sampling is: a `Predictor` with a step, moving along a `Trajectory`.
+
+A predictor of yours needs a `step` and nothing else; nothing is registered.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from score_sde.checks import UserError
+from score_sde.ode.multistep import History
+from score_sde.processes.sdes import SDE
+from score_sde.scores import ScoreFn
+
+Numbers = TypeVar("Numbers")
+"""What a method prepares for one step: a named tuple, or None."""
+
+
+@dataclass
+class Trajectory:
+    """One run of the loop over one batch, as a method sees it.
+
+    noise: `noise()` is a fresh standard normal state (B, ...) for the step that the loop is at,
+        reproducible by seed; `noise(which)` is one for the samples in these places (n,), who draw
+        from streams of their own. A method whose samples go their own ways takes the score of
+        some of them by `scores.take`.
+    history: what a multistep method remembers of earlier steps. The loop tells it when a hook has
+        replaced the state.
+    """
+
+    sde: SDE
+    score: ScoreFn
+    noise: Callable[..., Tensor]
+    history: History = field(default_factory=History)
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], like x."""
+        return self.sde.denoise(x, t, self.score)
+
+
+class Predictor(abc.ABC, Generic[Numbers]):
+    """A method that carries a state from time t to an earlier time s.
+
+    evaluations: of the score, per step; 0 if they adapt. A budget ``nfe`` is divided by it.
+    order: of convergence, None if it is not an ODE method. linear: whether a linear score makes its
+    result linear in start and noise. default_steps, default_grid: when none are given; a grid of
+    None is the process's own.
+    """
+
+    evaluations: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int | None] = None
+    linear: ClassVar[bool] = True
+    default_steps: ClassVar[int] = 1000
+    default_grid: ClassVar[str | None] = None
+
+    @property
+    def claimed_order(self) -> int | None:
+        """The order of convergence that `verify` measures, as configured."""
+        return self.order
+
+    def prepare(self, sde: SDE, times: Tensor) -> Sequence[Numbers]:
+        """What each step needs of process and grid, once for all of them and in float64.
+
+        One entry for each interval of ``times`` (N + 1,). A method that prepares nothing has a
+        ``step`` without the last argument.
+        """
+        return [None] * (len(times) - 1)  # type: ignore[list-item]
+
+    @abc.abstractmethod
+    def step(self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: Numbers) -> Tensor:
+        """x_s from x_t (B, ...); s < t are float64 tensors of shape ()."""
+
+
+def advance(
+    method: Predictor[Any], run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: Any
+) -> Tensor:
+    """One step, with what was prepared for it if anything was."""
+    if numbers is None:
+        return method.step(run, x, t, s)  # type: ignore[call-arg]
+    return method.step(run, x, t, s, numbers)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """ValueError that names the choices unless value is one of them."""
+    if value not in choices:
+        raise UserError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
+
+
+def check_eta(eta: float, most: float = float("inf")) -> None:
+    """ValueError for a strength of noise that is negative, above ``most`` or not a number."""
+    if not 0 <= eta <= most:
+        limit = "" if most == float("inf") else f" and at most {most:g}"
+        raise UserError(f"eta must be at least 0{limit} (got {eta}).")
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """ValueError unless both tolerances are positive numbers."""
+    if not (0 < rtol < float("inf") and 0 < atol < float("inf")):
+        raise UserError(f"rtol and atol must be positive (got {rtol}, {atol}).")

@@ -1,0 +1,130 @@
+"""Settings of methods: what there is by name, what each can be told, and text as values.
+
+A method is a frozen dataclass, and its fields are its options, with the types that they declare.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import numbers
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from score_sde.checks import UserError, lookup, unknown
+
+Method = TypeVar("Method")
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def make(
+    table: Mapping[str, type[Method]],
+    kind: type,
+    chosen: str | Method,
+    what: str,
+    options: Mapping[str, Any],
+) -> Method:
+    """A method by name with its options, or one that is made already, as it is.
+
+    kind: what every method of this table is. Raises UserError for an unknown name or option,
+    naming the choices, and for an option of another type than the method declares.
+    """
+    if not isinstance(chosen, str):
+        if options:
+            raise UserError(f"give the options {sorted(options)} to the {what} itself: {chosen}.")
+        return chosen
+    cls = lookup(table, chosen, what, kind=kind)
+    known = options_of(cls)
+    for name, value in options.items():
+        if name not in known:
+            raise unknown(f"option of {chosen}:", name, known)
+        _check(f"{name} of {chosen}", value, _kinds(cls, name))
+    return cls(**options)
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """The options of a method and their defaults."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    given = [f for f in dataclasses.fields(cls) if f.init]
+    made = {f.name: f.default_factory for f in given if callable(f.default_factory)}
+    return {f.name: made[f.name]() if f.name in made else f.default for f in given}
+
+
+def settings_of(method: object) -> dict[str, Any]:
+    """The options of a method as it is, for printing and JSON."""
+    found = {name: getattr(method, name) for name in options_of(type(method))}
+    plain = (bool, int, float, str, type(None))
+    return {name: v if isinstance(v, plain) else str(v) for name, v in found.items() if v != {}}
+
+
+def values_from_text(cls: type, texts: Mapping[str, str], what: str) -> dict[str, Any]:
+    """Options given as text, as the values of the types that the method declares."""
+    known = list(options_of(cls))
+    for name in texts:
+        if name not in known:
+            raise unknown(f"option of {what}:", name, known)
+    return {
+        name: _parse(f"{name} of {what}", text, _kinds(cls, name)) for name, text in texts.items()
+    }
+
+
+def _kinds(cls: type, name: str) -> tuple[type, ...]:
+    """The types that an option may have; none for one that says nothing we understand."""
+    try:
+        hint = typing.get_type_hints(cls)[name]
+    except (NameError, TypeError, KeyError):  # annotations that cannot be resolved
+        return ()
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = typing.get_args(hint) if union else (hint,)
+    kinds = tuple(typing.get_origin(part) or part for part in parts)
+    return kinds if all(isinstance(kind, type) for kind in kinds) else ()
+
+
+def _wanted(kinds: tuple[type, ...]) -> str:
+    named = [NAMES.get(kind, kind.__name__) for kind in kinds if kind is not types.NoneType]
+    return " or ".join(named)
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return isinstance(value, bool) and kind is bool
+    if kind is int:
+        return isinstance(value, numbers.Integral)
+    if kind is float:
+        return isinstance(value, numbers.Real) and not math.isnan(value)
+    return isinstance(value, kind)
+
+
+def _check(what: str, value: Any, kinds: tuple[type, ...]) -> None:
+    if kinds and not any(_fits(value, kind) for kind in kinds):
+        raise UserError(f"{what} must be {_wanted(kinds)} (got {value!r}).")
+
+
+def _parse(what: str, text: str, kinds: tuple[type, ...]) -> Any:
+    word = text.strip().lower()
+    if types.NoneType in kinds and word in ("none", "null"):
+        return None
+    if bool in kinds and word in (*TRUE, *FALSE):
+        return word in TRUE
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                number = kind(text)
+            except ValueError:
+                continue
+            _check(what, number, kinds)
+            return number
+    if str in kinds:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    _check(what, value, kinds)
+    return value
