@@ -25,7 +25,7 @@ from score_sde.checks import (
     trusting,
     validated,
 )
-from score_sde.sampling.predictors import Predictor
+from score_sde.sampling import Predictor
 
 
 @checked
