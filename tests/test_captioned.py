@@ -3,12 +3,14 @@
 import io
 import json
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from score_sde.data import DataError, emoji, load_data
+from score_sde.data import DataError, emoji, load, load_data
 from score_sde.data.download import cache_dir
 from score_sde.data.shapes import (
     COLOURS,
@@ -121,3 +123,78 @@ def test_a_package_of_other_content_is_refused(tmp_path, monkeypatch):
     (folder / "emoji.json").write_text("[]")
     with pytest.raises(DataError, match="is damaged"):
         load_data("emoji")
+
+
+# Folders and zips ---------------------------------------------------------------------------------
+
+
+def pictures(folder, names):
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+NAMES = ("a.png", "b.png", "sub/c.png")
+LINES = [{"file_name": n, "text": f"picture {n}", "more": 1} for n in NAMES]
+
+
+def written(folder, kind):
+    """Captions of NAMES in one of the three ways."""
+    if kind == "jsonl":
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, LINES)) + "\n")
+    elif kind == "csv":
+        rows = [f'{row["file_name"]},"{row["text"]}"' for row in LINES]
+        (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    else:
+        for row in LINES:
+            (folder / row["file_name"]).with_suffix(".txt").write_text(row["text"] + "\n")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
+def test_captions_of_folders_and_zips(tmp_path, kind, monkeypatch):
+    folder = tmp_path / "set"
+    pictures(folder, NAMES)
+    written(folder, kind)
+    data = load_data(str(folder))
+    assert data.captions == tuple(f"picture {n}" for n in NAMES)
+    assert "captions from" in "\n".join(data.notes) and "ignored" not in "\n".join(data.notes)
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for file in sorted(folder.rglob("*.*")):
+            zipped.write(file, file.relative_to(folder))
+    assert load_data(str(archive)).captions == data.captions
+    monkeypatch.setattr(load, "IN_MEMORY_BYTES", 0)
+    assert load_data(str(folder)).captions == data.captions
+
+
+def test_captions_of_splits_are_their_own(tmp_path):
+    for split in ("train", "test"):
+        pictures(tmp_path / split, NAMES[:2])
+        lines = [{"file_name": n, "text": f"{split} {n}"} for n in NAMES[:2]]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert load_data(str(tmp_path), split="test").captions == ("test a.png", "test b.png")
+
+
+def test_missing_and_broken_captions_are_named(tmp_path):
+    pictures(tmp_path, NAMES)
+    (tmp_path / "a.txt").write_text("notes of mine")
+    assert load_data(str(tmp_path)).captions is None  # one of three is no set of captions
+    (tmp_path / "b.txt").write_text("more")
+    with pytest.raises(DataError, match=r"1 of 3 images have no caption in the .txt files: sub/c"):
+        load_data(str(tmp_path))
+    assert load_data(str(tmp_path), options={"captions": False}).captions is None
+    for text, message in (
+        (json.dumps(LINES[0]), r"2 of 3 images have no caption in metadata.jsonl: b.png, sub/c"),
+        (json.dumps(LINES[0] | {"text": " "}), "3 of 3 images have no caption"),
+        ('{"file_name": "a.png"', "metadata.jsonl cannot be read"),
+        ('{"image": "a.png", "text": "x"}', "row 1 must have a file_name and a text; it has image"),
+        ("3", "row 1 must have"),
+    ):
+        (tmp_path / "metadata.jsonl").write_text(text)
+        with pytest.raises(DataError, match=message):
+            load_data(str(tmp_path))
+    more = [*LINES, {"file_name": "../gone.png", "text": "x"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, more)))
+    data = load_data(str(tmp_path))
+    assert "1 captions are of files not here: ../gone.png" in "\n".join(data.notes)

@@ -82,7 +82,8 @@ class UniformItems(Dataset):
     """A dataset whose items are {"x0": (C, ...) array, "class_labels": int, ...}.
 
     dataset: the user's. layout: of its values; None for pictures of Pillow's. mode: of these.
-    numbers: the class of each item (N,), None without classes.
+    numbers: the class of each item (N,), None without classes. conditions: names of what is passed
+    on as it is.
     """
 
     dataset: Any
@@ -93,6 +94,7 @@ class UniformItems(Dataset):
     resize: str | None
     convert: str
     numbers: np.ndarray | None = None
+    conditions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -116,13 +118,14 @@ class UniformItems(Dataset):
             check_fits(layout, array.shape)
             array = arranged(array[None], layout)[0]
         if array.dtype == np.uint8 and array.ndim == 3:
-            return reshape_images(array[None], self.size, self.resize, self.convert)[0]
+            array = reshape_images(array[None], self.size, self.resize, self.convert)[0]
         kept = array.dtype == np.uint8
         return np.ascontiguousarray(array if kept else array.astype(np.float32))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         parts = self.parts(i)
-        item = {"x0": torch.from_numpy(self.value(parts, i)), **parts.condition}
+        known = {name: torch.as_tensor(parts.condition[name]) for name in self.conditions}
+        item = {"x0": torch.from_numpy(self.value(parts, i)), **known}
         return item if self.numbers is None else item | {"class_labels": int(self.numbers[i])}
 
 
@@ -182,7 +185,8 @@ def from_dataset(
     classes, captions = _labels(items, first, notes)
     raw = torch.from_numpy(stacked)
     spec = make_spec(raw, dotted, low, high, levels, scaling, classes)
-    extra = sorted({name for parts in first for name in parts.extra})
+    items.conditions = _uniform(first)
+    extra = sorted({n for p in first for n in (*p.extra, *p.condition)} - set(items.conditions))
     notes += [f"not used of an item: {', '.join(extra)}"] if extra else []
     notes = [f"{dotted}: {len(items)} items of shape {spec.shape}", *([note] if note else []),
              *(f"{dotted}: {n}" for n in notes)]  # fmt: skip
@@ -203,6 +207,18 @@ def _made(dotted: str, options: dict[str, Any]) -> Any:
     if len(dataset) == 0:
         raise DataError(f"{dotted} has no items.")
     return dataset
+
+
+def _uniform(first: Sequence[Parts]) -> tuple[str, ...]:
+    """Names of the arrays that every item has, in one shape: only these can be put in a batch."""
+    shapes = [
+        {name: np.shape(v) for name, v in p.condition.items() if _is_numeric(v)} for p in first
+    ]
+    return tuple(n for n, shape in shapes[0].items() if all(s.get(n) == shape for s in shapes))
+
+
+def _is_numeric(value: Tensor | np.ndarray) -> bool:
+    return isinstance(value, Tensor) or value.dtype.kind in "iufb"
 
 
 def _labels(
@@ -230,11 +246,13 @@ def _labels(
     given = tuple(c for c in captions if c is not None) if captioned else None
     if not labelled:
         return (), given
+    if _are_captions(labels):
+        notes.append("its texts are captions")
+        return (), tuple(labels)
     found = classes_of_labels(np.asarray([np.asarray(label) for label in labels]))
     if found.numbers is None:
-        texts = all(isinstance(label, str) for label in labels)
-        notes.append("its texts are captions" if texts else found.note)
-        return (), (tuple(labels) if texts else given)
+        notes.append(found.note)
+        return (), given
     items.numbers = found.numbers
     if named and isinstance(labels[0], str) and set(found.names) <= set(named):
         places = np.array([named.index(name) for name in found.names])
@@ -244,6 +262,13 @@ def _labels(
         return named, given
     notes += [found.note] if found.note else []
     return found.names, given
+
+
+def _are_captions(labels: Sequence[Any]) -> bool:
+    """Whether labels are sentences: texts of several words, most of them different."""
+    if not all(isinstance(label, str) for label in labels):
+        return False
+    return 2 * len(set(labels)) > len(labels) and any(" " in label for label in labels)
 
 
 def _check_complete(name: str, what: str, values: Sequence[Any]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from score_sde.data.captions import Captions, captions_of
 from score_sde.data.decoding import (
     COMMON,
     CONVERTS,
@@ -43,7 +44,7 @@ class ScannedImages(Dataset):
     """Readable images of one shape: item i is (uint8 (C, H, W), class index or -1).
 
     split: what these are of the folder: train, test, or all. bounds: what deep images are mapped
-    from. file_bytes: on the disk, of all of them.
+    from. captions: one for each image, None without. file_bytes: on the disk, of all of them.
     """
 
     files: Files
@@ -55,6 +56,7 @@ class ScannedImages(Dataset):
     resize: str | None
     bounds: Range
     split: str
+    captions: tuple[str, ...] | None
     notes: tuple[str, ...]
     file_bytes: int
 
@@ -115,11 +117,13 @@ def scan_images(
     strict: bool = False,
     split: str = "train",
     bounds: Bounds | None = None,
+    captioned: bool = True,
 ) -> ScannedImages:
     """Look at every image and settle shape, mode, classes and range; none is kept in memory.
 
     Unreadable images are skipped and named, or an error with ``strict``. Raises DataError for an
-    empty folder, and for mixed sizes without ``size`` and ``resize``.
+    empty folder, for mixed sizes without ``size`` and ``resize``, and for missing captions, unless
+    ``captioned`` is False and captions are not looked for.
     """
     check_image_options(resize, convert)
     files = list_files(root)
@@ -138,16 +142,18 @@ def scan_images(
     deep_bounds, range_notes = _range(seen, bounds)
     modes = ", ".join(f"{m} {k}" for m, k in seen.modes.most_common())
     folders = len({PurePosixPath(n).parent for n in seen.names})
+    captions = captions_of(files, seen.names) if captioned else Captions(None, frozenset(), ())
     others = [n for n in files.names if PurePosixPath(n).suffix.lower() not in EXTENSIONS]
+    others = [n for n in others if n not in captions.files]
     ignored = [f"{len(others)} other files ignored: {listed(others)}"] if others else []
     notes = [
         *files.notes, *part.notes, *seen.problems, *ignored,
         f"{len(seen.names)} images in {folders} folders", f"modes {modes} -> {mode}",
-        *range_notes, *class_notes,
+        *range_notes, *class_notes, *captions.notes,
     ]  # fmt: skip
     return ScannedImages(
         files, tuple(seen.names), labels, classes, mode, size, resize, deep_bounds,
-        part.split, tuple(notes), sum(files.size_of(n) for n in seen.names),
+        part.split, captions.texts, tuple(notes), sum(files.size_of(n) for n in seen.names),
     )  # fmt: skip
 
 

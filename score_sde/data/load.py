@@ -74,7 +74,7 @@ def load_data(
     strict: an unreadable image is an error; otherwise it is skipped and named.
     workers: loader processes for sets that do not fit into memory.
     options: of a Dataset its arguments; of an .npz the keys items and labels; of a table label and
-        drop, names of columns.
+        drop, names of columns; of images captions, False to leave them aside.
 
     Raises DataError, whose message says what was found and what to set.
     """
@@ -141,27 +141,36 @@ def _found(
 ) -> Data:
     """The data set of that name; DataError if there is none."""
     suffix = Path(name).suffix.lower()
+    said = {key: value for key, value in options.items() if value is not None}
     if name in BUILT_IN:
         data = _built_in(name, split, shaping)
         data.split = split
         return data
     if suffix in (".npy", ".npz"):
-        read = read_arrays(_existing(name), split, options)
+        read = read_arrays(_existing(name), split, said)
         data = from_arrays(
             read.items, read.labels, name, (), read.every_label, layout, bounds=bounds, **shaping
         )
         data.split, data.notes = read.split, (*data.notes, *read.notes)
         return data
     if suffix in TABLES:
-        return _from_table(_existing(name), options, bounds, shaping["scaling"])
+        return _from_table(_existing(name), said, bounds, shaping["scaling"])
     if Path(name).is_dir() or suffix == ".zip" or _looks_like_path(name):
         size, resize, convert = (shaping[key] for key in ("size", "resize", "convert"))
         path = _existing(name)
-        scanned = scan_images(path, size, resize, convert, strict, split, bounds)
+        captioned = _captioned(said)
+        scanned = scan_images(path, size, resize, convert, strict, split, bounds, captioned)
         return _from_scan(scanned, shaping["scaling"], workers)
     if "." in name:
         return from_dataset(name, options, layout, bounds=bounds, workers=workers, **shaping)
     raise unknown("data", name, BUILT_IN, also=f", or give {GIVE} Dataset")
+
+
+def _captioned(options: dict[str, Any]) -> bool:
+    unknown_keys = sorted(set(options) - {"captions"})
+    if unknown_keys:
+        raise DataError(f"data.options of images is captions (true or false), not {unknown_keys}.")
+    return options.get("captions") is not False
 
 
 def _built_in(name: str, split: str, shaping: dict[str, Any]) -> ArrayData:
@@ -233,9 +242,8 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
         raw[i] = torch.tensor(scanned[i][0])
     spec = make_spec(raw, scanned.files.root.name, 0.0, 255.0, 256, scaling, classes)
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
+    more: dict[str, Any] = {"captions": scanned.captions, "split": scanned.split}
     if fits:
         condition = {"class_labels": torch.tensor(scanned.labels)} if classes else {}
-        return ArrayData(
-            raw, condition, spec, notes=notes, names=scanned.names, split=scanned.split
-        )
-    return StreamData(scanned, spec, workers=workers, notes=notes, split=scanned.split)
+        return ArrayData(raw, condition, spec, notes=notes, names=scanned.names, **more)
+    return StreamData(scanned, spec, workers=workers, notes=notes, **more)
