@@ -111,9 +111,7 @@ def parse(argv: Sequence[str], known: Mapping[str, Flag], near: Sequence[str] = 
                 raise UsageError(f"--{flag.name} {key} is given twice ({options[key]}, {text}).")
             options[key] = read_value(text, None, key)
             continue
-        if flag.name in found and found[flag.name] != value:
-            raise UsageError(f"--{flag.name} is given twice ({found[flag.name]}, {value}).")
-        found[flag.name] = value
+        found[flag.name] = value  # the last one counts, as in other commands
     for name, text, after in changes:
         if config is None:
             raise UsageError(f"--{name} changes a field of a config: give --config too.")

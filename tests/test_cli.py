@@ -89,7 +89,6 @@ def test_words_become_values_of_the_types_that_flags_and_fields_have():
         (["--config=toy2d", "--data", ""], "--data is empty"),
         (["--config=toy2d", "--data", "--device=cpu"], "--data needs a value"),
         (["--config=toy2d", "--overwrite=perhaps"], "--overwrite must be true or false"),
-        (["--config=toy2d", "--device=cpu", "--device=cuda"], "--device is given twice .cpu, cuda"),
         (["--config=toy2d", "--config=vp_cifar"], "--config is given twice"),
         (["--config=toy2d", "--config.seed=1", "--config.seed=2"], "config.seed is set twice, to"),
         (["--config=toy2d", "--config.data.size=wide"], "config.data.size must be values like"),

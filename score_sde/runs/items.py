@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +11,8 @@ from score_sde import build
 from score_sde.checks import trusting
 from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of, needs_labels
 from score_sde.data import DataError
-from score_sde.runs.run import Run, RunError
+from score_sde.runs.directory import RunError
+from score_sde.runs.run import Run
 
 
 def items_of(run: Run, split: str, limit: int | None, name: str | None) -> tuple[Any, int]:
@@ -72,11 +70,3 @@ def to_model(run: Run, raw: Tensor) -> Tensor:
             f"{spec.high:g}: give data of the range that the model was trained on."
         )
     return spec.to_model(raw).to(next(run.score.parameters()).device)
-
-
-def write_npz(path: Path, values: Mapping[str, np.ndarray]) -> None:
-    """All or nothing: written under another name first."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **dict(values))  # type: ignore[arg-type]
-    partial.replace(path)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from score_sde.conditioning.classes import ClassLabels
-from score_sde.data.pictures import grid_array, save_png
+from score_sde.data.pictures import grid_array
 from score_sde.likelihood import decode, encode, interpolate
-from score_sde.runs.items import items_of, labels_of, to_model, write_npz
-from score_sde.runs.run import RunError, load
+from score_sde.runs.directory import RunError
+from score_sde.runs.items import items_of, labels_of, to_model
+from score_sde.runs.outputs import open_output, write_npz, write_png
+from score_sde.runs.run import Run, load
 from score_sde.scores import ScoreFn
+
+BATCH = 64
 
 
 def encode_to_files(
@@ -31,37 +37,57 @@ def encode_to_files(
 
     latents.npz holds x_T, the items and what comes back, in the model's range; grid.png shows items
     above what comes back. temperature multiplies the latents before decoding. The round trip's
-    error is printed, and in settings.json. class_labels, data: as of `likelihood_to_files`.
+    error is printed, and in settings.json. class_labels, data: as of `likelihood_to_files`. A
+    command that was stopped goes on when it is given again. Returns the folder.
     """
-    if not temperature > 0:
+    if not 0 < temperature < float("inf"):
         raise RunError(f"temperature must be positive (got {temperature}).")
     run = load(workdir, weights, device)
     items, n = items_of(run, split, num_samples, data)
     labels = labels_of(run, items, n, class_labels)
-    score = run.score_of_classes(labels)
-    x = to_model(run, items.raw_items(range(n)))
-    setting = {"nfe": nfe, "data_std": run.data_std, "batch_size": 64}
-    latents = encode(run.sde, score, x, progress=True, **setting)  # type: ignore[arg-type]
-    back = decode(run.sde, score, temperature * latents, progress=True, **setting)  # type: ignore[arg-type]
-    rms = float((back - x).square().mean().sqrt())
-    folder = Path(out) if out else Path(workdir) / "latents" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"latents": latents, "items": x, "decoded": back}
-    known = {} if labels is None else {"class_labels": labels.numpy()}
-    write_npz(
-        folder / "latents.npz", {k: v.float().cpu().numpy() for k, v in arrays.items()} | known
+    request = {"split": split, "items": n, "nfe": nfe, "temperature": temperature}
+    request |= _request(run, items, labels, weights)
+    output = open_output(run, f"latents/{split}", f"{n}_items", request, out)
+    if output.facts is None:
+        parts = []
+        for first in range(0, n, BATCH):
+            rows = range(first, min(first + BATCH, n))
+            part = output.read_part(rows)
+            if part is None:
+                own = None if labels is None else labels[rows.start : rows.stop]
+                x = to_model(run, items.raw_items(rows))
+                part = _round_trip(run, run.score_of_classes(own), x, nfe, temperature)
+                output.write_part(rows, part)
+            parts.append(part)
+        values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        known = {} if labels is None else {"class_labels": labels.numpy()}
+        write_npz(output.folder / "latents.npz", values | known)
+        pairs = torch.from_numpy(np.concatenate([values["items"][:16], values["decoded"][:16]]))
+        files = ["latents.npz", *_draw(run, pairs, output.folder / "grid.png", min(n, 16))]
+        off = values["decoded"].astype(np.float64) - values["items"]
+        size = float(np.sqrt(np.square(values["latents"], dtype=np.float64).mean()))
+        facts: dict[str, Any] = {"items": n, "split": split, "nfe": 2 * nfe, "weights": weights}
+        facts |= {"round_trip_rms": float(np.sqrt(np.square(off).mean()))}
+        facts |= {"relative_size": size / run.sde.prior_std(), "data_std": run.data_std}
+        output.finish(facts | {"temperature": temperature}, files)
+    said = output.facts or {}
+    print(
+        f"{n} latents in {output.folder}; their size is {said['relative_size']:.3f} of the "
+        f"prior's; x -> x_T -> x is off by rms {said['round_trip_rms']:.2e} (data std "
+        f"{run.data_std:.3f}), NFE {nfe} + {nfe}"
     )
-    facts = {"items": n, "split": split, "nfe": 2 * nfe, "temperature": temperature}
-    facts |= {"round_trip_rms": rms, "data_std": run.data_std, "weights": weights}
-    (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
-    if run.data_spec.is_image:
-        pairs = torch.stack([x[:16], back[:16]]).flatten(0, 1)
-        pixels = run.data_spec.to_uint8(pairs).cpu()
-        save_png(grid_array(pixels, columns=min(n, 16)), folder / "grid.png")
-    size = float(latents.double().square().mean().sqrt()) / run.sde.prior_std()
-    print(f"{n} latents in {folder}; their size is {size:.3f} of the prior's; x -> x_T -> x is off "
-          f"by rms {rms:.2e} (data std {run.data_std:.3f}), NFE {nfe} + {nfe}")  # fmt: skip
-    return folder
+    return output.folder
+
+
+def _round_trip(
+    run: Run, score: ScoreFn, x: Tensor, nfe: int, temperature: float
+) -> dict[str, np.ndarray]:
+    """Latents of items x, and what the flow makes of them."""
+    latents = encode(run.sde, score, x, nfe=nfe, data_std=run.data_std, progress=True)
+    scaled = temperature * latents
+    back = decode(run.sde, score, scaled, nfe=nfe, data_std=run.data_std, progress=True)
+    arrays = {"latents": latents, "items": x, "decoded": back}
+    return {name: value.float().cpu().numpy() for name, value in arrays.items()}
 
 
 def interpolate_to_files(
@@ -89,23 +115,42 @@ def interpolate_to_files(
     items, n = items_of(run, split, 2 * pairs, data)
     if n < 2 * pairs:
         raise RunError(f"{pairs} pairs need {2 * pairs} items; the {split} split has {n}.")
-    x = to_model(run, items.raw_items(range(n)))
+    request = {"split": split, "pairs": pairs, "points": points, "nfe": nfe}
+    request |= _request(run, items, labels, weights)
+    output = open_output(run, f"interpolation/{split}", f"{pairs}_pairs", request, out)
+    if output.facts is None:
+        ways = _ways(run, to_model(run, items.raw_items(range(n))), labels, points, nfe)
+        known = {} if labels is None else {"class_labels": labels.numpy()}
+        shaped = ways.reshape(pairs, points, *ways.shape[1:]).numpy()
+        write_npz(output.folder / "interpolation.npz", {"images": shaped} | known)
+        drawn = _draw(run, ways, output.folder / "grid.png", points)
+        output.finish({"pairs": pairs, "points": points}, ["interpolation.npz", *drawn])
+    print(f"{pairs} ways of {points} points in {output.folder}")
+    return output.folder
+
+
+def _ways(run: Run, x: Tensor, labels: Tensor | None, points: int, nfe: int) -> Tensor:
+    """(pairs * points, *shape) from pairs of items that follow one another."""
 
     def score(each: int) -> ScoreFn:
         """Of as many states for each pair."""
         return run.score_of_classes(None if labels is None else labels.repeat_interleave(each))
 
-    setting = {"nfe": nfe, "data_std": run.data_std, "batch_size": 64}
-    ends = encode(run.sde, score(2), x, **setting)  # type: ignore[arg-type]
-    ways = torch.cat([interpolate(ends[2 * i], ends[2 * i + 1], points) for i in range(pairs)])
-    images = decode(run.sde, score(points), ways, progress=True, **setting)  # type: ignore[arg-type]
-    folder = Path(out) if out else Path(workdir) / "interpolation" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    shaped = images.reshape(pairs, points, *images.shape[1:]).float().cpu().numpy()
-    known = {} if labels is None else {"class_labels": labels.numpy()}
-    write_npz(folder / "interpolation.npz", {"images": shaped} | known)
-    if run.data_spec.is_image:
-        pixels = run.data_spec.to_uint8(images).cpu()
-        save_png(grid_array(pixels, columns=points), folder / "grid.png")
-    print(f"{pairs} ways of {points} points in {folder}")
-    return folder
+    setting: dict[str, Any] = {"nfe": nfe, "data_std": run.data_std, "batch_size": BATCH}
+    ends = encode(run.sde, score(2), x, **setting)
+    ways = [interpolate(ends[i], ends[i + 1], points) for i in range(0, len(ends), 2)]
+    return decode(run.sde, score(points), torch.cat(ways), progress=True, **setting).float().cpu()
+
+
+def _request(run: Run, items: Any, labels: Tensor | None, weights: str) -> dict[str, Any]:
+    """What a result depends on beside the run and the settings."""
+    known = {"weights": weights, "data": items.spec.name, "fingerprint": items.fingerprint()}
+    return known | ({} if labels is None else {"class_labels": labels.tolist()})
+
+
+def _draw(run: Run, x: Tensor, path: Path, columns: int) -> list[str]:
+    """A grid of images as a file; [] for what is none."""
+    if not run.data_spec.is_image:
+        return []
+    write_png(path, grid_array(run.data_spec.to_uint8(x).cpu(), columns=columns))
+    return [path.name]

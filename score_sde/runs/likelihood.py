@@ -1,13 +1,12 @@
 """The likelihood of data under a run, with its protocol: `--mode likelihood`.
 
-runs/vp_fashion/likelihood/test/
+runs/vp_fashion/likelihood/test/<n>_items_<checksum>/
     likelihood.npz     per item: nats, stderr, solver_error, bits_per_dim, and the bounds asked for
     likelihood.json    the means with their errors, and all that they depend on
     histogram.png
-    parts/             what is done so far; --resume goes on from it
 
 Items are independent of one another and seeded by their number, so any division into batches and
-processes gives the same numbers.
+processes gives the same numbers. A command that was stopped goes on when it is given again.
 """
 
 from __future__ import annotations
@@ -31,8 +30,10 @@ from score_sde.likelihood import (
     log_likelihood,
     variational_bound,
 )
-from score_sde.runs.items import items_of, labels_of, to_model, write_npz
-from score_sde.runs.run import Run, RunError, load, pick_device
+from score_sde.runs.directory import RunError
+from score_sde.runs.items import items_of, labels_of, to_model
+from score_sde.runs.outputs import Output, open_output, replacing, write_json, write_npz
+from score_sde.runs.run import Run, load, pick_device
 from score_sde.scores import ScoreFn
 
 # Of `log_likelihood`, that a command may set; the others follow from the run.
@@ -54,7 +55,7 @@ def likelihood_to_files(
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
-    resume: str = "no",
+    resume: str = "auto",
     class_labels: ClassLabels = None,
     data: str | None = None,
     probes: int | None = None,
@@ -68,7 +69,8 @@ def likelihood_to_files(
     log mean exp (1509.00519) as well. class_labels: of the items, as of `class_labels_of`, or
     "data" for their own: the likelihood is then log p(x | class). data: the name of other data
     than the run's. probes, nfe and further options: of `log_likelihood`; the defaults here are
-    the sampling prior and, for data with levels, the truncation's bound. Returns the summary that
+    the sampling prior and, for data with levels, the truncation's bound. resume: "no" does what is
+    done already again. Returns the summary that
     likelihood.json holds.
     """
     if bound not in BOUNDS:
@@ -91,71 +93,70 @@ def likelihood_to_files(
         settings: dict[str, Any] = {"prior": "sde", "data_std": run.data_std}
         settings["truncation"] = "bound" if spec.levels else "corrected"
         settings |= options
-        what = {"split": split, "bound": bound, "repeats": repeats if spec.levels else 1}
-        protocol = what | {"weights": weights, "step": run.step, "options": settings}
+        protocol = {"split": split, "bound": bound, "repeats": repeats if spec.levels else 1}
+        protocol |= {"weights": weights, "step": run.step, "options": settings}
         protocol |= {"process": str(run.sde), "data": items.spec.name, "levels": spec.levels}
         if labels is not None:
             named = isinstance(class_labels, str | int)
             protocol["class_labels"] = class_labels if named else labels.tolist()
         protocol["dequantisation"] = "uniform" if spec.levels else None
-        folder = Path(out) if out else Path(workdir) / "likelihood" / split
-        if spec.levels is None:
-            distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
-        if distributed.is_writer():
-            _open(folder, protocol, batch_size, resume != "no")
+        request = {**protocol, "items": n, "batch_size": batch_size}
+        request |= {"fingerprint": items.fingerprint()}
+        output = open_output(run, f"likelihood/{split}", f"{n}_items", request, out)
+        if resume == "no":
+            output.forget()
+        if output.facts is None:
+            if spec.levels is None:
+                distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
+            _evaluate(run, items, labels, output, settings)
         distributed.wait()
-        starts = list(range(0, n, batch_size))
-        mine = [starts[i] for i in distributed.share(len(starts))]
-        for first in tqdm(mine, disable=not distributed.is_writer(), unit="batch"):
-            rows = range(first, min(first + batch_size, n))
-            part = _part(folder, rows)
-            if part.is_file():
-                continue
-            own = None if labels is None else labels[rows.start : rows.stop]
-            score = run.score_of_classes(own)
-            values, facts = _batch(
-                run, score, items.raw_items(rows), rows, settings, bound, repeats
-            )
-            if own is not None:
-                values["class_labels"] = own.numpy()
-            write_npz(part, values | {"facts": np.array(json.dumps(facts))})
+        if distributed.is_writer() and output.facts is None:
+            _write(output, n, spec, protocol)
         distributed.wait()
-        summary: dict[str, Any] = {}
-        if distributed.is_writer():
-            parts = [
-                dict(np.load(_part(folder, range(first, min(first + batch_size, n)))))
-                for first in starts
-            ]
-            facts = json.loads(str(parts[0]["facts"]))
-            values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "facts"}
-            summary = _summary(values, spec, protocol, facts)
-            write_npz(folder / "likelihood.npz", values)
-            (folder / "likelihood.json").write_text(json.dumps(summary, indent=1) + "\n")
-            _histogram(values, spec.levels is not None, folder / "histogram.png")
-            print(summary["line"])
-            print(f"per item in {folder}/likelihood.npz, the protocol in likelihood.json")
+        summary = output.facts or {}
+        distributed.say(str(summary.get("line")))
+        distributed.say(f"per item in {output.folder}/likelihood.npz, means in likelihood.json")
         return summary
 
 
-def _part(folder: Path, rows: range) -> Path:
-    return folder / "parts" / f"{rows.start:08d}_{rows.stop:08d}.npz"
+def _batches(output: Output) -> list[range]:
+    n, size = output.request["items"], output.request["batch_size"]
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
-def _open(folder: Path, protocol: Mapping[str, Any], batch_size: int, resume: bool) -> None:
-    """Make the folder; what an earlier call with the same protocol left is kept if resumed."""
-    parts, note = folder / "parts", folder / "protocol.json"
-    said = json.dumps({**protocol, "batch_size": batch_size}, indent=1, default=str) + "\n"
-    if parts.is_dir():
-        if resume and note.is_file() and note.read_text() != said:
-            raise RunError(
-                f"{folder} was begun with other settings ({note.name} there); go on with those, "
-                "or start anew without --resume."
-            )
-        if not resume:
-            for old in parts.glob("*.npz"):
-                old.unlink()
-    parts.mkdir(parents=True, exist_ok=True)
-    note.write_text(said)
+def _evaluate(
+    run: Run, items: Any, labels: Tensor | None, output: Output, settings: Mapping[str, Any]
+) -> None:
+    """This process's share of the batches, but for those that are done."""
+    batches = _batches(output)
+    mine = [batches[i] for i in distributed.share(len(batches))]
+    bound, repeats = output.request["bound"], output.request["repeats"]
+    for rows in tqdm(mine, disable=not distributed.is_writer(), unit="batch"):
+        if output.read_part(rows) is not None:
+            continue
+        own = None if labels is None else labels[rows.start : rows.stop]
+        score, raw = run.score_of_classes(own), items.raw_items(rows)
+        values, facts = _batch(run, score, raw, rows, settings, bound, repeats)
+        if own is not None:
+            values["class_labels"] = own.numpy()
+        output.write_part(rows, values | {"facts": np.array(json.dumps(facts))})
+
+
+def _write(output: Output, n: int, spec: Any, protocol: Mapping[str, Any]) -> None:
+    """All batches are there: their means, values and picture."""
+    parts = []
+    for rows in _batches(output):
+        part = output.read_part(rows)
+        if part is None:
+            raise RunError(f"{output.part(rows)} has gone: give the same command again.")
+        parts.append(part)
+    facts = json.loads(str(parts[0]["facts"]))
+    values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "facts"}
+    summary = _summary(values, spec, protocol, facts)
+    write_npz(output.folder / "likelihood.npz", values)
+    write_json(output.folder / "likelihood.json", summary)
+    _histogram(values, spec.levels is not None, output.folder / "histogram.png")
+    output.finish(summary, ["likelihood.npz", "likelihood.json"])
 
 
 def _batch(
@@ -225,15 +226,16 @@ def _summary(
 ) -> dict[str, Any]:
     n, dim = len(values["nats"]), math.prod(spec.shape)
 
-    def mean(name: str, scale: float = 1.0) -> dict[str, float]:
+    def mean(name: str, scale: float = 1.0) -> dict[str, float | None]:
         v = values[name] * scale
-        error = float(v.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        error = float(v.std(ddof=1) / math.sqrt(n)) if n > 1 else None
         return {"mean": float(v.mean()), "stderr": error}
 
     summary: dict[str, Any] = {"items": n, "dimensions": dim, "nats": mean("nats")}
     probes = float(np.sqrt((values["stderr"] ** 2).sum()) / n)
     summary["stderr_over_probes_of_the_mean"] = probes
-    summary["solver_error"] = float(np.nanmean(values["solver_error"]))
+    known = values["solver_error"][np.isfinite(values["solver_error"])]
+    summary["solver_error"] = float(known.mean()) if len(known) else None
     for name in values:
         if name.endswith("bits_per_dim"):
             summary[name] = mean(name)
@@ -242,8 +244,8 @@ def _summary(
             summary[name] = mean(name, unit) | {"unit": "bits/dim" if spec.levels else "nats"}
     summary |= {"protocol": dict(protocol), "facts": facts}
     unit = "bits_per_dim" if spec.levels else "nats"
-    line = f"{summary[unit]['mean']:.4f} +- {summary[unit]['stderr']:.4f} "
-    line += f"{unit.replace('_per_', '/')} over {n} items of {protocol['data']} "
+    line = f"{_with_error(summary[unit])} {unit.replace('_per_', '/')} over {n} "
+    line += f"item{'s' * (n > 1)} of {protocol['data']} "
     line += f"({protocol['split']}); NFE {facts['nfe']}, {facts['divergence']} divergence"
     line += f" of {facts['probes']} probes" if facts["probes"] else ""
     line += f", {facts['solver']}, truncation {facts['truncation']} at t={facts['t_min']:g}"
@@ -251,10 +253,15 @@ def _summary(
     line += ", uniform dequantisation" if spec.levels else ""
     for name in ("chain", "continuous"):
         if f"{name}_bound" in summary:
-            found = summary[f"{name}_bound"]
-            line += f"; {name} bound {found['mean']:.4f} +- {found['stderr']:.4f}"
+            line += f"; {name} bound {_with_error(summary[f'{name}_bound'])}"
     summary["line"] = line
     return summary
+
+
+def _with_error(found: Mapping[str, Any]) -> str:
+    """A mean and its standard error, which one item does not have."""
+    error = "" if found["stderr"] is None else f" +- {found['stderr']:.4f}"
+    return f"{found['mean']:.4f}{error}"
 
 
 def _histogram(values: Mapping[str, np.ndarray], bits: bool, path: Path) -> None:
@@ -271,4 +278,5 @@ def _histogram(values: Mapping[str, np.ndarray], bits: bool, path: Path) -> None
     axes.axvline(mean, color="black", label=f"mean {mean:.3f}")
     axes.set(xlabel=label, ylabel="items")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")

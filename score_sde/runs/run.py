@@ -126,7 +126,7 @@ class Run:
             return_info=True,
             **options,
         )
-        return replace(result, settings=result.settings | _said(labels))
+        return replace(result, settings=result.settings | said_of_classes(labels))
 
     def sample_shared(
         self,
@@ -148,11 +148,11 @@ class Run:
                            progress and distributed.is_writer(), own, **changes)  # fmt: skip
         x = distributed.gather(part.x[: len(mine)], n)
         most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
-        settings = part.settings | _said(labels)
+        settings = part.settings | said_of_classes(labels)
         return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), settings)
 
 
-def _said(labels: Tensor | None) -> dict[str, Any]:
+def said_of_classes(labels: Tensor | None) -> dict[str, Any]:
     """What the settings of samples say of their classes."""
     if labels is None:
         return {}

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from score_sde import distributed
+from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.data.pictures import grid_array, image_array, picture_of, save_png
-from score_sde.runs.run import RunError, load, pick_device
-from score_sde.sampling import Recipe, calibrate
+from score_sde.data.pictures import grid_array, image_array, picture_of
+from score_sde.runs.directory import RunError
+from score_sde.runs.outputs import Output, open_output, write_beside, write_npz, write_png
+from score_sde.runs.run import Run, load, pick_device, said_of_classes
+from score_sde.sampling import Recipe, SampleResult, calibrate, load_recipe
 
 
 def sample_to_files(
@@ -41,7 +45,7 @@ def sample_to_files(
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
     that are not images give the .npz and, in the plane, a picture. Returns the folder: ``out``, or
-    one named by the method.
+    one named by the request. A command that was stopped goes on when it is given again.
     """
     changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
     changes |= {"batch_size": batch_size, "options": options}
@@ -52,21 +56,113 @@ def sample_to_files(
         run = load(workdir, weights, str(chosen))
         seeds = range(first_seed, first_seed + num_samples)
         labels = run.class_labels(class_labels, seeds)
-        result = run.sample_shared(num_samples, first_seed, True, labels, **changes)
-        distributed.say(str(result))
-        name = f"{result.settings['method']}_{result.nfe}_evaluations"
-        folder = Path(out) if out else Path(workdir) / "samples" / name
-        if distributed.is_writer():
-            _empty_sample_folder(folder)
-            _write_samples(folder, result.x, run.data_spec, seeds, labels)
-            facts = {"num_samples": num_samples, "first_seed": first_seed, "weights": weights}
-            facts |= {"step": run.step, "nfe": result.nfe, "seconds": result.seconds}
-            facts |= result.settings
-            if labels is not None:
-                facts["class_labels"] = labels.tolist()
-            (folder / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
-        distributed.say(f"{num_samples} samples are in {folder}")
-    return folder
+        settings = build.build_sampling(
+            {"sampling": build.change_sampling(run.config.get("sampling"), changes)}
+        )
+        request = {"weights": weights, "first_seed": first_seed, "num_samples": num_samples}
+        request |= _request(settings)
+        if labels is not None:
+            request["class_labels"] = labels.tolist()
+        output = open_output(run, "samples", _name(settings, seeds), request, out)
+        if output.facts is None:
+            _draw(run, output, seeds, labels, changes, settings.batch_size)
+        distributed.wait()
+        if distributed.is_writer() and output.facts is None:
+            _write(run, output, seeds, labels)
+        distributed.wait()
+        distributed.say(str((output.facts or {}).get("line")))
+        distributed.say(f"{num_samples} samples are in {output.folder}")
+    return output.folder
+
+
+def _request(settings: build.SamplingSettings) -> dict[str, Any]:
+    """All settings of the sampler; of a recipe, what it holds."""
+    asked: dict[str, Any] = {"sampler": asdict(settings)}
+    if settings.grid is not None and settings.grid.endswith(".json"):
+        asked["recipe"] = asdict(load_recipe(settings.grid))
+    return asked
+
+
+def _name(settings: build.SamplingSettings, seeds: range) -> str:
+    """How a folder of samples begins: heun_nfe39_seeds0-63."""
+    cost = "" if settings.nfe is None else f"_nfe{settings.nfe}"
+    cost += "" if settings.steps is None else f"_{settings.steps}steps"
+    method = settings.method.rpartition(".")[2]
+    return f"{method}{cost}_seeds{seeds[0]}-{seeds[-1]}"
+
+
+def _batches(output: Output, size: int) -> list[range]:
+    """Places in the seeds that are drawn together: no more than size, and a share for everyone."""
+    n = output.request["num_samples"]
+    size = min(size, -(-n // distributed.size()))
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def _draw(
+    run: Run,
+    output: Output,
+    seeds: range,
+    labels: Tensor | None,
+    changes: Mapping[str, Any],
+    size: int,
+) -> None:
+    """This process's share of the batches, but for those that are done."""
+    batches = _batches(output, size)
+    mine = [batches[i] for i in distributed.share(len(batches))]
+    shown = distributed.is_writer()
+    for rows in tqdm(mine, disable=not shown or len(mine) == 1, unit="batch"):
+        if output.read_part(rows) is not None:
+            continue
+        own = None if labels is None else labels[rows.start : rows.stop]
+        alone = shown and len(mine) == 1
+        result = run.sample(len(rows), seeds[rows.start], alone, own, **changes)
+        facts = {"nfe": result.nfe, "seconds": result.seconds, "settings": result.settings}
+        values = {"x": result.x.float().cpu().numpy(), "facts": np.array(json.dumps(facts))}
+        output.write_part(rows, values)
+
+
+def _write(run: Run, output: Output, seeds: range, labels: Tensor | None) -> None:
+    """All batches are there: samples, pictures, and how they were made."""
+    size = output.request["sampler"]["batch_size"]
+    parts = []
+    for rows in _batches(output, size):
+        part = output.read_part(rows)
+        if part is None:
+            raise RunError(f"{output.part(rows)} has gone: give the same command again.")
+        parts.append(part)
+    facts = [json.loads(str(part["facts"])) for part in parts]
+    x = torch.from_numpy(np.concatenate([part["x"] for part in parts]))
+    settings = facts[0]["settings"] | said_of_classes(labels)
+    nfe = sum(fact["nfe"] for fact in facts) // len(facts)
+    result = SampleResult(x, nfe, sum(fact["seconds"] for fact in facts), settings)
+    files = _write_samples(output.folder, x, run.data_spec, seeds, labels)
+    asked = {key: output.request[key] for key in ("num_samples", "first_seed", "weights", "step")}
+    about = {**asked, "nfe": nfe, "seconds": result.seconds, **settings, "line": str(result)}
+    if labels is not None:
+        about["class_labels"] = labels.tolist()
+    output.finish(about, files)
+
+
+def _write_samples(
+    folder: Path, x: Tensor, spec: DataSpec, seeds: Sequence[int], labels: Tensor | None
+) -> list[str]:
+    """samples.npz and pictures; returns the names of the files."""
+    more: dict[str, Any] = {} if labels is None else {"class_labels": labels.numpy()}
+    if not spec.is_image:
+        write_npz(folder / "samples.npz", {"samples": spec.to_raw(x).numpy()} | more)
+        picture = picture_of(x, spec)
+        if picture is None:
+            return ["samples.npz"]
+        write_png(folder / "grid.png", picture)
+        return ["samples.npz", "grid.png"]
+    pixels = spec.to_uint8(x)
+    images = pixels.permute(0, 2, 3, 1).numpy()
+    write_npz(folder / "samples.npz", {"samples": images} | more, compress=True)
+    names = [f"{seed:06d}.png" for seed in seeds]
+    for name, image in zip(names, pixels, strict=True):
+        write_png(folder / name, image_array(image))
+    write_png(folder / "grid.png", grid_array(pixels[:256]))
+    return ["samples.npz", "grid.png", *names]
 
 
 def calibrate_run(
@@ -77,7 +173,12 @@ def calibrate_run(
     recipe: str | Path | None = None,
     device: str = "auto",
 ) -> Path:
-    """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run."""
+    """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run.
+
+    A recipe that is there and differs is not replaced; the path of the new one is returned.
+    """
+    if recipe is not None and Path(recipe).exists():
+        load_recipe(recipe)  # another file is not replaced, nor is the work done for nothing
     run = load(workdir, weights, device)
     where = next(run.score.parameters()).device
     shape = (64, *run.data_spec.shape)
@@ -85,35 +186,10 @@ def calibrate_run(
     found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
     )
-    path = Path(recipe) if recipe else Path(workdir) / f"recipe_{nfe}.json"
-    found.save(path)
+    wanted = Path(recipe) if recipe else Path(workdir) / f"recipe_{nfe}.json"
+    path = write_beside(wanted, found.to_json())
     print(f"{len(found.times) - 1} steps of order {found.order}, data_std {found.data_std:.3g}")
+    if path != wanted:
+        print(f"{wanted} holds another recipe and stays as it is")
     print(f"saved {path}; use it with --sampler adams --grid {path}")
     return path
-
-
-def _empty_sample_folder(folder: Path) -> None:
-    """Samples of an earlier call go; anybody else's files are an error."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "settings.json").is_file():
-            raise RunError(f"{folder} holds other files; give an empty or new folder as --out.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write_samples(
-    folder: Path, x: Tensor, spec: DataSpec, seeds: Sequence[int], labels: Tensor | None
-) -> None:
-    x = x.float().cpu()
-    more: dict[str, Any] = {} if labels is None else {"class_labels": labels.numpy()}
-    if not spec.is_image:
-        np.savez(folder / "samples.npz", samples=spec.to_raw(x).numpy(), **more)
-        if (picture := picture_of(x, spec)) is not None:
-            save_png(picture, folder / "grid.png")
-        return
-    pixels = spec.to_uint8(x)
-    images = pixels.permute(0, 2, 3, 1).numpy()
-    np.savez_compressed(folder / "samples.npz", samples=images, **more)
-    for seed, image in zip(seeds, pixels, strict=True):
-        save_png(image_array(image), folder / f"{seed:06d}.png")
-    save_png(grid_array(pixels[:256]), folder / "grid.png")

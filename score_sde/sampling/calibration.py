@@ -46,9 +46,13 @@ class Recipe:
     process: str
     error: float | None = None
 
+    def to_json(self) -> str:
+        """What its file holds."""
+        return json.dumps({"recipe": "adams", **asdict(self)}, indent=1) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps({"recipe": "adams", **asdict(self)}, indent=1) + "\n")
+        Path(path).write_text(self.to_json())
 
     def check(self, sde: SDE) -> None:
         """ValueError unless it was made for this process."""

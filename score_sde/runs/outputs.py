@@ -1,0 +1,244 @@
+"""What a command writes: a folder that belongs to one request to one run, or a file of its own.
+
+runs/vp_fashion/samples/heun_nfe39_seeds0-63_1a2b3c4d/
+    settings.json    the mark: what made this folder, of which run, the whole request, the result
+    parts/           what is done so far; the same command goes on from it, then it goes
+
+Another request has another folder: the eight digits are a checksum of the request, in which are
+the run's identity, a checksum of its weights, seeds, data and every setting. A folder without our
+mark is not touched unless it is empty, one of another request neither. Every file is written beside
+its place and renamed, so that it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from score_sde import distributed
+from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.run import Run
+from score_sde.training.checkpoints import tensor_sum
+from score_sde.version import __version__
+
+FORMAT = "score_sde output"
+SETTINGS = "settings.json"
+_PART = re.compile(r"\d{8,}_\d{8,}\.npz")
+_PARTIAL = re.compile(r"\.[\w.-]+\.[0-9a-f]{8}\.partial")
+
+
+@dataclass
+class Output:
+    """A folder for what one request makes. Make it by `open_output`."""
+
+    folder: Path
+    request: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """What `finish` has written down; None while files are missing."""
+        found = _read(self.folder / SETTINGS)
+        files = found.get("files")
+        if found.get("request") != self.request or not isinstance(files, list):
+            return None
+        return found if all((self.folder / name).is_file() for name in files) else None
+
+    def claim(self) -> None:
+        """Make the folder and mark it; RunError if it is somebody else's or of another request."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file; give an empty or new folder as --out.")
+        found = _read(folder / SETTINGS)
+        if (folder / "parts").is_symlink():
+            raise RunError(f"{folder / 'parts'} is a link: remove it, or give another --out.")
+        if found.get("format") == FORMAT:
+            if found.get("request") != self.request:
+                raise RunError(
+                    f"{folder} holds what another request made ("
+                    f"{_differences(found.get('request'), self.request)}): give another --out, or "
+                    "leave it out."
+                )
+            return
+        if folder.is_dir() and not all(_PARTIAL.fullmatch(p.name) for p in folder.iterdir()):
+            raise RunError(f"{folder} holds other files; give an empty or new folder as --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mark({})
+
+    def forget(self) -> None:
+        """Start again: what is done so far goes, results stay until they are replaced."""
+        if distributed.is_writer():
+            self._remove_parts()
+            self._mark({})
+        distributed.wait()
+
+    def part(self, rows: range) -> Path:
+        """Where the results of these items are until all are there."""
+        return self.folder / "parts" / f"{rows.start:08d}_{rows.stop:08d}.npz"
+
+    def read_part(self, rows: range) -> dict[str, np.ndarray] | None:
+        """The results of these items; None if they are not there, or cannot be read."""
+        path = self.part(rows)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            print(f"{path} is damaged ({error}); it is made again.")
+            return None
+
+    def write_part(self, rows: range, values: Mapping[str, np.ndarray]) -> None:
+        """Keep the results of these items."""
+        self.part(rows).parent.mkdir(exist_ok=True)
+        write_npz(self.part(rows), values)
+
+    def finish(self, facts: Mapping[str, Any], files: list[str]) -> None:
+        """Everything is written: say so in settings.json, and remove the parts."""
+        self._mark({**facts, "files": files})
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        parts = self.folder / "parts"
+        for folder, ours in ((parts, _PART), (parts, _PARTIAL), (self.folder, _PARTIAL)):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if ours.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+        if parts.is_dir() and not any(parts.iterdir()):
+            parts.rmdir()
+
+    def _mark(self, facts: Mapping[str, Any]) -> None:
+        mark = {"format": FORMAT, "layout": 1, "version": __version__}
+        write_json(self.folder / SETTINGS, {**facts, **mark, "request": self.request})
+
+
+def open_output(
+    run: Run, kind: str, name: str, request: Mapping[str, Any], out: str | Path | None = None
+) -> Output:
+    """The folder of a request to a run: ``out``, or <run>/<kind>/<name>_<checksum>.
+
+    All processes of a torchrun call it, and the first one makes the folder. Raises RunError for a
+    folder that holds anything else.
+    """
+    asked = plain({"kind": kind, **identity(run), **request})
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    output = Output(Path(out) if out else run.path / kind / f"{name}_{digest}", asked)
+    if distributed.is_writer():
+        output.claim()
+    distributed.wait()
+    return output
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Which run, and which state of it: its mark, step, and a checksum of all that makes the model.
+
+    A run that was trained anew or on, or whose files were changed, has another one.
+    """
+    model = {key: run.config.get(key) for key in ("sde", "net", "model")}
+    made = {**model, "data": run.data_spec.to_dict(), "std": run.data_std, "process": str(run.sde)}
+    settings = zlib.crc32(json.dumps(plain(made), sort_keys=True).encode())
+    return {
+        "run": RunDirectory(run.path).identity,
+        "step": run.step,
+        "model": f"{tensor_sum(run.score.net.state_dict())}-{settings:08x}",
+    }
+
+
+def checksum(value: Any) -> str:
+    """Of anything that JSON can hold."""
+    return f"{zlib.crc32(json.dumps(plain(value), sort_keys=True).encode()):08x}"
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of ``path`` when it is whole, and else goes."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """JSON that every reader takes: NaN and infinities are null."""
+    text = json.dumps(plain(values), indent=1, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_npz(path: Path, values: Mapping[str, np.ndarray], compress: bool = False) -> None:
+    """Arrays by name."""
+    with replacing(path) as file:
+        (np.savez_compressed if compress else np.savez)(file, **dict(values))  # type: ignore[arg-type]
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """A picture (H, W), (H, W, 3) or (H, W, 4), uint8."""
+    with replacing(path) as file:
+        Image.fromarray(pixels).save(file, "PNG")
+
+
+def write_beside(path: Path, text: str) -> Path:
+    """Write text into a file of its own, and return where it is.
+
+    A file that is there is never replaced: unless it holds this very text, the new one is called
+    <name>_<checksum> instead.
+    """
+    if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
+        path = path.with_name(f"{path.stem}_{zlib.crc32(text.encode()):08x}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON returns it: tuples are lists, numbers that are not finite None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _differences(there: Any, here: Mapping[str, Any]) -> str:
+    """What differs between two requests, for an error."""
+    there = there if isinstance(there, dict) else {}
+    names = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
+    parts = [f"{k} {_short(there.get(k))} there, {_short(here.get(k))} here" for k in names[:3]]
+    return "; ".join(parts) + "; ..." * (len(names) > 3)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

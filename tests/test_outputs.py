@@ -1,0 +1,258 @@
+"""What commands write: a folder for each request, nobody else's files, and whole or not at all."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_run import command
+
+from score_sde import load
+from score_sde.runs import outputs
+from score_sde.runs.outputs import Output, open_output, write_beside
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ["--mode=sample", "--num_samples=5", "--batch_size=2", "--sampler=ancestral", "--steps=3"]
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory) -> Path:
+    """A run in the plane."""
+    workdir = tmp_path_factory.mktemp("outputs") / "run"
+    small = ["--config.training.steps=3", "--config.training.batch_size=16"]
+    small += ["--config.net.width=8", "--config.training.tensorboard=False"]
+    fast = ["--config.sampling.steps=1", "--config.sampling.batch_size=4"]
+    assert command("--config", "toy2d", "--workdir", str(workdir), *small, *fast) == 0
+    return workdir
+
+
+@pytest.fixture
+def run(points, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(points, tmp_path / "run"))
+
+
+def samples_of(folder: Path) -> np.ndarray:
+    return np.load(folder / "samples.npz")["samples"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_different_requests_have_different_folders_and_the_same_one_has_its_own(run):
+    base = ["--workdir", str(run), *SAMPLE]
+    others = [
+        [], ["--first_seed=4"], ["--num_samples=6"], ["--weights=model"], ["--steps=4"],
+        ["--option=variance=transition"], ["--batch_size=3"], ["--sampler=heun"],
+    ]  # fmt: skip
+    for changed in others:
+        assert command(*base, *changed) == 0
+    folders = list((run / "samples").iterdir())
+    assert len(folders) == len(others)
+    before = {folder: contents(folder) for folder in folders}
+    assert command(*base) == 0
+    assert {folder: contents(folder) for folder in folders} == before
+    (step,) = (run / "checkpoints").iterdir()
+    for name in ("ema.safetensors", "meta.json"):  # other weights of the same name and step
+        text = (step / name).read_bytes()
+        if name == "ema.safetensors":
+            (step / name).write_bytes((step / "model.safetensors").read_bytes())
+        else:
+            meta = json.loads(text)
+            meta.pop("checksum", None)
+            meta["checksums"]["ema.safetensors"] = meta["checksums"]["model.safetensors"]
+            (step / name).write_text(json.dumps(meta))
+    assert command(*base) == 0
+    assert len(list((run / "samples").iterdir())) == len(others) + 1
+
+
+def test_an_interrupted_sampling_goes_on_and_gives_the_same(run, tmp_path, monkeypatch):
+    base = ["--workdir", str(run), *SAMPLE]
+    assert command(*base, f"--out={tmp_path / 'whole'}") == 0
+    write = Output.write_part
+
+    def stop(self, rows, values):
+        if rows.start == 2:
+            raise KeyboardInterrupt
+        write(self, rows, values)
+
+    monkeypatch.setattr(Output, "write_part", stop)
+    assert command(*base, f"--out={tmp_path / 'parts'}") == 130
+    kept = [p.name for p in (tmp_path / "parts" / "parts").iterdir()]
+    assert kept == ["00000000_00000002.npz"]
+    written = []
+    monkeypatch.setattr(
+        Output, "write_part", lambda self, rows, v: (written.append(rows), write(self, rows, v))
+    )
+    assert command(*base, f"--out={tmp_path / 'parts'}") == 0
+    assert written == [range(2, 4), range(4, 5)]
+    np.testing.assert_array_equal(samples_of(tmp_path / "parts"), samples_of(tmp_path / "whole"))
+    assert not (tmp_path / "parts" / "parts").exists()
+
+
+def test_a_damaged_part_is_made_again(run, capsys):
+    request = {"items": 3}
+    output = open_output(load(run, device="cpu"), "test", "x", request)
+    output.write_part(range(3), {"a": np.arange(3)})
+    path = output.part(range(3))
+    whole = path.read_bytes()
+    for damaged in (b"", b"PK\x03\x04", whole[:-9], whole.replace(b"\x02\0\0\0", b"\x07\0\0\0")):
+        path.write_bytes(damaged)
+        assert output.read_part(range(3)) is None
+        assert "is damaged" in capsys.readouterr().out
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(output.read_part(range(3))["a"], np.arange(3))
+
+
+FOREIGN = {
+    "a settings file": {"settings.json": "{}", "thesis.tex": "x"},
+    "an older settings file": {"settings.json": '{"num_samples": 4, "first_seed": 0}'},
+    "a settings file that is a list": {"settings.json": "[1]"},
+    "a settings file that is garbage": {"settings.json": "\0\1"},
+    "a settings file of another format": {"settings.json": '{"format": "other"}'},
+    "a mark of another run": {"settings.json": '{"format": "score_sde output", "request": {}}'},
+    "a mark with nonsense": {"settings.json": '{"format": "score_sde output", "request": 3}'},
+    "samples": {"samples.npz": "mine"},
+    "pictures": {"000000.png": "mine", "000001.png": "mine"},
+    "a grid": {"grid.png": "mine"},
+    "parts": {"parts/00000000_00000002.npz": "mine"},
+    "hidden": {".hidden": "mine"},
+    "a folder": {"sub/deep/file": "mine"},
+    "a run": {"config.json": "{}", "checkpoints/step_00000001/meta.json": "{}"},
+    "a temporary file of others": {".samples.npz.partial": "mine"},
+    "many": {f"{i}.txt": "mine" for i in range(50)},
+    "a link to a file": {"settings.json": "->outside"},
+    "a link to a folder": {"parts": "->"},
+    "a program": {"Makefile": "all:"},
+    "a recipe": {"recipe_5.json": "{}"},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("mode", [SAMPLE, ["--mode=encode", "--num_samples=3", "--nfe=8"]], ids=str)
+def test_nobody_elses_files_are_touched(run, tmp_path, capsys, kind, mode):
+    place, outside = tmp_path / "place", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "outside").write_text("mine")
+    for name, text in FOREIGN[kind].items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        if text.startswith("->"):
+            (place / name).symlink_to(outside / text[2:])
+        else:
+            (place / name).write_text(text)
+    before = contents(place), contents(outside)
+    assert command("--workdir", str(run), *mode, f"--out={place}") == 2
+    assert "give an" in capsys.readouterr().err
+    assert (contents(place), contents(outside)) == before
+
+
+def test_a_file_as_out_and_a_place_that_cannot_be_written_are_sentences(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    base = ["--workdir", str(run), *SAMPLE]
+    assert command(*base, f"--out={tmp_path / 'file'}") == 2
+    assert "file is a file; give an empty or new folder" in capsys.readouterr().err
+    assert command(*base, f"--out={tmp_path / 'file' / 'sub'}") == 2
+    assert "Not a directory" in capsys.readouterr().err
+    assert command(*base, "--out=/proc/nothing") == 2
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(run, capsys, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    base = ["--workdir", str(run), *SAMPLE]
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.np, "savez", full)
+        assert command(*base) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    (folder,) = (run / "samples").iterdir()
+    assert sorted(p.name for p in folder.iterdir()) == ["parts", "settings.json"]
+    assert not list((folder / "parts").iterdir())
+    assert command(*base) == 0
+    assert samples_of(folder).shape == (5, 2)
+
+
+def test_a_recipe_is_not_replaced_by_another(run, tmp_path, capsys):
+    base = ["--workdir", str(run), "--mode=calibrate", "--nfe=4"]
+    assert command(*base) == 0
+    first = (run / "recipe_4.json").read_text()
+    assert command(*base, "--weights=model") == 0
+    assert "holds another recipe and stays as it is" in capsys.readouterr().out
+    assert command(*base) == 0
+    assert (run / "recipe_4.json").read_text() == first
+    assert len(list(run.glob("recipe_4*.json"))) == 2
+    (tmp_path / "mine.json").write_text('{"my": "notes"}')
+    assert command(*base, f"--recipe={tmp_path / 'mine.json'}") == 2
+    assert "is not a recipe" in capsys.readouterr().err
+    assert write_beside(tmp_path / "mine.json", "other").name != "mine.json"
+    assert (tmp_path / "mine.json").read_text() == '{"my": "notes"}'
+
+
+def test_one_item_has_no_error_and_its_json_no_nan(run, capsys):
+    base = ["--workdir", str(run), "--mode=likelihood", "--nfe=8", "--num_samples=1"]
+    assert command(*base) == 0
+    assert "nats over 1 item of" in capsys.readouterr().out
+    (path,) = (run / "likelihood" / "test").glob("*/likelihood.json")
+    text = path.read_text()
+    assert "NaN" not in text and json.loads(text)["nats"]["stderr"] is None
+
+
+KILLED = {
+    "sample": ["--mode=sample", "--num_samples=40", "--batch_size=2", "--sampler=ancestral",
+               "--steps=200"],
+    "likelihood": ["--mode=likelihood", "--num_samples=40", "--batch_size=2", "--nfe=100"],
+    "encode": ["--mode=encode", "--num_samples=400", "--nfe=60"],
+    "calibrate": ["--mode=calibrate", "--nfe=8"],
+}  # fmt: skip
+RESULT = {"sample": "samples.npz", "likelihood": "likelihood.npz", "encode": "latents.npz"}
+
+
+def result_of(mode: str, run: Path, folder: Path) -> dict:
+    if mode == "calibrate":
+        return {"recipe": np.frombuffer((run / "recipe_8.json").read_bytes(), np.uint8)}
+    return dict(np.load(folder / RESULT[mode]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", KILLED)
+def test_killed_at_any_moment_the_same_command_goes_on(points, tmp_path, mode):
+    """SIGKILL, SIGTERM and SIGINT at 20 random moments: nothing lost, the same result."""
+    rng = random.Random(mode)
+    out = [] if mode == "calibrate" else ["--out=out"]
+    words = [sys.executable, str(ROOT / "main.py"), "--workdir=run", *KILLED[mode], *out]
+
+    def start(folder: Path) -> subprocess.Popen:
+        return subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)  # fmt: skip
+
+    whole = tmp_path / "whole"
+    shutil.copytree(points, whole / "run")
+    began = time.time()
+    assert start(whole).wait() == 0
+    seconds = time.time() - began
+    for moment in range(20):
+        folder = tmp_path / str(moment)
+        shutil.copytree(points, folder / "run")
+        (folder / "run" / "thesis.tex").write_text("mine")
+        process = start(folder)
+        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        process.wait()
+        assert start(folder).wait() == 0
+        got, want = (result_of(mode, f / "run", f / "out") for f in (folder, whole))
+        assert got.keys() == want.keys()
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name])
+        assert (folder / "run" / "thesis.tex").read_text() == "mine"
+        assert not list((folder / "run").rglob("*.partial")) or mode == "calibrate"
+        shutil.rmtree(folder)
