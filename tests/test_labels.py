@@ -290,7 +290,8 @@ def test_bad_class_labels_are_explained(labelled, flags, message, capsys, tmp_pa
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
     np.savez(data, test=images, y=np.arange(5))
     flags = [flag.replace("{x}", str(data)) for flag in flags]
-    base = ["--workdir", str(labelled), "--mode=sample", "--num_samples=2", "--device=cpu"]
+    many = "--pairs=1" if "--mode=interpolate" in flags else "--num_samples=2"
+    base = ["--workdir", str(labelled), "--mode=sample", many, "--device=cpu"]
     assert command(*base, *flags, f"--out={tmp_path / 'out'}") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and len(said) < 300
