@@ -21,7 +21,7 @@ from torch import Tensor
 from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.runs.items import write_npz
+from score_sde.runs.outputs import write_npz
 from score_sde.runs.run import Run
 
 PART = 250
