@@ -36,6 +36,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,7 +58,7 @@ Extended = Annotated[float, Field(allow_inf_nan=True)]
 """A number that may be infinite or NaN."""
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Row = Annotated[tuple[T, ...], Strict(False)]
 """Row[Count]: a tuple of any length, or a list that becomes one."""
 Options = Mapping[str, Any]
@@ -153,6 +154,22 @@ def _own(module: str, attribute: str, what: str, kind: type | None) -> Any:
         "The file that names it was not written by you on this machine, and loading it would run "
         "code: give --trust (in Python trust=True) if you know where it comes from."
     )
+
+
+def whole_seeds(seeds: Iterable[Any]) -> list[int]:
+    """Seeds as integers from 0 to 2^64 - 1; UserError for anything else."""
+    found = []
+    for seed in seeds:
+        try:
+            value = operator.index(_plain(seed))
+        except TypeError:
+            value = -1
+        require(
+            0 <= value < 2**64 and not isinstance(seed, bool),
+            f"seeds must be whole numbers from 0 to 2^64 - 1 (got {_shown(seed)}).",
+        )
+        found.append(value)
+    return found
 
 
 def checked(where: F | str) -> F | Callable[[F], F]:

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from score_sde.checks import whole_seeds
+from score_sde.noise import generator_of
+from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreError, ScoreFn
 
@@ -120,7 +123,7 @@ class GaussianMixture:
 
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """n draws of x_0, shape (n, *shape), float64; the global generator unless seeded."""
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = None if seed is None else generator_of(*whole_seeds([seed]))
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         flat = torch.einsum("nde,ne->nd", self._axes[which], z * self._variances[which].sqrt())
@@ -211,7 +214,7 @@ class GaussianMixture:
         if sde is None or t is None:
             alpha, sigma = torch.tensor(1.0), torch.tensor(0.0)
         else:
-            t = t.to(_work_dtype(x))
+            t = as_time(t).to(_work_dtype(x))
             alpha, sigma = sde.alpha(t), sde.sigma(t)
         components = self._components_at(x, alpha, sigma, class_labels)
         return torch.logsumexp(components[2], -1).to(x.dtype)
@@ -224,7 +227,7 @@ class GaussianMixture:
         """
         if self.dim != 1:
             raise ValueError(f"the flow of a mixture is known on the line only; D is {self.dim}.")
-        s, t = (torch.as_tensor(u).to(_work_dtype(x)) for u in (s, t))
+        s, t = (as_time(u).to(_work_dtype(x)) for u in (s, t))
 
         def tails(y: Tensor, u: Tensor) -> Tensor:
             """log P(x_u < y) and log P(x_u > y), (2, B)."""
@@ -334,7 +337,7 @@ class ExactScore:
             raise ValueError(
                 f"states must have shape (B, *{self.data.shape}); got {tuple(x.shape)}."
             )
-        t = torch.as_tensor(t).to(_work_dtype(x))
+        t = as_time(t).to(_work_dtype(x))
         return self.data._score_at(x, self.sde.alpha(t), self.sde.sigma(t), self._classes(x))
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
@@ -343,7 +346,7 @@ class ExactScore:
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """log p_t(x), whose gradient this is, in nats, (B,)."""
-        return self.data.log_prob(x, self.sde, torch.as_tensor(t), self._classes(x))
+        return self.data.log_prob(x, self.sde, t, self._classes(x))
 
 
 class Gaussian(GaussianMixture):
@@ -383,7 +386,7 @@ class Gaussian(GaussianMixture):
 
     def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The solution at time s of the probability-flow ODE that is at x at time t; like x."""
-        s, t = (torch.as_tensor(u).to(_work_dtype(x)) for u in (s, t))
+        s, t = (as_time(u).to(_work_dtype(x)) for u in (s, t))
         offset, variance, _, axes = self._components_at(x, sde.alpha(t), sde.sigma(t))
         zero = torch.zeros_like(x)
         _, new_variance, _, _ = self._components_at(zero, sde.alpha(s), sde.sigma(s))

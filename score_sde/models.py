@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from score_sde.processes.expand import expand
+from score_sde.processes.expand import as_time, expand
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS, Row
 from score_sde.scores import Rows, ScoreError, nothing_like
@@ -189,17 +189,27 @@ class ScoreModel(nn.Module):
 
     def _outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """All channels of the network at (x, t), in the dtype of x."""
-        t = torch.as_tensor(t)
+        t, dtype = as_time(t), self.dtype
         noise_label = self.time_scale * self._time(t) + self.time_shift
-        noise_label = noise_label.to(torch.float32).to(x.device).expand(x.shape[0])
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        noise_label = noise_label.to(wide).to(x.device).expand(x.shape[0])
+        told = {**self._bound(x), **condition}
+        numbers = (n for n, v in told.items() if isinstance(v, Tensor) and v.is_floating_point())
+        told |= {name: told[name].to(dtype) for name in numbers}
         inputs = 2 * x - 1 if self.center_input else x
         if self.scale_input:
             variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
             inputs = inputs * expand(variance.rsqrt(), x)
         low = PRECISIONS[self.precision] != torch.float32
         with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
-            out = self.net(inputs.to(torch.float32), noise_label, **{**self._bound(x), **condition})
+            out = self.net(inputs.to(dtype), noise_label, **told)
         return out.to(x.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in: the dtype of its parameters."""
+        parameters = (p.dtype for p in self.net.parameters() if p.is_floating_point())
+        return next(parameters, torch.float32)
 
     def _time(self, t: Tensor) -> Tensor:
         if self.time_input == "time":
@@ -215,9 +225,10 @@ class ScoreModel(nn.Module):
 
     def split(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The predicted (x_0, eps) behind x, each like x, from one evaluation of the network."""
-        return self._split(x, torch.as_tensor(t), self.output(x, t, **condition))
+        return self._split(x, t, self.output(x, t, **condition))
 
     def _split(self, x: Tensor, t: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        t = as_time(t)
         a, b = self.row(t)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         determinant = alpha * b - a * sigma
@@ -237,12 +248,12 @@ class ScoreModel(nn.Module):
                 "variance=posterior or transition."
             )
         eps, v = self._outputs(x, t, **condition).chunk(2, dim=1)
-        return self._split(x, torch.as_tensor(t), eps)[1], (v + 1) / 2
+        return self._split(x, t, eps)[1], (v + 1) / 2
 
     def score_and_v(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The score and v of ``learned_variance``, each like x, from one evaluation."""
         eps, v = self.eps_and_v(x, t, **condition)
-        return -eps / expand(self.sde.sigma(torch.as_tensor(t)), x), v
+        return -eps / expand(self.sde.sigma(t), x), v
 
     def denoise(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The predicted E[x_0 | x_t = x], like x."""
@@ -250,4 +261,4 @@ class ScoreModel(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The score at x (B, ...) and t () or (B,), like x."""
-        return -self.eps(x, t, **condition) / expand(self.sde.sigma(torch.as_tensor(t)), x)
+        return -self.eps(x, t, **condition) / expand(self.sde.sigma(t), x)

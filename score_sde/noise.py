@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, whole_seeds
 from score_sde.processes.sdes import SDE
 
 # Numbers drawn per generator call, at first and later: small states would otherwise pay for the
@@ -38,6 +38,26 @@ class NoiseSource(Protocol):
         """
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """A CPU generator that depends on all 64 bits of a seed.
+
+    torch seeds its Mersenne Twister with the lower 32 bits alone. Where there are higher ones, its
+    state is filled by SplitMix64 instead (Steele, Lea and Flood 2014); other seeds are torch's.
+    """
+    made = torch.Generator().manual_seed(seed)
+    if seed >> 32:
+        with np.errstate(over="ignore"):
+            z = np.uint64(seed) + np.arange(1, 313, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z ^= z >> np.uint64(31)
+        state = made.get_state()
+        words = torch.from_numpy(z.view(np.uint32).astype(np.int64))
+        state.view(torch.int64)[3:627] = words  # after the seed and the place in the state
+        made.set_state(state)
+    return made
+
+
 class SeededNoise:
     """A stream of standard normal states (B, *shape), one generator a sample.
 
@@ -52,7 +72,7 @@ class SeededNoise:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self._seeds = [int(seed) for seed in seeds]
+        self._seeds = whole_seeds(seeds)
         self._generators: list[torch.Generator] = []  # made when they are needed
         self._alone: list[torch.Generator] = []  # for draws that not all samples make
         self._shape, self._dtype, self._device = tuple(shape), dtype, device
@@ -63,10 +83,11 @@ class SeededNoise:
 
     def _fill(self) -> None:
         if not self._generators:
-            self._generators = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+            self._generators = [generator_of(seed) for seed in self._seeds]
         count = self._chunks.pop(0) if len(self._chunks) > 1 else self._chunks[0]
         size = (count, *self._shape)
-        drawn = torch.stack([torch.randn(size, generator=g) for g in self._generators], 1)
+        each = [torch.randn(size, generator=g, dtype=torch.float32) for g in self._generators]
+        drawn = torch.stack(each, 1)
         self._buffer = drawn.to(self._dtype).to(self._device)
         self._next = 0
 
@@ -76,9 +97,9 @@ class SeededNoise:
         """The next standard normal state (B, *shape), or (n, *shape) for n of the samples."""
         if which is not None:
             if not self._alone:
-                other = (seed ^ 0x5DEECE66D for seed in self._seeds)
-                self._alone = [torch.Generator().manual_seed(seed) for seed in other]
-            drawn = [torch.randn(self._shape, generator=self._alone[i]) for i in which.tolist()]
+                self._alone = [generator_of(seed ^ 0xDEECE66D) for seed in self._seeds]
+            mine = (self._alone[i] for i in which.tolist())
+            drawn = [torch.randn(self._shape, generator=g, dtype=torch.float32) for g in mine]
             return torch.stack(drawn).to(self._dtype).to(self._device)
         if self._next == len(self._buffer):
             self._fill()
@@ -107,7 +128,7 @@ class BrownianNoise:
     ):
         if sde is None:
             raise UserError("Brownian noise needs the process whose log-SNR is its clock.")
-        self._seeds, self._shape = [int(seed) for seed in seeds], tuple(shape)
+        self._seeds, self._shape = whole_seeds(seeds), tuple(shape)
         self._dtype, self._device, self._sde = dtype, device, sde
         self._extra = SeededNoise(seeds, shape, dtype, device)
         ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
@@ -123,13 +144,9 @@ class BrownianNoise:
 
     def _normal(self, point: int) -> np.ndarray:
         """Standard normal numbers (B, *shape) that belong to a point of the tree."""
-        draws = [
-            np.random.Generator(np.random.Philox(key=[seed % 2**63, point])).standard_normal(
-                self._shape, dtype=np.float64
-            )
-            for seed in self._seeds
-        ]
-        return np.stack(draws)
+        keys = (np.array([seed, point], np.uint64) for seed in self._seeds)
+        streams = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
+        return np.stack([stream.standard_normal(self._shape) for stream in streams])
 
     def _path(self, point: int) -> np.ndarray:
         """W at a point (B, *shape), the variance of the whole path being 1."""

@@ -32,7 +32,7 @@ class MLP(nn.Module):
             raise ValueError(
                 f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}."
             )
-        embedding = self.embedding(noise_label)
+        embedding = self.embedding(noise_label).to(self.last.weight.dtype)
         h = self.first(x)
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             scale, shift = modulation(embedding).chunk(2, dim=1)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.processes.expand import expand
+from score_sde.checks import UserError
+from score_sde.processes.expand import as_state, expand, like_state
 
 
 def linear_betas(n: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
@@ -34,16 +35,16 @@ class Chain:
     """DDPM's Markov chain q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I), i = 1..n.
 
     ``betas[i - 1]`` is beta_i and ``alpha_bars[i - 1]`` is prod_{j <= i} (1 - beta_j), float64.
-    Methods take steps i as an integer tensor () or (B,) with values 1..n (2006.11239, section 2).
+    Methods take steps i, 1..n, as a number or integers (B,) (2006.11239, section 2).
     """
 
     betas: Tensor
 
     def __post_init__(self) -> None:
         if self.betas.ndim != 1 or len(self.betas) == 0:
-            raise ValueError(f"betas must have shape (n,), n >= 1; got {tuple(self.betas.shape)}.")
+            raise UserError(f"betas must have shape (n,), n >= 1; got {tuple(self.betas.shape)}.")
         if not bool(((self.betas > 0) & (self.betas < 1)).all()):
-            raise ValueError(
+            raise UserError(
                 f"every beta_i must lie between 0 and 1; got {float(self.betas.min()):.4g} to "
                 f"{float(self.betas.max()):.4g}. Take more steps or a smaller beta_max."
             )
@@ -56,22 +57,28 @@ class Chain:
         """alpha_bar_1 .. alpha_bar_n, float64 (n,)."""
         return torch.exp(torch.cumsum(torch.log1p(-self.betas), 0))
 
-    def _at(self, table: Tensor, i: Tensor) -> Tensor:
-        if bool((i < 1).any()) or bool((i > len(self)).any()):
-            raise ValueError(f"chain steps run from 1 to {len(self)}; got {i.tolist()}.")
+    def _at(self, table: Tensor, i: Tensor | int) -> Tensor:
+        i = torch.as_tensor(i)
+        whole = not (i.is_floating_point() or i.dtype == torch.bool)
+        if not whole or bool((i < 1).any()) or bool((i > len(self)).any()):
+            raise UserError(
+                f"chain steps are whole numbers from 1 to {len(self)}; got {i.tolist()}."
+            )
         return table.to(i.device)[i - 1]
 
-    def marginal(self, x0: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+    def marginal(self, x0: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(x_i | x_0) (2006.11239, eq. 4)."""
         alpha_bar = self._at(self.alpha_bars, i)
-        return expand(alpha_bar.sqrt(), x0) * x0, expand((1 - alpha_bar).sqrt(), x0)
+        x = as_state(x0)
+        return like_state(expand(alpha_bar.sqrt(), x) * x, x0), expand((1 - alpha_bar).sqrt(), x)
 
-    def posterior(self, x0: Tensor, x: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, x0: Tensor, x: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean mu~ (like x) and variance beta~ of q(x_{i-1} | x_i = x, x_0) (eq. 6 and 7)."""
         before = torch.cat([torch.ones_like(self.alpha_bars[:1]), self.alpha_bars[:-1]])
         beta, alpha_bar = self._at(self.betas, i), self._at(self.alpha_bars, i)
         alpha_bar_before = self._at(before, i)
         from_x0 = alpha_bar_before.sqrt() * beta / (1 - alpha_bar)
         from_x = (1 - beta).sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar)
-        mean = expand(from_x0, x) * x0 + expand(from_x, x) * x
-        return mean, expand(beta * (1 - alpha_bar_before) / (1 - alpha_bar), x)
+        x0, wide = as_state(x0), as_state(x)
+        mean = expand(from_x0, wide) * x0 + expand(from_x, wide) * wide
+        return like_state(mean, x), expand(beta * (1 - alpha_bar_before) / (1 - alpha_bar), wide)

@@ -6,6 +6,27 @@ import torch
 from torch import Tensor
 
 
+def as_time(t: Tensor | float) -> Tensor:
+    """A time () or (B,) that coefficients can be computed of: numbers, integers and half precision
+    in float64, for which coefficients in their own precision would be cut off; others as they are.
+    """
+    if not isinstance(t, Tensor):
+        return torch.as_tensor(t, dtype=torch.float64)
+    if t.dtype in (torch.float32, torch.float64):
+        return t
+    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+
+
+def as_state(x: Tensor) -> Tensor:
+    """A state to compute with: integers and half precision in float32, others as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) or x.is_complex() else x.float()
+
+
+def like_state(value: Tensor, x: Tensor) -> Tensor:
+    """A computed state in the dtype of x; what was computed of integers stays float32."""
+    return value.to(x.dtype) if x.is_floating_point() else value
+
+
 def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
     """A coefficient of shape () or (B,), ready to multiply a state x of shape (B, ...).
 

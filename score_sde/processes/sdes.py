@@ -26,22 +26,25 @@ A new process is a frozen dataclass with `alpha` and `sigma`:
         def alpha(self, t): return torch.cos(t * math.pi / 2)
         def sigma(self, t): return torch.sin(t * math.pi / 2)
 
-Coefficients are computed in the precision of ``t``; `expand` casts them to that of the state.
+Coefficients are computed in the precision of ``t``, those of numbers, integers and half precision
+in float64; `expand` casts them to that of the state.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.processes.chain import BETA_TABLES, Chain, linear_betas
-from score_sde.processes.expand import expand
+from score_sde.processes.expand import as_state, as_time, expand, like_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +52,23 @@ class SDE(abc.ABC):
     """A process p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I) for 0 <= t <= t_max.
 
     ``t_min`` is where sampling stops and likelihood starts: the score of real data grows without
-    bound as t -> 0. All methods take t of shape () or (B,) and states of shape (B, ...).
+    bound as t -> 0. All methods take t of shape () or (B,), a number too, and states (B, ...).
+    Raises UserError for times at which the process has no signal or no finite noise.
     """
 
     t_min: float = 1e-3
     t_max: float = 1.0
     natural_grid: ClassVar[str] = "uniform"  # the time grid that suits Euler-like methods
 
+    def __init_subclass__(cls) -> None:
+        """What a process defines of time takes numbers and any dtype of tensors, see `as_time`."""
+        super().__init_subclass__()
+        for name in ("alpha", "sigma", "derivatives", "diffusion", "log_snr"):
+            if name in cls.__dict__:
+                setattr(cls, name, _of_time(cls.__dict__[name]))
+
     def __post_init__(self) -> None:
-        if not 0 < self.t_min < self.t_max:
-            raise ValueError(
-                f"sde.t_min ({self.t_min}) must be above 0 and below sde.t_max ({self.t_max})."
-            )
+        check_ends(self)
 
     @abc.abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -72,6 +80,7 @@ class SDE(abc.ABC):
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha'(t), sigma'(t)), by forward-mode differentiation unless a process knows better."""
+        t = as_time(t)
         # A jvp at a 0-d float32 t can return a float64 tangent, hence the cast.
         dalpha = torch.func.jvp(self.alpha, (t,), (torch.ones_like(t),))[1].to(t.dtype)
         dsigma = torch.func.jvp(self.sigma, (t,), (torch.ones_like(t),))[1].to(t.dtype)
@@ -94,7 +103,9 @@ class SDE(abc.ABC):
 
     def marginal(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (like x0) and standard deviation (broadcastable) of p(x_t | x_0)."""
-        return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
+        check_time(self, t)
+        x = as_state(x0)
+        return like_state(expand(self.alpha(t), x) * x, x0), expand(self.sigma(t), x)
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of p(x_t | x_s) = N(a x_s, b^2 I) for s < t, like t."""
@@ -108,12 +119,14 @@ class SDE(abc.ABC):
         a, b = self.transition(s, t)
         noise_ratio = (self.sigma(s) / self.sigma(t)) ** 2
         from_x0 = self.alpha(s) * (b / self.sigma(t)) ** 2
-        mean = expand(a * noise_ratio, x) * x + expand(from_x0, x) * x0
-        return mean, expand(b * noise_ratio.sqrt(), x)
+        x0, wide = as_state(x0), as_state(x)
+        mean = expand(a * noise_ratio, wide) * wide + expand(from_x0, wide) * x0
+        return like_state(mean, x), expand(b * noise_ratio.sqrt(), wide)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """f(t) x with f = alpha'/alpha, like x."""
-        return expand(self.derivatives(t)[0] / self.alpha(t), x) * x
+        wide = as_state(x)
+        return like_state(expand(self.derivatives(t)[0] / self.alpha(t), wide) * wide, x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t) = sqrt(2 sigma (sigma' - sigma alpha'/alpha)), like t."""
@@ -146,12 +159,69 @@ class SDE(abc.ABC):
         self, x: Tensor, t: Tensor, score: Callable[[Tensor, Tensor], Tensor] | Tensor
     ) -> Tensor:
         """Tweedie's E[x_0 | x] = (x + sigma^2 score) / alpha; score is a function or its value."""
-        value = score(x, t) if callable(score) else score
-        return (x + expand(self.sigma(t) ** 2, x) * value) / expand(self.alpha(t), x)
+        value = score(x, as_time(t)) if callable(score) else score
+        wide = as_state(x)
+        x0 = (wide + expand(self.sigma(t) ** 2, wide) * value) / expand(self.alpha(t), wide)
+        return like_state(x0, x)
 
     def reverse(self, score: Callable[[Tensor, Tensor], Tensor], eta: float = 1.0) -> ReverseSDE:
         """The process run backwards; eta = 1 is the reverse SDE, eta = 0 the probability flow."""
         return ReverseSDE(self, score, eta)
+
+
+def _of_time(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of t that takes a number, and tensors of any dtype."""
+
+    @functools.wraps(method)
+    def of_time(self: SDE, t: Tensor | float) -> Any:
+        return method(self, as_time(t))
+
+    return of_time
+
+
+def check_ends(sde: SDE) -> None:
+    """Raises UserError unless the process has signal and finite noise from t_min to t_max."""
+    if not 0 < sde.t_min < sde.t_max < math.inf:
+        raise UserError(
+            f"sde.t_min ({sde.t_min}) must be above 0 and below sde.t_max ({sde.t_max})."
+        )
+    if _is_usable(sde, sde.t_max):
+        return
+    low, high = sde.t_min, sde.t_max
+    if not _is_usable(sde, low):
+        raise UserError(f"{sde} has no finite alpha > 0 and sigma > 0 at sde.t_min ({low}).")
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _is_usable(sde, middle, 1e3) else (low, middle)
+    raise UserError(
+        f"{sde} cannot end at sde.t_max ({sde.t_max}): alpha, by which x_0 is read off x_t, is 0 "
+        f"or almost so there, or sigma is not finite. Usable is sde.t_max={low - low % 1e-4:.4f}."
+    )
+
+
+def _is_usable(sde: SDE, t: float, rate: float = 1.01e4) -> bool:
+    """Whether alpha and sigma are finite at t, and t alpha'/alpha of the drift at most ``rate``."""
+    time = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = float(sde.alpha(time)), float(sde.sigma(time))
+    if not (1e-30 < alpha < 1e15 and 0 < sigma < 1e15):
+        return False
+    return abs(float(sde.derivatives(time)[0])) / alpha * t <= rate
+
+
+def check_time(sde: SDE, t: Tensor | float) -> None:
+    """Raises UserError for times outside 0 <= t <= t_max, where to look costs no waiting."""
+    if isinstance(t, Tensor) and (t.device.type != "cpu" or torch.compiler.is_compiling()):
+        return
+    try:
+        low, high = (t.min(), t.max()) if isinstance(t, Tensor) else (t, t)
+        fits = bool(low >= 0) and bool(high <= sde.t_max * (1 + 1e-4))
+    except RuntimeError:  # under a transform of torch.func there are no values to look at
+        return
+    if not fits:
+        raise UserError(
+            f"times must lie between 0 and sde.t_max ({sde.t_max}); got {float(low):g} to "
+            f"{float(high):g}. Step i of a chain of n is t = i t_max/n."
+        )
 
 
 @dataclass(frozen=True)
@@ -164,8 +234,9 @@ class ReverseSDE:
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The bracket above, like x. Steps run backwards: x_s = x_t - drift (t - s) + ..."""
+        t, wide = as_time(t), as_state(x)
         weight = 0.5 * (1 + self.eta**2) * self.sde.diffusion(t) ** 2
-        return self.sde.drift(x, t) - expand(weight, x) * self.score(x, t)
+        return like_state(self.sde.drift(wide, t) - expand(weight, wide) * self.score(x, t), x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """eta g(t), like t."""
@@ -180,12 +251,12 @@ class LinearBeta(SDE):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.beta_min <= self.beta_max or self.beta_max == 0:
-            raise ValueError(
+            raise UserError(
                 f"sde.beta_min ({self.beta_min}) must be at least 0 and at most "
                 f"sde.beta_max ({self.beta_max}), which must be positive."
             )
+        super().__post_init__()
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate beta(t), like t."""
@@ -222,6 +293,9 @@ class VPSDE(LinearBeta):
         alpha = self.alpha(t)
         return -0.5 * self.beta(t) * alpha, 0.5 * self.beta(t) * alpha**2 / self.sigma(t)
 
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.beta(t).sqrt()
+
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return self.time_of_beta_integral(torch.nn.functional.softplus(-log_snr, threshold=50))
 
@@ -254,12 +328,12 @@ class VESDE(SDE):
     t_min: float = field(default=1e-5, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
+            raise UserError(
                 f"sde.sigma_min ({self.sigma_min}) must be positive and "
                 f"below sde.sigma_max ({self.sigma_max})."
             )
+        super().__post_init__()
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -304,6 +378,10 @@ class CosineSDE(SDE):
         quarter = 0.5 * math.pi / (1 + self.offset)
         dalpha = -quarter * torch.sin(u) / math.cos(u0)
         return dalpha, -self.alpha(t) * dalpha / self.sigma(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        u, _ = self._angles(t)  # g^2 = -2 alpha'/alpha where alpha^2 + sigma^2 = 1
+        return torch.sqrt(math.pi / (1 + self.offset) * torch.tan(u))
 
     def prior_std(self) -> float:
         return 1.0
@@ -364,18 +442,18 @@ class TableSDE(SDE):
     _log_alpha_bars: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if isinstance(self.table, str):
             if self.table not in BETA_TABLES:
-                raise ValueError(f"sde.table {self.table!r}: choose from {list(BETA_TABLES)}.")
+                raise UserError(f"sde.table {self.table!r}: choose from {list(BETA_TABLES)}.")
             if self.steps < 1:
-                raise ValueError(f"sde.steps must be at least 1 (got {self.steps}).")
+                raise UserError(f"sde.steps must be at least 1 (got {self.steps}).")
             betas = BETA_TABLES[self.table](self.steps)
         else:
             betas = torch.as_tensor(self.table, dtype=torch.float64)
         object.__setattr__(self, "chain", Chain(betas))  # frozen, but this follows from its fields
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), self.chain.alpha_bars.log()])
         object.__setattr__(self, "_log_alpha_bars", knots)
+        super().__post_init__()
 
     def _interpolate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log alpha_bar(t) and its slope, like t."""
@@ -395,6 +473,9 @@ class TableSDE(SDE):
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         slope, alpha = self._interpolate(t)[1], self.alpha(t)
         return 0.5 * slope * alpha, -0.5 * slope * alpha**2 / self.sigma(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-self._interpolate(t)[1])
 
     def prior_std(self) -> float:
         return 1.0
