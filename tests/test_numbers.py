@@ -20,7 +20,7 @@ from score_sde import (
     sample,
 )
 from score_sde.checks import UserError
-from score_sde.nets import MLP
+from score_sde.nets import MLP, Transformer, UNet
 from score_sde.noise import BrownianNoise, SeededNoise, fresh_seeds, generator_of
 
 F64 = torch.float64
@@ -165,10 +165,11 @@ def test_times_outside_of_a_process_are_named(t):
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v", "F", "score"])
-@pytest.mark.parametrize("dtype", [F64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16, torch.float16], ids=str)
 def test_a_model_computes_in_the_dtype_of_its_network(target, dtype):
     torch.manual_seed(0)
-    model = ScoreModel(MLP(dim=2, width=16), VPSDE(), target)
+    model = ScoreModel(MLP(dim=2, width=16), VPSDE(), target).requires_grad_(False)
+    torch.nn.init.normal_(model.net.last.weight)
     x, t = torch.randn(5, 2), torch.linspace(0.2, 0.9, 5)
     expected = model(x, t)
     model = model.to(dtype)
@@ -179,6 +180,16 @@ def test_a_model_computes_in_the_dtype_of_its_network(target, dtype):
             assert value.dtype == state.dtype and bool(torch.isfinite(value).all())
     size = {F64: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.02}[dtype]
     assert float((model(x, t) - expected).norm() / expected.norm()) < size
+
+
+@pytest.mark.parametrize("make", [UNet, Transformer])
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
+def test_networks_of_images_run_in_any_dtype(make, dtype):
+    options = {"multipliers": (1, 2)} if make is UNet else {"depth": 1}
+    net = make(channels=1, size=(8, 8), width=64, **options)
+    model = ScoreModel(net, VPSDE()).requires_grad_(False).to(dtype)
+    value = model(torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.7]))
+    assert value.dtype == torch.float32 and bool(torch.isfinite(value).all())
 
 
 def test_with_float64_as_the_default_dtype_everything_runs():

@@ -32,7 +32,8 @@ class MLP(nn.Module):
             raise ValueError(
                 f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}."
             )
-        embedding = self.embedding(noise_label).to(self.last.weight.dtype)
+        features = self.embedding[0](noise_label).to(self.last.weight.dtype)
+        embedding = self.embedding[1:](features)
         h = self.first(x)
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             scale, shift = modulation(embedding).chunk(2, dim=1)
