@@ -185,7 +185,7 @@ def test_a_model_computes_in_the_dtype_of_its_network(target, dtype):
 @pytest.mark.parametrize("make", [UNet, Transformer])
 @pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
 def test_networks_of_images_run_in_any_dtype(make, dtype):
-    options = {"multipliers": (1, 2)} if make is UNet else {"depth": 1}
+    options = {"multipliers": (1, 2), "attention": ()} if make is UNet else {"depth": 1, "heads": 2}
     net = make(channels=1, size=(8, 8), width=64, **options)
     model = ScoreModel(net, VPSDE()).requires_grad_(False).to(dtype)
     value = model(torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.7]))
