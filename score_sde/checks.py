@@ -158,6 +158,9 @@ def _own(module: str, attribute: str, what: str, kind: type | None) -> Any:
 
 def whole_seeds(seeds: Iterable[Any]) -> list[int]:
     """Seeds as integers from 0 to 2^64 - 1; UserError for anything else."""
+    require(
+        isinstance(seeds, Iterable), f"seeds are one whole number a sample (got {_shown(seeds)})."
+    )
     found = []
     for seed in seeds:
         try:

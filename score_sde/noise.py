@@ -9,7 +9,6 @@ increments of one Brownian path a sample, so that runs of different steps share 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -226,12 +225,7 @@ def check_seeds(seeds: Sequence[int] | None, n: int) -> list[int]:
     """One integer a sample, or fresh ones for None; ValueError unless they are n integers."""
     if seeds is None:
         return fresh_seeds(n)
-    try:
-        found = [operator.index(seed) for seed in seeds]
-    except TypeError as error:
-        raise UserError(
-            f"seeds are one integer a sample, seeds=range({n}) for instance; got {seeds!r}."
-        ) from error
+    found = whole_seeds(seeds)
     if len(found) != n:
         raise UserError(f"{n} samples need {n} seeds; got {len(found)}.")
     return found
