@@ -25,6 +25,7 @@ import torch
 from score_sde.checks import UserError, did_you_mean, trusting
 from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Config, Flag, UsageError, available_configs, parse
+from score_sde.restoration import METHODS
 from score_sde.runs import evaluate, exchange, latents, likelihood, sample, train, verify
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
@@ -158,8 +159,12 @@ MODES: dict[str, Mode] = {
         exchange.export_run,
     ),
     "verify": Mode(
-        "measure a sampler on data whose score is known",
-        (CONFIG, SAMPLER, STEPS, GRID, OPTION, OUT),
+        "measure a sampler on data whose score is known, or a --restoration on exact posteriors",
+        (
+            CONFIG, SAMPLER, STEPS, GRID, OPTION, OUT, NFE,
+            Flag("restoration", str, f"a method of restore: {', '.join(METHODS)}, or a path"),
+            Flag("calibrate", int, "measurements to draw for the calibration of --restoration"),
+        ),
         verify.verify_to_files,
     ),
 }  # fmt: skip

@@ -200,6 +200,11 @@ class GaussianMixture:
         pull = -responsibility[..., None] * offset / variance
         return torch.einsum("bke,kde->bd", pull, axes).reshape(x.shape).to(x.dtype)
 
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """The probability that x_0 = x is of each component, (B, K)."""
+        one, zero = torch.tensor(1.0), torch.tensor(0.0)
+        return self._components_at(x, one, zero)[2].softmax(-1)
+
     def log_prob(
         self,
         x: Tensor,
@@ -264,6 +269,12 @@ class GaussianMixture:
         log_weights, means, covariances = self._measured(A, noise, y)
         weights = log_weights.softmax(0).clamp_min(1e-300)
         return GaussianMixture(weights, means.reshape(-1, *self.shape), covariances)
+
+    def weights_given(
+        self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
+    ) -> Tensor:
+        """The weights of the components given y, (K,), see `measured`."""
+        return self._measured(A, noise, y)[0].softmax(0)
 
     def log_evidence(
         self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, take
 
@@ -82,7 +83,7 @@ class Denoiser:
             inputs.append(at)
         self.rows += n
         if not all(out.requires_grad for out in outputs):
-            raise ValueError(
+            raise UserError(
                 "the score has no gradient with respect to x, which this method needs; use "
                 "method='reference' or 'particles', or a score that is differentiable."
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.noise import SeededNoise
 from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import Denoiser
@@ -72,7 +73,7 @@ def run_kernel(
     """
     kernel = kernel or method.kernel
     if kernel not in KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}; choose from {', '.join(KERNELS)}.")
+        raise UserError(f"unknown kernel {kernel!r}; choose from {', '.join(KERNELS)}.")
     low, high = denoiser.range
     largest = float(system.lam.max().sqrt())
     high = starting_level(largest, high)

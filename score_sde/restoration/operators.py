@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 Shape = tuple[int, ...]
 DENSE = 4096
 """Entries of a state up to which an operator may be written as a matrix."""
@@ -62,10 +64,10 @@ class Operator:
         return tuple(self.forward(torch.zeros(1, *shape)).shape[1:])
 
     def matrix(self, shape: Shape) -> Tensor:
-        """A as a matrix (m, D) of float64; ValueError beyond `DENSE` entries."""
+        """A as a matrix (m, D) of float64; UserError beyond `DENSE` entries."""
         size = math.prod(shape)
         if size > DENSE:
-            raise ValueError(
+            raise UserError(
                 f"states of {size} entries are too many for a matrix (at most {DENSE})."
             )
         unit = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
@@ -91,7 +93,7 @@ class Mask(Operator):
 
     def _places(self, shape: Shape) -> Tensor:
         if self.mask.shape != shape[len(shape) - self.mask.ndim :]:
-            raise ValueError(
+            raise UserError(
                 f"the mask has shape {tuple(self.mask.shape)}, states have {tuple(shape)}; the "
                 "mask must be like a state or like its last axes."
             )
@@ -120,7 +122,7 @@ class Grey(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
-            raise ValueError(f"{len(self.weights)} weights do not fit {x.shape[1]} channels.")
+            raise UserError(f"{len(self.weights)} weights do not fit {x.shape[1]} channels.")
         return torch.einsum("c,bc...->b...", self.weights.to(x), x)[:, None]
 
     def adjoint(self, u: Tensor, shape: Shape) -> Tensor:
@@ -138,7 +140,7 @@ class Pool(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ValueError(
+            raise UserError(
                 f"blocks of {self.factor} x {self.factor} do not divide states of shape "
                 f"{tuple(x.shape[1:])}; choose a factor that divides height and width."
             )
@@ -187,9 +189,9 @@ class Blur(Operator):
     def __init__(self, kernel: Tensor, padding: str = "periodic"):
         self.kernel = torch.as_tensor(kernel, dtype=torch.float64)
         if self.kernel.ndim != 2 or not all(n % 2 for n in self.kernel.shape):
-            raise ValueError(f"kernel must be (k, k), k odd; got {tuple(self.kernel.shape)}.")
+            raise UserError(f"kernel must be (k, k), k odd; got {tuple(self.kernel.shape)}.")
         if padding not in ("periodic", "zeros", "reflect"):
-            raise ValueError(f"padding {padding!r}: choose from periodic, zeros, reflect.")
+            raise UserError(f"padding {padding!r}: choose from periodic, zeros, reflect.")
         self.padding = padding
 
     def transfer(self, shape: Shape) -> Tensor:
@@ -241,7 +243,7 @@ class Fourier(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != tuple(self.mask.shape):
-            raise ValueError(
+            raise UserError(
                 f"the mask of frequencies is {tuple(self.mask.shape)}, states are "
                 f"{tuple(x.shape[-2:])}."
             )
@@ -262,7 +264,7 @@ class Radon(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"Radon takes square pictures (C, H, H); got {tuple(x.shape[1:])}.")
+            raise UserError(f"Radon takes square pictures (C, H, H); got {tuple(x.shape[1:])}.")
         rays = []
         for angle in torch.deg2rad(self.angles).tolist():
             c, s = math.cos(angle), math.sin(angle)
@@ -278,11 +280,11 @@ class Matrix(Operator):
     def __init__(self, M: Tensor):
         self.M = torch.as_tensor(M)
         if self.M.ndim != 2 or not self.M.is_floating_point():
-            raise ValueError(f"M must be (m, D) of floating point; got {tuple(self.M.shape)}.")
+            raise UserError(f"M must be (m, D) of floating point; got {tuple(self.M.shape)}.")
 
     def forward(self, x: Tensor) -> Tensor:
         if math.prod(x.shape[1:]) != self.M.shape[1]:
-            raise ValueError(f"M {tuple(self.M.shape)} does not fit states {tuple(x.shape[1:])}.")
+            raise UserError(f"M {tuple(self.M.shape)} does not fit states {tuple(x.shape[1:])}.")
         return x.flatten(1) @ self.M.to(x).T
 
     def adjoint(self, u: Tensor, shape: Shape) -> Tensor:
@@ -343,17 +345,17 @@ class Compose(Operator):
 
 
 def check_mask(mask: Tensor) -> Tensor:
-    """The mask as bool; ValueError for values that are not 0 and 1, and for one that hides all."""
+    """The mask as bool; UserError for values that are not 0 and 1, and for one that hides all."""
     mask = torch.as_tensor(mask)
     if mask.dtype != torch.bool:
         values = mask.unique()
         if not set(values.tolist()) <= {0, 1}:
             found = f"from {float(values.min()):g} to {float(values.max()):g}"
-            raise ValueError(
+            raise UserError(
                 f"the mask has values {found}; it must be bool, True where the state is seen: "
                 "mask > 0.5, or mask > 127 of an 8-bit picture."
             )
         mask = mask.bool()
     if not bool(mask.any()):
-        raise ValueError("the mask is False everywhere: nothing is seen. True is seen.")
+        raise UserError("the mask is False everywhere: nothing is seen. True is seen.")
     return mask

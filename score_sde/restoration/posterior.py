@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
@@ -58,7 +59,7 @@ class PosteriorScore:
     def _denoise(self, x: Tensor, t: Tensor) -> Tensor:
         measurement = self.system.measurement
         if len(measurement.y) not in (1, len(x)):
-            raise ValueError(f"{len(measurement.y)} measurements do not fit {len(x)} samples.")
+            raise UserError(f"{len(measurement.y)} measurements do not fit {len(x)} samples.")
         alpha, sigma = float(self.sde.alpha(t)), float(self.sde.sigma(t))
         denoiser = Denoiser(self.sde, self.score, tuple(x.shape[1:]), dtype=x.dtype)
         flat = x.flatten(1).to(measurement.y) / alpha
@@ -98,7 +99,7 @@ def posterior_score(
     ``options`` (zeta, iterations, strength, ...) may follow. shape: of one state, where no Gaussian
     tells it.
 
-    Raises ValueError for measurements that do not fit, in a sentence each (`checks`).
+    Raises UserError for measurements that do not fit, in a sentence each (`checks`).
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device)
     return PosteriorScore(sde, score, system, find_mean(method, options, gaussian), options)
@@ -135,16 +136,16 @@ def _largest(system: System) -> float:
 def find_mean(
     name: str, options: dict[str, Any], gaussian: Gaussian | SmoothGaussian | None
 ) -> Method:
-    """The method of this name; ValueError for unknown names and options, or no Gaussian."""
+    """The method of this name; UserError for unknown names and options, or no Gaussian."""
     if name not in MEANS:
-        raise ValueError(
+        raise UserError(
             f"unknown method {name!r} of a posterior score; choose from {', '.join(MEANS)}. "
             "Samplers that are no score (particles, repaint, ddrm, ...) are methods of `restore`."
         )
     method = MEANS[name]
     check_options(name, list(options), options_of(method.mean))
     if gaussian is None and method.source == "here":
-        raise ValueError(
+        raise UserError(
             f"method={name!r} needs gaussian=, the mean and covariance of the data: run.gaussian, "
             "or reference_gaussian(data)."
         )

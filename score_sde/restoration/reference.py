@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.exact import Gaussian
 
 FULL_UP_TO = 4096
@@ -97,13 +98,13 @@ def reference_gaussian(x: Tensor, shrink: float = 0.1) -> Gaussian | SmoothGauss
 
     shrink: the share of the covariance that is replaced by its mean variance in all directions. An
     empirical covariance has directions of almost no variance (the border of pictures, and all that
-    N items do not span), and a posterior would believe them. ValueError for fewer than two items,
+    N items do not span), and a posterior would believe them. UserError for fewer than two items,
     or more entries than `FULL_UP_TO` in states that are not pictures.
     """
     if x.ndim < 2 or len(x) < 2:
-        raise ValueError(f"the data must be (N, *shape), N >= 2; got {tuple(x.shape)}.")
+        raise UserError(f"the data must be (N, *shape), N >= 2; got {tuple(x.shape)}.")
     if not 0 <= shrink <= 1:
-        raise ValueError(f"shrink must be in [0, 1] (got {shrink}).")
+        raise UserError(f"shrink must be in [0, 1] (got {shrink}).")
     shape, size = tuple(x.shape[1:]), math.prod(x.shape[1:])
     mean = x.mean(0, dtype=torch.float64)
     if size <= FULL_UP_TO:
@@ -114,10 +115,10 @@ def reference_gaussian(x: Tensor, shrink: float = 0.1) -> Gaussian | SmoothGauss
         covariance = total / (len(x) - 1)
         level = covariance.diagonal().mean()
         if not level > 0:
-            raise ValueError("the data do not vary: every item is the same.")
+            raise UserError("the data do not vary: every item is the same.")
         return Gaussian(mean, (1 - shrink) * covariance + shrink * level * torch.eye(size))
     if len(shape) != 3:
-        raise ValueError(
+        raise UserError(
             f"states of {size} entries are too many for a full covariance (at most {FULL_UP_TO}), "
             f"and {shape} is no picture (C, H, W); give a Gaussian of your own."
         )

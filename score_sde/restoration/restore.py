@@ -100,7 +100,7 @@ def restore(
     depends on its seeds and y alone. batch_size: rows through the score at once. dtype: of the
     score's states. return_info: a `Restored`.
 
-    The processes of a torchrun divide groups, and each receives all draws. Raises ValueError for
+    The processes of a torchrun divide groups, and each receives all draws. Raises UserError for
     what cannot be restored (`checks`).
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device)

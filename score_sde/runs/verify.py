@@ -8,6 +8,7 @@ from typing import Any
 
 from score_sde import plotting
 from score_sde.build import build_sde
+from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, save_report, verify
 from score_sde.processes.sdes import VPSDE
 
@@ -19,12 +20,25 @@ def verify_to_files(
     grid: str | None = None,
     options: Mapping[str, Any] | None = None,
     out: str | Path = "runs/verify",
-) -> VerifyReport:
+    restoration: str | None = None,
+    nfe: int | None = None,
+    calibrate: int = 0,
+) -> VerifyReport | RestorationReport:
     """`verify` a sampler on the process of a config (VP when None): <out>/<method>.json and .png.
 
-    steps: one number of steps in place of the usual ones. options: of the sampler.
+    steps: one number of steps in place of the usual ones. options: of the sampler. restoration: a
+    method of `restore` to measure against exact posteriors instead, at nfe evaluations a draw (20
+    and 60 when None), and its calibration over ``calibrate`` measurements.
     """
     sde = VPSDE() if config is None else build_sde(config)
+    if restoration is not None:
+        costs = (20, 60) if nfe is None else (nfe,)
+        posterior = verify_restoration(
+            restoration, sde, nfe=costs, calibrate=calibrate, **dict(options or {})
+        )
+        print(posterior)
+        print(f"wrote {posterior.save(Path(out))}")
+        return posterior
     counts: dict[str, Any] = {} if steps is None else {"steps": (steps,)}
     report = verify(sde, method, grid=grid, **counts, **dict(options or {}))
     print(report)
