@@ -36,7 +36,7 @@ def test_exact_draws_are_at_the_floor_and_calibrated_and_the_prior_is_not():
 
 
 def test_particles_are_near_the_posterior_of_every_kind_of_problem():
-    report = verify_restoration("particles", nfe=(20,), n=256, seeds=(0,))
+    report = verify_restoration("particles", nfe=(20,), n=128, seeds=(0,))
     assert report.mean("sw2_x", 20) < 2 and report.mean("wsw2_x", 20) < 1.8
     assert report.mean("modes", 20) < 0.1
     assert "project" in str(report)
@@ -51,6 +51,7 @@ def test_problems_have_more_than_one_mode_left():
 
 def test_the_command(tmp_path, capsys):
     words = ["main.py", "--mode", "verify", "--restoration", "reference", "--nfe", "4"]
+    words += ["--option", "n=64"]
     assert main([*words, "--out", str(tmp_path)]) == 0
     assert "reference on VPSDE" in capsys.readouterr().out
     assert (tmp_path / "restoration_reference.json").is_file()
