@@ -39,13 +39,13 @@ def frechet(
     reference_features: (N, d), where they are at hand: the bias of a finite reference is then
     corrected too. Otherwise the reference is taken to be exact.
     """
-    value = moments.frechet(Moments.of(x), reference)
-    without = [moments.frechet(part, reference) for part in _leave_one_out(x, block)]
+    mine = Moments.of(x)
+    value = moments.frechet(mine, reference)
+    without = moments.frechet_of_parts(_leave_one_out(x, block), mine, reference)
     corrected = value - bias(value, without)
     if reference_features is not None:
-        mine = Moments.of(x)
         other = _leave_one_out(reference_features, block_of(len(reference_features), 10))
-        corrected -= bias(value, [moments.frechet(mine, part) for part in other])
+        corrected -= bias(value, moments.frechet_of_parts(other, reference, mine))
     return Estimate(value, tuple(without), corrected)
 
 

@@ -26,6 +26,9 @@ from score_sde import distributed
 from score_sde.checks import lookup
 from score_sde.data.spec import DataError
 from score_sde.evaluation.classifier import FashionFeatures
+from score_sde.evaluation.inception import InceptionFeatures
+from score_sde.evaluation.lite0 import Lite0Features
+from score_sde.evaluation.transformers import CLIPFeatures, DINOv2Features
 
 Features: TypeAlias = Callable[[Tensor], Tensor]
 BATCH = 100
@@ -57,6 +60,10 @@ class Vectors:
 
 FEATURES: dict[str, type] = {
     "fashion": FashionFeatures,
+    "lite0": Lite0Features,
+    "inception": InceptionFeatures,
+    "dinov2": DINOv2Features,
+    "clip": CLIPFeatures,
     "pixels": Pixels,
     "none": Vectors,
 }

@@ -116,7 +116,8 @@ def compare(
     few: bool = False,
 ) -> dict[str, Measure]:
     """The measures of features that have been extracted, by name."""
-    known = OF_IMAGES if mine.images else OF_VECTORS
+    known: tuple[str, ...] = OF_IMAGES if mine.images else OF_VECTORS
+    known += ("cmmd",) if str(mine.facts["extractor"]).startswith("clip") else ()
     wanted = known if measures is None else tuple(measures)
     for measure in wanted:
         if measure not in {*OF_IMAGES, *OF_VECTORS, "cmmd"}:
