@@ -9,6 +9,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from score_sde import sample  # noqa: E402
+from score_sde.conditioning.guidance import guide  # noqa: E402
 from score_sde.convert import ConversionError, live, schedulers  # noqa: E402
 from score_sde.convert.live import load_diffusers  # noqa: E402
 from score_sde.nets.codec import Codec  # noqa: E402
@@ -98,6 +99,31 @@ def test_ddim_of_stable_diffusion_and_its_words(words, predicts, clean):
     assert gap(parts, want) < 1e-5
     pixels = run.sample(2, prompt="a b", seeds=[1, 2], method="ddim", steps=2)
     assert pixels.shape == (2, 3, 16, 16) and pixels.isfinite().all()
+
+
+def test_classifier_free_guidance_is_one_doubled_batch(words):
+    pipe = stable_diffusion(words, diffusers.DDIMScheduler(**SD, set_alpha_to_one=False))
+    run, x = load_diffusers(pipe), torch.randn(2, 4, 8, 8)
+    told, null = run.condition(["a b", "c"], 2), run.nothing(2)
+    sizes = []
+    hook = pipe.unet.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
+
+    def guided(x, t):
+        text = torch.cat([null["text"], told["text"]])
+        free, known = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample.chunk(2)
+        return free + 7.5 * (known - free)
+
+    want = theirs(pipe, x, guided)
+    del sizes[:]
+    score = guide(run.score.bind(**told), run.score.bind(**null), 7.5)
+    got = sample(run.sde, score, x_T=x, method="ddim", **run.published(10))
+    hook.remove()
+    assert gap(got, want) < 1e-5 and sizes == [4] * 10
+    seeds = {"seeds": [1, 2], "method": "ddim", "steps": 2, "pixels": False}
+    led = run.sample(2, prompt=["a b", "c"], guidance=7.5, **seeds)
+    assert gap(led, run.sample(2, prompt=["a b", "c"], **seeds)) > 1e-3
+    away = run.sample(2, prompt=["a b", "c"], guidance=7.5, negative_prompt="d", **seeds)
+    assert gap(led, away) > 1e-3
 
 
 def test_euler_and_dpm_solver(words):

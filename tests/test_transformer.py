@@ -10,6 +10,7 @@ from score_sde.convert import diffusers_transformer
 from score_sde.nets import Transformer
 from score_sde.nets.attention import Attention, axial_angles, rotate, sincos_positions
 from score_sde.nets.presets import TRANSFORMERS
+from score_sde.scores import nothing_like
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,6 +65,21 @@ def test_a_new_one_says_nothing_and_padding_is_never_seen():
         got = net(x, label, text=longer, text_mask=hidden)
         want = net(x, label, text=text, text_mask=mask)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_what_training_drops():
+    """Rows of `nothing_like` are no condition at all, beside rows that have one."""
+    for known in ({"classes": 3}, {"text_dim": 6}, {"text_dim": 6, "text": "tokens"}):
+        net = randomised(Transformer(2, (8, 8), width=32, depth=2, heads=2, **known))
+        x, label = torch.randn(3, 2, 8, 8), torch.rand(3) * 999
+        if "classes" in known:
+            told = {"class_labels": torch.tensor([2, -1, 0])}
+        else:
+            told = {"text": torch.randn(3, 4, 6), "text_mask": torch.ones(3, 4, dtype=torch.bool)}
+            told = {k: torch.cat([v[:1], nothing_like(v[1:2]), v[2:]]) for k, v in told.items()}
+        got, free = net(x, label, **told), net(x, label)
+        torch.testing.assert_close(got[1], free[1], rtol=1e-4, atol=1e-4)
+        assert (got[0] - free[0]).abs().max() > 1e-3
 
 
 def test_rotary_scores_depend_on_differences_alone():

@@ -1,7 +1,7 @@
 """Models of the diffusers library as scores: their own network, our process, samplers, guidance.
 
     run = load_diffusers(pipeline)                 # a live pipeline, a folder, or a hub id
-    x = run.sample(4, prompt="a red fox", method="dpmpp_2m", steps=20)
+    x = run.sample(4, prompt="a red fox", guidance=7.5, method="dpmpp_2m", steps=20)
     score = run.score.bind(**run.condition("a red fox", 4))      # a score like any other
 
 The process and the target come from the scheduler's config (`schedulers`), the network stays as
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
+from score_sde.conditioning.guidance import guide
 from score_sde.convert.live_nets import FAMILIES, Condition, LiveNet, codec_of
 from score_sde.convert.live_text import PROMPTS
 from score_sde.convert.parts import ConversionError
@@ -94,18 +95,24 @@ class LiveRun:
         prompt: str | Sequence[str] | None = None,
         class_labels: Tensor | None = None,
         seeds: Sequence[int] | None = None,
+        guidance: float = 1.0,
+        negative_prompt: str = "",
         pixels: bool = True,
         **settings: Any,
     ) -> Tensor:
         """n samples: pixels (n, C, H, W) in [-1, 1], or states where ``pixels`` is False.
 
-        prompt or class_labels: what they show. settings: of `sample`, as method and
+        prompt or class_labels: what they show. guidance: the scale w of `guide`, away from no
+        caption, or from negative_prompt, in one doubled batch. settings: of `sample`, as method and
         steps. A flow's state is float64, for its data's share of the
         state is 1e-6 at the start.
         """
         told: Condition = {} if class_labels is None else {"class_labels": class_labels}
         told |= {} if prompt is None else self.condition(prompt, n)
         score: ScoreFn = self.score.bind(**told)
+        if guidance != 1:
+            other = {} if prompt is None else self.nothing(n, negative_prompt)
+            score = guide(score, self.score.bind(**other), guidance)
         dtype = torch.float64 if self.flow else torch.float32
         z = sample(
             self.sde, score, (n, *self.shape), seeds=seeds, dtype=dtype,

@@ -188,8 +188,9 @@ class Transformer(nn.Module):
         text_mask: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
-        """class_labels: integers (B,); None is any class. text: tokens (B, L, text_dim), with
-        text_mask (B, L) false for padding; None is the null token. pooled: (B, pooled_dim)."""
+        """class_labels: integers (B,); -1 or None is any class. text: tokens (B, L, text_dim), with
+        text_mask (B, L) false for padding; none, or no token left, is the null token.
+        pooled: (B, pooled_dim)."""
         if tuple(x.shape[2:]) != self.size:
             raise UserError(
                 f"this transformer is for images of {self.size}, not {tuple(x.shape[2:])}."
@@ -254,6 +255,11 @@ class Transformer(nn.Module):
             return None, None
         if text is None:
             text, text_mask = self.null_text.expand(len(x), 1, -1), None
+        elif text_mask is not None:  # a text without a token is the null token
+            missing, text_mask = ~text_mask.any(1), text_mask.clone()
+            first = torch.where(missing[:, None], self.null_text.to(text.dtype), text[:, 0])
+            text = torch.cat([first[:, None], text[:, 1:]], 1)
+            text_mask[:, 0] |= missing
         elif text_mask is not None:  # a caption without a token is no caption
             nothing = ~text_mask.bool().any(1, keepdim=True)
             first = torch.zeros_like(text_mask, dtype=torch.bool)

@@ -20,7 +20,9 @@ from score_sde.sampling.grids import make_grid
 from score_sde.sampling.method import Predictor
 from score_sde.sampling.options import settings_of
 
-LEAST_ALPHA = 1e-5  # alpha/sigma at t_max, below which x_0 cannot be read off the score
+# alpha/sigma at t_max, below which x_0 cannot be read off the score: by the digits of the state.
+LEAST_ALPHA = {torch.float64: 1e-10}
+LEAST_ALPHA_ELSE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def make_plan(
     named = isinstance(grid, str)
     count = count_steps(made, steps, nfe, denoise) if named or steps else None
     times = make_grid(sde, grid, count, getattr(made, "data_std", None))
-    check_ends(sde, times)
+    score_dtype = check_dtype(dtype or (torch.float32 if x_T is None else x_T.dtype))
+    check_ends(sde, times, score_dtype)
     if not named and nfe is not None:
         needed = (len(times) - 1) * made.evaluations + denoise
         if needed > nfe:
@@ -122,7 +125,7 @@ def make_plan(
         noise=noise_factory(noise, sde),
         noise_scale=noise_scale,
         batch_size=batch_size or sizes[0],
-        score_dtype=check_dtype(dtype or (torch.float32 if x_T is None else x_T.dtype)),
+        score_dtype=score_dtype,
         device=torch.device(device or ("cpu" if x_T is None else x_T.device)),
     )
 
@@ -161,10 +164,10 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def check_ends(sde: SDE, times: Tensor) -> None:
+def check_ends(sde: SDE, times: Tensor, dtype: torch.dtype) -> None:
     """ValueError unless x_0 can be read off the score, and noise is finite, at the first time."""
     ratio = float(sde.alpha(times[0]) / sde.sigma(times[0]))
-    if LEAST_ALPHA < ratio < math.inf:
+    if LEAST_ALPHA.get(dtype, LEAST_ALPHA_ELSE) < ratio < math.inf:
         return
     usable = float(sde.time_of_log_snr(torch.tensor(-14.0, dtype=torch.float64)))
     raise UserError(
