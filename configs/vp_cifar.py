@@ -31,8 +31,11 @@ def get_config(variant: str = "vp") -> ConfigDict:
     data.resize = placeholder(str)  # center_crop, stretch or pad, when sizes differ
     data.convert = "auto"  # grey, rgb, rgba; auto keeps grey grey
     data.channels = placeholder(int)  # an error if the data have another number
-    data.range = placeholder(tuple)  # bounds of float data
-    data.scaling = "symmetric"  # the model's range: symmetric [-1, 1], unit [0, 1], standard
+    data.range = placeholder(tuple)  # bounds of float data and of images of 16 or 32 bits
+    data.layout = "auto"  # axes of an item of an array: CHW, HWC, CL, ...; vector: one long one
+    data.scaling = (
+        "symmetric"  # the model's range: symmetric [-1, 1], unit [0, 1], standard, columns
+    )
     data.flip = True  # mirror at random
     data.strict = False  # True: an unreadable image is an error, not a note
     data.workers = 4  # loader processes, for sets that do not fit into memory

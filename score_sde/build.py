@@ -14,6 +14,7 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -166,8 +167,8 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
         facts["out_channels"] = 2 * spec.shape[0]
     if len(spec.shape) == 3:
         facts |= {"channels": spec.shape[0], "size": spec.shape[1:]}
-    if len(spec.shape) == 1:
-        facts |= {"dim": spec.shape[0]}
+    if len(spec.shape) != 3:
+        facts |= {"dim": math.prod(spec.shape)}
     given = {key: value for key, value in facts.items() if key in accepted}
     needed = {"channels", "size", "dim"} & set(accepted) - set(given)
     if needed:

@@ -318,7 +318,7 @@ def check_batch(x: Tensor, spec: DataSpec) -> None:
     if len(x) > 1 and float(x.std()) == 0:
         raise DataError("Data variance is 0: every value of batch 0 is the same.")
     if spec.low is not None and spec.high is not None:
-        raw = x * spec.scale + spec.shift
+        raw = x * spec.scale + spec.shift  # data with bounds have one of each
         slack = 1e-3 * (spec.high - spec.low)
         low, high = float(raw.min()), float(raw.max())
         if low < spec.low - slack or high > spec.high + slack:

@@ -16,6 +16,7 @@ from score_sde.data.datasets import from_dataset
 from score_sde.data.decoding import Size
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
 from score_sde.data.emoji import emoji
+from score_sde.data.files import listed
 from score_sde.data.images import ScannedImages, check_image_options, scan_images
 from score_sde.data.layout import check_layout
 from score_sde.data.npz import read_arrays
@@ -69,7 +70,8 @@ def load_data(
     channels: what the number of channels should be; an error if it is not.
     range: bounds of the values of float arrays and datasets, and of images of 16 and 32 bits.
     layout: the axes of an item of an array, as HWC; see `data.layout`. auto: the likeliest.
-    scaling: the model's range: symmetric [-1, 1], unit [0, 1], standard (mean 0, std 1) or none.
+    scaling: the model's range: symmetric [-1, 1], unit [0, 1], standard (mean 0, std 1), columns
+        (standard, each column or channel by itself) or none.
     flip: mirror images at random in training.
     strict: an unreadable image is an error; otherwise it is skipped and named.
     workers: loader processes for sets that do not fit into memory.
@@ -202,6 +204,10 @@ def _from_table(
     label = f"; the column {table.label_column} is the label" if table.label_column else ""
     columns = ", ".join(table.columns[:20]) + (", ..." if len(table.columns) > 20 else "")
     data.notes = (*data.notes, f"{len(table.columns)} columns: {columns}{label}")
+    constant = (data.raw == data.raw[0]).all(0).tolist()
+    still = [name for name, same in zip(table.columns, constant, strict=True) if same]
+    if still:
+        data.notes = (*data.notes, f"columns that never change: {listed(still, 10)}")
     return data
 
 
@@ -238,8 +244,8 @@ def _from_scan(scanned: ScannedImages, scaling: str, workers: int) -> Data:
     if not fits:
         shown = max(1, min(STATISTICS_ITEMS, len(scanned), FREE_BYTES // (4 * item_bytes)))
     raw = torch.empty(shown, *shape, dtype=torch.uint8)
-    for i in range(shown):
-        raw[i] = torch.tensor(scanned[i][0])
+    for row in range(shown):  # spread evenly over the classes, which follow one another
+        raw[row] = torch.from_numpy(scanned[row * len(scanned) // shown][0])
     spec = make_spec(raw, scanned.files.root.name, 0.0, 255.0, 256, scaling, classes)
     notes = (f"{scanned.files.root}: {len(scanned)} items of shape {shape}", *scanned.notes)
     more: dict[str, Any] = {"captions": scanned.captions, "split": scanned.split}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 
-SCALINGS = ("symmetric", "unit", "standard", "none")
+SCALINGS = ("symmetric", "unit", "standard", "columns", "none")
 
 
 class DataError(UserError):
@@ -23,7 +23,8 @@ class DataSpec:
 
     shape: of one item, (C, H, W) for images. low, high: bounds of raw values, None if unbounded.
     levels: number of discrete values between them (256 for 8-bit images), None if continuous.
-    classes: names of the classes; () without labels. name: for people.
+    classes: names of the classes; () without labels. name: for people. shifts, scales: instead of
+    shift and scale, one for each column of a table or channel of a signal; () for most data.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,8 @@ class DataSpec:
     scale: float = 1.0
     classes: tuple[str, ...] = ()
     name: str = "data"
+    shifts: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
 
     @property
     def is_image(self) -> bool:
@@ -42,11 +45,22 @@ class DataSpec:
 
     def to_model(self, raw: Tensor) -> Tensor:
         """Raw values (B, *shape) in the model's range, float32."""
-        return (raw.to(torch.float32) - self.shift) / self.scale
+        shift, scale = self._affine(raw)
+        return (raw.to(torch.float32) - shift) / scale
+
+    def _affine(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Shift and scale as they broadcast against x (B, *shape)."""
+        if not self.scales:
+            return self.shift, self.scale
+        kind = x.dtype if x.is_floating_point() else torch.float32
+        both = torch.tensor([self.shifts, self.scales], dtype=kind, device=x.device)
+        shift, scale = both.view(2, -1, *(1,) * (len(self.shape) - 1))
+        return shift, scale
 
     def to_raw(self, x: Tensor) -> Tensor:
         """Values of the model in the data's own range, clamped to its bounds, like x."""
-        raw = x * self.scale + self.shift
+        shift, scale = self._affine(x)
+        raw = x * scale + shift
         return raw if self.low is None else raw.clamp(self.low, self.high)
 
     def to_uint8(self, x: Tensor) -> Tensor:
@@ -64,7 +78,8 @@ class DataSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`, also of what JSON made of it."""
-        lists = {key: tuple(values[key]) for key in ("shape", "classes")}
+        keys = ("shape", "classes", "shifts", "scales")
+        lists = {key: tuple(values[key]) for key in keys if key in values}
         return cls(**{**values, **lists})
 
 
@@ -80,12 +95,22 @@ def make_spec(
     """The spec of raw items (N, *shape), with the scaling to the model's range by name.
 
     symmetric is [-1, 1] and unit [0, 1], both of which leave unbounded data as they are; standard
-    has mean 0 and standard deviation 1; none changes nothing.
+    has mean 0 and standard deviation 1; columns gives these to each column of a table and each
+    channel of a signal by itself, and is standard for data with bounds; none changes nothing.
     """
     if scaling not in SCALINGS:
         raise DataError(f"data.scaling {scaling!r} is unknown; choose from {list(SCALINGS)}.")
     shift, scale = 0.0, 1.0
-    if scaling == "standard":
+    shifts: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
+    if scaling == "columns" and low is None:
+        columns = raw.transpose(0, 1).flatten(1).double()
+        stds = columns.std(1)
+        if not (stds > 0).any():
+            raise DataError("Data variance is 0: every column holds one value.")
+        shifts = tuple(columns.mean(1).tolist())
+        scales = tuple(stds.where(stds > 0, torch.ones_like(stds)).tolist())
+    elif scaling in ("standard", "columns"):
         values = raw.to(torch.float32)
         shift, scale = float(values.mean()), float(values.std())
         if not scale > 0:
@@ -94,4 +119,4 @@ def make_spec(
         shift = low if scaling == "unit" else (low + high) / 2
         scale = high - low if scaling == "unit" else (high - low) / 2
     shape = tuple(raw.shape[1:])
-    return DataSpec(shape, low, high, levels, shift, scale, classes, name)
+    return DataSpec(shape, low, high, levels, shift, scale, classes, name, shifts, scales)

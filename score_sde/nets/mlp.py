@@ -28,14 +28,14 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.dim:
+        if x.ndim < 2 or x.shape[1:].numel() != self.dim:
             raise ValueError(
                 f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}."
             )
         features = self.embedding[0](noise_label).to(self.last.weight.dtype)
         embedding = self.embedding[1:](features)
-        h = self.first(x)
+        h = self.first(x.flatten(1))
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             scale, shift = modulation(embedding).chunk(2, dim=1)
             h = h + nn.functional.silu(torch.addcmul(shift, layer(h), 1 + scale))
-        return self.last(h)
+        return self.last(h).view_as(x)
