@@ -37,7 +37,7 @@ from score_sde.processes.sdes import (
     SubVPSDE,
     TableSDE,
 )
-from score_sde.sampling import make_sampler
+from score_sde.sampling import make_sampler, options_from_text
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import TrainingSettings
 
@@ -89,6 +89,7 @@ def change_sampling(settings: Config | None, changes: Config) -> dict[str, Any]:
     """The sampling section with ``changes`` (None: no change).
 
     A new method comes with its own steps, grid and options; steps replace nfe and nfe steps.
+    Options given as text are read by the types that the method declares. Raises UserError.
     """
     merged = dict(settings or {})
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -97,7 +98,13 @@ def change_sampling(settings: Config | None, changes: Config) -> dict[str, Any]:
             merged.pop(key, None)
     if "steps" in changes or "nfe" in changes:
         merged |= {"steps": None, "nfe": None}
-    return merged | changes
+    merged |= changes
+    options = merged.get("options") or {}
+    texts = {name: value for name, value in options.items() if isinstance(value, str)}
+    if texts:
+        method = merged.get("method", SamplingSettings.method)
+        merged["options"] = {**options, **options_from_text(method, texts)}
+    return merged
 
 
 SECTIONS: dict[str, Callable[..., Any] | None] = {

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from score_sde.checks import UserError, did_you_mean, trusting
+from score_sde.checks import UserError, as_it_looks, did_you_mean, trusting
 from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Config, Flag, UsageError, available_configs, parse
 from score_sde.restoration import METHODS
@@ -223,6 +223,9 @@ def understand(words: Sequence[str]) -> Command | str:
         if known[flag] not in mode.flags:
             _refuse(flag, name)
     arguments = {known[flag].parameter: value for flag, value in said.flags.items()}
+    if SAMPLER not in mode.flags and "options" in arguments:  # a sampler declares types of its own
+        given = arguments["options"].items()
+        arguments["options"] = {key: as_it_looks(text) for key, text in given}
     trust = bool(general["trust"])
     return Command(name, arguments | _of_config(name, said.config, arguments), trust)
 

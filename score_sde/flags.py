@@ -109,7 +109,7 @@ def parse(argv: Sequence[str], known: Mapping[str, Flag], near: Sequence[str] = 
             options = found.setdefault(flag.name, {})
             if key in options:
                 raise UsageError(f"--{flag.name} {key} is given twice ({options[key]}, {text}).")
-            options[key] = read_value(text, None, key)
+            options[key] = text
             continue
         found[flag.name] = value  # the last one counts, as in other commands
     for name, text, after in changes:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from score_sde import cli
+from score_sde.build import change_sampling
 from score_sde.cli import MODES, understand
 from score_sde.flags import UsageError
 
@@ -60,8 +61,15 @@ def test_words_become_values_of_the_types_that_flags_and_fields_have():
     )
     arguments = command.arguments
     assert (arguments["nfe"], arguments["first_seed"], arguments["out"]) == (0, -3, "x")
-    assert arguments["options"] == {"a": 0.5, "b": False, "c": "text", "d": (1, 2)}
+    assert arguments["options"] == {"a": "0.5", "b": "false", "c": "text", "d": "(1, 2)"}
     assert arguments["workdir"] == "runs/toy2d"
+    options = ["--option=a=0.5", "--option=b=false", "--option=c=text", "--option=d=(1, 2)"]
+    command = understand(["--config=toy2d", "--mode=likelihood", *options])
+    assert command.arguments["options"] == {"a": 0.5, "b": False, "c": "text", "d": (1, 2)}
+    texts = {"predictor": "ddim", "predictor.eta": "0.5", "corrector_steps": "2"}
+    changed = change_sampling({"method": "pc"}, {"options": texts})
+    assert changed["options"]["corrector_steps"] == 2
+    assert changed["options"]["predictor_options"] == {"eta": 0.5}
     command = understand(
         ["--config", "vp_cifar:small", "--config.sampling.steps=10", "--config.data.size=64"]
         + ["--config.data.flip=false", "--config.training.lr=1e-3", "--config.training.steps=1e3"]

@@ -1,5 +1,4 @@
 """How good a sampler is, measured where the truth is known."""
 
 from score_sde.diagnosis.verify import VerifyReport as VerifyReport
-from score_sde.diagnosis.verify import save_report as save_report
 from score_sde.diagnosis.verify import verify as verify

@@ -25,11 +25,9 @@ of r^2. Endpoints are denoised on both sides then, so that they show the method 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -412,11 +410,3 @@ def verify_matrix(
     """`verify` of every method (by default all of `SAMPLERS`) on every process, in this order."""
     chosen = list(SAMPLERS) if methods is None else methods
     return [verify(sde, method, **settings) for sde in sdes for method in chosen]
-
-
-def save_report(report: VerifyReport, folder: Path) -> Path:
-    """Write the report as <folder>/<method>.json; returns the path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{report.method}.json"
-    path.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    return path

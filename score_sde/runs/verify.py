@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from score_sde import plotting
 from score_sde.build import build_sde
+from score_sde.checks import as_it_looks
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
-from score_sde.diagnosis.verify import VerifyReport, save_report, verify
+from score_sde.diagnosis.verify import VerifyReport, verify
 from score_sde.processes.sdes import VPSDE
+from score_sde.runs.outputs import replacing, write_beside
+from score_sde.sampling import options_from_text
 
 
 def verify_to_files(
@@ -26,32 +30,37 @@ def verify_to_files(
 ) -> VerifyReport | RestorationReport:
     """`verify` a sampler on the process of a config (VP when None): <out>/<method>.json and .png.
 
+    A report that is there and differs is not replaced: the new one's name has a checksum.
+
     steps: one number of steps in place of the usual ones. options: of the sampler. restoration: a
     method of `restore` to measure against exact posteriors instead, at nfe evaluations a draw (20
     and 60 when None), and its calibration over ``calibrate`` measurements.
     """
     sde = VPSDE() if config is None else build_sde(config)
     if restoration is not None:
+        given = {k: as_it_looks(v) for k, v in (options or {}).items()}
         costs = (20, 60) if nfe is None else (nfe,)
-        posterior = verify_restoration(
-            restoration, sde, nfe=costs, calibrate=calibrate, **dict(options or {})
-        )
+        posterior = verify_restoration(restoration, sde, nfe=costs, calibrate=calibrate, **given)
         print(posterior)
         print(f"wrote {posterior.save(Path(out))}")
         return posterior
     counts: dict[str, Any] = {} if steps is None else {"steps": (steps,)}
-    report = verify(sde, method, grid=grid, **counts, **dict(options or {}))
+    texts = {name: value for name, value in (options or {}).items() if isinstance(value, str)}
+    values = {**(options or {}), **options_from_text(method, texts)}
+    report = verify(sde, method, grid=grid, **counts, **values)
     print(report)
-    print(f"wrote {save_report(report, Path(out))}")
-    _plot(report, Path(out))
+    name = f"{report.method.rpartition('.')[2]}.json"
+    path = write_beside(Path(out) / name, json.dumps(report.to_dict(), indent=1) + "\n")
+    print(f"wrote {path}")
+    _plot(report, path.with_suffix(".png"))
     return report
 
 
-def _plot(report: VerifyReport, folder: Path) -> None:
-    """The report's errors as a picture beside its JSON, where matplotlib is installed."""
+def _plot(report: VerifyReport, path: Path) -> None:
+    """The report's errors as a picture, where matplotlib is installed and none is there."""
     curves = {"endpoint error": report.curve("error_rms"), "Wasserstein-2": report.curve("w2")}
     curves = {what: curve for what, curve in curves.items() if curve[0]}
-    if not curves:
+    if not curves or path.exists():
         return
     try:
         figure, ax = plotting.subplots(width=4.6, height=3.6)
@@ -60,6 +69,6 @@ def _plot(report: VerifyReport, folder: Path) -> None:
         return
     plotting.plot_convergence(curves, ylabel="error relative to the data", ax=ax)
     ax.set_title(report.method)
-    path = folder / f"{report.method}.png"
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
     print(f"wrote {path}")
