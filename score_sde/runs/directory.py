@@ -86,7 +86,7 @@ class RunDirectory:
         """What config.json holds; RunError if it cannot be read or is not of a run."""
         try:
             found = json.loads(self.config.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.config} cannot be read ({error}).") from error
         if not isinstance(found, dict):
             raise RunError(f"{self.config} holds {type(found).__name__}, not the facts of a run.")
@@ -212,7 +212,7 @@ class RunDirectory:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,27 +30,39 @@ class RunSummary:
 
 
 def _last_line(log: Path) -> dict[str, float]:
-    """The last whole line; {} if there is none. Reads the end of the file only."""
-    if not log.is_file():
+    """The numbers of the last whole line; {} if there is none. Reads the end of the file only."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - (1 << 16)))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
         return {}
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - (1 << 16)))
-        lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
         try:
             found = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
-            return found
+            return {key: float(v) for key, v in found.items() if _is_number(v)}
     return {}
+
+
+def _is_number(value: object) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) < 1e18  # type: ignore[arg-type]
+
+
+def _marked(root: Path) -> Iterator[Path]:
+    """Folders with a config.json, down from root; those that cannot be read are passed over."""
+    for folder, _, files in os.walk(root):
+        if "config.json" in files:
+            yield Path(folder)
 
 
 def find_runs(root: Path) -> list[RunSummary]:
     """The runs in a folder (and the folder itself, if it is one), last changed last."""
     found = []
-    for found_file in sorted({*root.glob("config.json"), *root.rglob("*/config.json")}):
-        path = found_file.parent
+    for path in sorted(_marked(root)):
         log, steps = path / "log.jsonl", steps_of(path)
         last = _last_line(log)
         pictures = sorted(path.glob("progress/step_*.png"))
@@ -62,7 +75,7 @@ def find_runs(root: Path) -> list[RunSummary]:
                 last.get("loss_smooth", last.get("loss")),
                 last.get("seconds"),
                 averaged[-1] if averaged else None,
-                (log if log.is_file() else found_file).stat().st_mtime,
+                (log if log.is_file() else path / "config.json").stat().st_mtime,
             )
         )
     return sorted(found, key=lambda run: run.changed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.signature import is_signed
 from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
 from score_sde.training import CheckpointError
@@ -174,23 +176,27 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bo
             f"{path} is not a run directory (no config.json). Train one with "
             "`python main.py --config configs/vp_fashion.py --mode train`."
         )
-    saved = read_config(path)
-    if "data_spec" not in saved:
-        raise RunError(
-            f"{path} is a folder of another toolkit. Make it a run with --mode import "
-            f"--checkpoint {path} --workdir runs/imported."
-        )
+    facts = read_facts(path)
     steps, exported = steps_of(path), path / "model.safetensors"
     if not steps and not exported.is_file():
         raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
-    spec = DataSpec.from_dict(saved["data_spec"])
     trusted = trust or trusts_files() or is_signed(path / "config.json")
+    step, state = _find_weights(path, steps, weights) if steps else _exported(exported, weights)
     with trusting(trusted):
-        model = build.build_model(saved["config"], spec)
-    step, state = _find_weights(path, steps, weights) if steps else (0, load_file(exported))
-    model.net.load_state_dict(state)
+        model = build_with(facts, state)
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    return Run(path, model.sde, model, spec, saved["config"], step, saved["data_std"], trusted)
+    config, spec = facts.config, facts.spec
+    return Run(path, model.sde, model, spec, config, step, facts.data_std, trusted)
+
+
+def _exported(path: Path, weights: str) -> tuple[int, State]:
+    """The weights of an exported folder, which has one set of them."""
+    if weights not in ("ema", "model"):
+        raise RunError(f"{path.parent} has one set of weights; leave out weights={weights!r}.")
+    try:
+        return 0, load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"{path} is damaged ({error}).") from error
 
 
 def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, State]:
