@@ -5,6 +5,7 @@ Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 
 from score_sde.conditioning.guidance import guide as guide
 from score_sde.convert.live import load_diffusers as load_diffusers
+from score_sde.diagnosis.suggest import suggest as suggest
 from score_sde.diagnosis.verify import verify as verify
 from score_sde.evaluation import evaluate as evaluate
 from score_sde.exact import Gaussian as Gaussian

@@ -26,7 +26,7 @@ from score_sde.checks import UserError, as_it_looks, did_you_mean, trusting
 from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Config, Flag, UsageError, available_configs, parse
 from score_sde.restoration import METHODS
-from score_sde.runs import evaluate, exchange, latents, likelihood, sample, train, verify
+from score_sde.runs import evaluate, exchange, latents, likelihood, sample, suggest, train, verify
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import Interrupted
@@ -131,6 +131,11 @@ MODES: dict[str, Mode] = {
             Flag("measures", str, "which numbers, with commas; all that apply if not given"),
         ),
         evaluate.evaluate_to_files,
+    ),
+    "suggest": Mode(
+        "settings for data, with reasons, and a config that trains",
+        (DATA, SPLIT, OUT),
+        suggest.suggest_to_file,
     ),
     "encode": Mode(
         "latents of a split by the probability flow, and back",

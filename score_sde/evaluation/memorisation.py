@@ -254,14 +254,14 @@ def _c_t(
         a = mine.distances[of_x == j, 0]
         b = unseen.distances[of_held_out == j, 0]
         if min(len(a), len(b)) > 20:
-            total, weight = total + len(b) * _mann_whitney_z(a, b), weight + len(b)
+            total, weight = total + len(b) * mann_whitney_z(a, b), weight + len(b)
     return total / weight if weight else math.nan
 
 
-def _mann_whitney_z(a: Tensor, b: Tensor) -> float:
+def mann_whitney_z(a: Tensor, b: Tensor) -> float:
     """Of P(a > b), which is 1/2 if the laws are the same; below 0 if a tends to be smaller."""
     n, m = len(a), len(b)
-    ordered = b.sort().values
+    ordered, a = b.sort().values, a.contiguous()
     below = torch.searchsorted(ordered, a) + torch.searchsorted(ordered, a, right=True)
     u = float(below.double().sum()) / 2
     return (u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
