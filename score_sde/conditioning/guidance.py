@@ -229,7 +229,7 @@ class Guided:
             return self.conditional(x, t)
         if bool((w == 0).all()):
             return self.against(x, t)
-        c, u = self._both(x, t)
+        c, u = self.both(x, t)
         return self._combined(x, t, c, u, w)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ class Guided:
     def _pair(self, n: int) -> ScoreFn:
         return self.conditional.joined(self.against, n)  # type: ignore[attr-defined]
 
-    def _both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The two scores, by one evaluation of twice the samples where both are of one model."""
         if not self.doubled:
             return self.conditional(x, t), self.against(x, t)

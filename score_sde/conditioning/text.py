@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, lookup
 from score_sde.conditioning.minilm import MINILM, fetch_minilm
 from score_sde.data.download import cache_dir
 from score_sde.scores import nothing_like
@@ -126,6 +126,20 @@ class TransformersText:
         ids = given["input_ids"].masked_fill(~mask, -1)
         found = {"text": text, "text_mask": mask, "pooled": pooled, "text_ids": ids}
         return without(found, torch.tensor([caption is None for caption in captions]))
+
+
+TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"minilm": TransformersText, "words": WordTable}
+TEXT_NAMES = ("text", "text_mask", "pooled", "text_ids")
+
+
+def make_text_encoder(name: str, length: int = 24) -> Any:
+    """A text encoder by its short name, a folder or hub id of `transformers`, or a dotted path.
+
+    length: the most tokens of a caption. Raises UserError for a name that is none of these.
+    """
+    if "/" in name or Path(name).is_dir():
+        return TransformersText(name, length)
+    return lookup(TEXT_ENCODERS, name, "conditioning.text")(length=length)
 
 
 def without(condition: Condition, rows: Tensor) -> Condition:

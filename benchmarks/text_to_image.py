@@ -1,0 +1,173 @@
+"""How well a run of `text_emoji` draws captions that it never saw, without a network as a judge.
+
+    python benchmarks/text_to_image.py runs/text_emoji [--guidance 2] [--per_shape 8] [--seen 195]
+
+A  the 6 held-out colours of shapes, 8 samples each: the mean colour of what is not white is nearest
+   to the asked one of 9, and its mask has the largest overlap, over 0.75, with the asked shape.
+B  the 99 held-out tones of persons: the mean colour over the pixels that differ between the tones
+   of this person is nearest to the asked one of 6.
+C  all 195 held-out captions: the nearest of all 3 786 drawings, in 8 x 8 mean colours and 16 x 16
+   strengths of edges, has this caption (r@1), is among the 5 nearest (r@5), shows the same role
+   (the caption without tone, man, woman and person).
+D  the share that is nearer, pixel by pixel, to its own drawing than to any of the 3 591 for
+   training, and that lies within 0.03 of one of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_sde import load
+from score_sde.data.emoji import emoji, held_out
+
+TONE = re.compile(r":[^:]*skin tone$")
+COLOURS = ("red", "blue", "orange", "yellow", "green", "purple", "brown", "black", "white")
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+
+
+def pictures(split: str) -> tuple[Tensor, list[str]]:
+    """Drawings (N, 3, 32, 32) in [0, 1], and their captions."""
+    images, captions = emoji(split, 32)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255, list(captions)
+
+
+def features(x: Tensor) -> Tensor:
+    """8 x 8 mean colours and 16 x 16 strengths of edges, (B, 448)."""
+    colours = torch.nn.functional.avg_pool2d(x, 4).flatten(1)
+    grey = x.mean(1, keepdim=True)
+    across, down = (
+        grey.diff(dim=3, append=grey[..., -1:]),
+        grey.diff(dim=2, append=grey[..., -1:, :]),
+    )
+    edges = torch.nn.functional.avg_pool2d((across**2 + down**2).sqrt(), 2).flatten(1)
+    return torch.cat([colours, edges], 1)
+
+
+def role(caption: str) -> str:
+    """The caption without tone, man, woman and person."""
+    words = TONE.sub("", caption).split()
+    return " ".join(w for w in words if w not in ("man", "woman", "person"))
+
+
+def mask(x: Tensor) -> Tensor:
+    """What is not white, (B, 32, 32) bool."""
+    return (x < 0.9).any(1)
+
+
+def colour_and_shape(x: Tensor, caption: str, real: dict[str, Tensor]) -> tuple[bool, bool]:
+    """Whether a picture (3, 32, 32) has the colour and the shape of its caption (A)."""
+    colour = next(c for c in COLOURS if c in caption.split())
+    shape = caption.split()[-1]
+    palette = []
+    for name in COLOURS:
+        circle = real[f"large {name} circle" if f"large {name} circle" in real
+                      else f"medium {name} circle"]  # fmt: skip
+        here = mask(circle[None])[0]
+        palette.append(circle[:, here].mean(1))
+    here = mask(x[None])[0]
+    if not here.any():
+        return False, False
+    nearest = (torch.stack(palette) - x[:, here].mean(1)).square().sum(1).argmin()
+    overlaps = {}
+    for name, model in (("circle", "large red circle"), ("square", "large red square"),
+                        ("heart", "red heart")):  # fmt: skip
+        other = mask(real[model][None])[0]
+        overlaps[name] = float((here & other).sum() / (here | other).sum())
+    best = max(overlaps, key=overlaps.__getitem__)
+    return COLOURS[int(nearest)] == colour, best == shape and overlaps[best] > 0.75
+
+
+def tone(x: Tensor, caption: str, real: dict[str, Tensor]) -> int:
+    """How many tones away the nearest one is from the caption's (B); 9 for the yellow one."""
+    base = TONE.sub("", caption)
+    models = [real[f"{base}: {name} skin tone"] for name in TONES] + [real[base]]
+    stack = torch.stack(models)
+    here = (stack.amax(0) - stack.amin(0)).amax(0) > 0.1
+    means = stack[:, :, here].mean(2)
+    nearest = int((means - x[:, here].mean(1)).square().sum(1).argmin())
+    asked = TONES.index(caption.rsplit(": ", 1)[1].removesuffix(" skin tone"))
+    return 9 if nearest == 5 else abs(nearest - asked)
+
+
+def rms(a: Tensor, b: Tensor) -> Tensor:
+    """Root mean squared differences (A, B) of two sets of pictures."""
+    square = torch.cdist(a.flatten(1), b.flatten(1)).square()
+    return (square / a[0].numel()).sqrt()
+
+
+def report(kind: str, x: Tensor, captions: list[str], train: Tensor, every: Tensor,
+           names: list[str]) -> None:  # fmt: skip
+    """Print C and D of pictures (B, 3, 32, 32) of these captions."""
+    places = torch.cdist(features(x), features(every)).argsort(1)[:, :5]
+    found = [[names[j] for j in row] for row in places.tolist()]
+    first = np.mean([c == f[0] for c, f in zip(captions, found, strict=True)])
+    five = np.mean([c in f for c, f in zip(captions, found, strict=True)])
+    roles = np.mean([role(c) == role(f[0]) for c, f in zip(captions, found, strict=True)])
+    own = torch.stack([every[names.index(c)] for c in captions])
+    to_own = (x - own).flatten(1).square().mean(1).sqrt()
+    to_train = rms(x, train).amin(1)
+    nearer = float((to_own < to_train).double().mean())
+    copies = float((to_train < 0.03).double().mean())
+    print(f"C {kind}: r@1 {first:.1%}, r@5 {five:.1%}, role {roles:.1%}, "
+          f"own rms {float(to_own.median()):.3f} (n = {len(captions)})")  # fmt: skip
+    print(f"D {kind}: nearer to its own than to any training drawing {nearer:.1%}, within 0.03 of "
+          f"one {copies:.1%}, nearest at {float(to_train.median()):.3f}")  # fmt: skip
+
+
+def main() -> None:
+    """Print A to D."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--nfe", type=int, default=25)
+    parser.add_argument("--method", default="dpmpp_2m")
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--per_shape", type=int, default=8)
+    parser.add_argument("--seen", type=int, default=195)
+    asked = parser.parse_args()
+    run = load(asked.run, device="cpu")
+    train, train_names = pictures("train")
+    test, test_names = pictures("test")
+    every, names = torch.cat([train, test]), train_names + test_names
+    real = dict(zip(reversed(names), reversed(every), strict=True))
+
+    def draw(captions: list[str]) -> Tensor:
+        x = run.sample(
+            len(captions), asked.first_seed, prompt=captions, guidance=asked.guidance,
+            method=asked.method, nfe=asked.nfe, grid="karras",
+        ).x  # fmt: skip
+        return run.data_spec.to_uint8(x).double() / 255
+
+    print(f"{asked.run}, step {run.step}: guidance {asked.guidance:g}, {asked.method}, "
+          f"{asked.nfe} evaluations of each score, seeds from {asked.first_seed}")  # fmt: skip
+    kinds = held_out()
+    shapes = list(kinds["colour x shape"].values())
+    drawn = draw([c for c in shapes for _ in range(asked.per_shape)])
+    both = []
+    for i, caption in enumerate(shapes):
+        some = drawn[i * asked.per_shape : (i + 1) * asked.per_shape]
+        right = [colour_and_shape(x, caption, real) for x in some]
+        both.append(sum(a and b for a, b in right))
+        print(f"A {caption:20s} colour {sum(a for a, _ in right)}, shape "
+              f"{sum(b for _, b in right)}, both {both[-1]} of {asked.per_shape}")  # fmt: skip
+    most = sum(2 * b > asked.per_shape for b in both)
+    print(f"A by majority {most} of {len(shapes)}; both {sum(both)} of {len(drawn)}")
+    x = draw(test_names)
+    persons = set(kinds["person x tone"].values())
+    away = [tone(p, c, real) for p, c in zip(x, test_names, strict=True) if c in persons]
+    print(f"B tone right {np.mean([a == 0 for a in away]):.1%}, within one "
+          f"{np.mean([a <= 1 for a in away]):.1%} (n = {len(away)})")  # fmt: skip
+    report("held out", x, test_names, train, every, names)
+    if asked.seen:
+        chosen = np.random.default_rng(0).choice(len(train_names), asked.seen, replace=False)
+        seen = [train_names[i] for i in chosen]
+        report("seen", draw(seen), seen, train, every, names)
+
+
+if __name__ == "__main__":
+    main()
