@@ -62,7 +62,6 @@ def rows(w: float, n: int, steps: int):
         ("cfg, SDE", drawn(guide(c, u, w))),
         ("cfg, ODE", drawn(guide(c, u, w), "dpmpp_2m")),
         ("cfg for sigma/alpha in (0.19, 1.61)", drawn(guide(c, u, w, interval=middle))),
-        ("cfg, rescale 0.7", drawn(guide(c, u, w, rescale=0.7))),
         ("apg", drawn(guide(c, u, w, rule="apg"))),
         ("cfg++ 0.6, ddim 25", drawn(guide(c, u, PlusPlus.of(sde, times)), "ddim", grid=times,
                                      steps=None)),

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from score_sde.checks import UserError, lookup, unknown
+from score_sde.conditioning.text import make_text_encoder
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
@@ -184,6 +185,13 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
             f"have shape {spec.shape}. Images (C, H, W) go with unet, vectors (D,) with mlp."
         )
     return _call(make, "net", values, given)
+
+
+def build_text_encoder(config: Config) -> Any:
+    """The text encoder of conditioning.text, None without one."""
+    told = _section(config, "conditioning")
+    name = told.get("text")
+    return make_text_encoder(name, told.get("text_length", 24)) if name else None
 
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from score_sde.checks import UserError, as_it_looks, did_you_mean, trusting
+from score_sde.conditioning.guidance import RULES
 from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Config, Flag, UsageError, available_configs, parse
 from score_sde.restoration import METHODS
@@ -71,6 +72,17 @@ CLASS_LABELS = Flag(
     "a class for all, some to take in turn (0,1,2), all; or data, the classes of a split",
 )  # fmt: skip
 OUT = Flag("out", str, "folder for what is written; inside workdir if not given")
+STEERING = (
+    Flag("prompt", str, "a caption for all samples, of a run that was trained with captions"),
+    Flag("prompts", str, "a file of captions, a line each, taken in turn"),
+    Flag("negative_prompt", str, "a caption to lead away from, with guidance"),
+    Flag("guidance", float, "how strongly samples are led to what they are told: 1 is as trained"),
+    Flag("guidance_interval", tuple, "log-SNR from,to within which guidance acts"),
+    Flag("guidance_rule", tuple(RULES), "how, see docs/steering.md"),
+    Flag("against", str, "directory of a weaker run to lead away from (autoguidance)"),
+    Flag("init", str, "a picture to start from instead of from noise"),
+    Flag("strength", float, "share of the steps taken from there, in (0, 1]; 0.6 if not given"),
+)
 ITEMS = (WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, CLASS_LABELS, DATA, SPLIT)
 
 MODES: dict[str, Mode] = {
@@ -86,7 +98,7 @@ MODES: dict[str, Mode] = {
         "draw from a trained run",
         (
             WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, OUT, CLASS_LABELS, SAMPLER,
-            STEPS, NFE, GRID, OPTION, BATCH_SIZE,
+            STEPS, NFE, GRID, OPTION, BATCH_SIZE, *STEERING,
         ),
         sample.sample_to_files,
     ),

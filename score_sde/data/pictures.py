@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from score_sde.data.spec import DataSpec
@@ -42,6 +44,28 @@ def density_array(points: Tensor, side: int = 256, extent: float = 3.0) -> np.nd
     counts, _, _ = np.histogram2d(y, x, bins=side // 2, range=limits)
     shade = np.sqrt(counts / max(counts.max(), 1))
     return np.repeat(np.repeat((255 * (1 - shade[::-1])).astype(np.uint8), 2, 0), 2, 1)
+
+
+def captioned_grid(pixels: Tensor, captions: Sequence[str], least: int = 96) -> np.ndarray:
+    """A near-square grid of uint8 images (N, C, H, W), each with its caption below.
+
+    Small images are enlarged by a whole number, to ``least`` pixels a side or more; captions that
+    do not fit go on in a second line and end with dots.
+    """
+    factor = max(1, -(-least // pixels.shape[-1]))
+    side, below = pixels.shape[-1] * factor, 26
+    height = pixels.shape[-2] * factor
+    columns = math.ceil(len(pixels) ** 0.5)
+    rows = -(-len(pixels) // columns)
+    sheet = Image.new("RGB", (columns * (side + 4), rows * (height + below)), "white")
+    draw, letters = ImageDraw.Draw(sheet), max(side // 6, 4)
+    for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
+        x, y = i % columns * (side + 4), i // columns * (height + below)
+        picture = Image.fromarray(image_array(image)).convert("RGB")
+        sheet.paste(picture.resize((side, height), Image.Resampling.NEAREST), (x, y))
+        shown = textwrap.wrap(caption, letters, max_lines=2, placeholder="...")
+        draw.multiline_text((x, y + height + 1), "\n".join(shown), fill="black", spacing=0)
+    return np.asarray(sheet)
 
 
 def picture_of(x: Tensor, spec: DataSpec) -> np.ndarray | None:

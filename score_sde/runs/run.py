@@ -26,8 +26,10 @@ from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.signature import is_signed
+from score_sde.runs.steering import Prompt, Wish, steer
 from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
 from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import State, averages_of, load_weights, steps_of
@@ -86,18 +88,32 @@ class Run:
         first_seed: int = 0,
         progress: bool = False,
         class_labels: ClassLabels = None,
+        prompt: Prompt = None,
+        guidance: float | None = None,
+        negative_prompt: Prompt = None,
+        against: Run | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rule: str = "cfg",
+        init: Picture | None = None,
+        strength: float = 0.6,
         **changes: Any,
     ) -> SampleResult:
         """n samples with the run's sampler; sample i has seed first_seed + i.
 
-        class_labels: one integer for all or n of them, see `class_labels`.
+        class_labels: one integer for all or n of them, see `class_labels`. prompt: one caption for
+        all or n of them. guidance and what belongs to it: see `steering.Wish`. init: a picture to
+        start from, and strength: the share of the steps that are taken from there, in (0, 1].
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
         A new method comes with its own steps, grid and options. grid may be the path of a recipe;
         the methods that need the data's scale are given it, and `ancestral` takes the variances
         that a model has learned. Raises `LabelError` for classes that the network does not have.
         """
         seeds = range(first_seed, first_seed + n)
-        labels = self.class_labels(class_labels, seeds)
+        wish = Wish(
+            class_labels, prompt, guidance, negative_prompt, against, guidance_interval,
+            guidance_rule,
+        )  # fmt: skip
+        steered = steer(self, wish, seeds)
         with trusting(self.trusted):  # what is changed is the user's own word
             build.build_sampling(self.config)
         settings = build.change_sampling(self.config.get("sampling"), changes)
@@ -112,14 +128,18 @@ class Run:
         if chosen.grid is not None and chosen.grid.endswith(".json"):
             grid = load_recipe(chosen.grid)
             options.pop("data_std", None)
+        begin: dict[str, Any] = {"shape": (n, *self.data_spec.shape), "grid": grid}
+        begin |= {"steps": chosen.steps, "nfe": chosen.nfe}
+        if init is not None:
+            picture = read_picture(init, self.data_spec).to(device)
+            start = start_from(self.sde, picture, strength, seeds, chosen, self.data_std)
+            begin = {"x_T": start.x, "grid": start.times}
+            steered.settings["strength"] = strength
         result = sample(
             self.sde,
-            self.score_of_classes(labels, pack=True),
-            shape=(n, *self.data_spec.shape),
+            steered.score,
+            **begin,
             method=chosen.method,
-            steps=chosen.steps,
-            nfe=chosen.nfe,
-            grid=grid,
             denoise=chosen.denoise,
             batch_size=chosen.batch_size,
             seeds=seeds,
@@ -128,7 +148,7 @@ class Run:
             return_info=True,
             **options,
         )
-        return replace(result, settings=result.settings | said_of_classes(labels))
+        return replace(result, settings=result.settings | steered.settings)
 
     def sample_shared(
         self,

@@ -16,16 +16,18 @@ from tqdm import tqdm
 from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.data.pictures import grid_array, image_array, picture_of
+from score_sde.data.pictures import captioned_grid, grid_array, image_array, picture_of
 from score_sde.runs.directory import RunError
+from score_sde.runs.editing import check_strength
 from score_sde.runs.outputs import Output, open_output, write_beside, write_npz, write_png
 from score_sde.runs.run import Run, load, pick_device, said_of_classes
+from score_sde.runs.steering import Wish, check_wish, read_prompts
 from score_sde.sampling import Recipe, SampleResult, calibrate, load_recipe
 
 
 def sample_to_files(
     workdir: str | Path,
-    num_samples: int = 64,
+    num_samples: int | None = None,
     first_seed: int = 0,
     weights: str = "ema",
     out: str | Path | None = None,
@@ -38,9 +40,21 @@ def sample_to_files(
     batch_size: int | None = None,
     options: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    prompt: str | None = None,
+    prompts: str | Path | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_rule: str | None = None,
+    against: str | Path | None = None,
+    init: str | Path | None = None,
+    strength: float | None = None,
 ) -> Path:
-    """Sample a run and write num_samples PNG files, grid.png, samples.npz and settings.json.
+    """Sample a run and write num_samples (64) PNG files, grid.png, samples.npz and settings.json.
 
+    prompt, or a file of prompts with a line each: captions, of all samples or taken in turn; they
+    are written beside the pictures (metadata.jsonl) and into the grid. guidance and what belongs
+    to it, init and strength: as of `Run.sample`, ``against`` being the directory of another run.
     class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
@@ -50,12 +64,27 @@ def sample_to_files(
     changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
     changes |= {"batch_size": batch_size, "options": options}
     changes = dict(sampling or {}) | {k: v for k, v in changes.items() if v is not None}
-    if num_samples < 1:
+    if num_samples is not None and num_samples < 1:
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
+    if prompt is not None and prompts is not None:
+        raise RunError("give prompt or prompts, not both.")
+    captions = None if prompts is None else read_prompts(prompts, num_samples)
+    num_samples = num_samples or (len(captions) if captions else 64)
+    if prompt is not None:
+        captions = [prompt] * num_samples
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen))
         seeds = range(first_seed, first_seed + num_samples)
         labels = run.class_labels(class_labels, seeds)
+        wish = Wish(labels, captions, guidance, negative_prompt,
+                    None if against is None else load(against, weights, str(chosen)),
+                    guidance_interval, guidance_rule or "cfg")  # fmt: skip
+        check_wish(run, wish, num_samples)
+        if init is not None:
+            check_strength(0.6 if strength is None else strength)
+            wish_start = {"init": str(init), "strength": 0.6 if strength is None else strength}
+        else:
+            wish_start = {}
         settings = build.build_sampling(
             {"sampling": build.change_sampling(run.config.get("sampling"), changes)}
         )
@@ -63,12 +92,13 @@ def sample_to_files(
         request |= _request(settings)
         if labels is not None:
             request["class_labels"] = labels.tolist()
+        request |= wish.to_dict() | wish_start
         output = open_output(run, "samples", _name(settings, seeds), request, out)
         if output.facts is None:
-            _draw(run, output, seeds, labels, changes, settings.batch_size)
+            _draw(run, output, seeds, wish, wish_start | changes, settings.batch_size)
         distributed.wait()
         if distributed.is_writer() and output.facts is None:
-            _write(run, output, seeds, labels)
+            _write(run, output, seeds, labels, captions)
         distributed.wait()
         distributed.say(str((output.facts or {}).get("line")))
         distributed.say(f"{num_samples} samples are in {output.folder}")
@@ -102,7 +132,7 @@ def _draw(
     run: Run,
     output: Output,
     seeds: range,
-    labels: Tensor | None,
+    wish: Wish,
     changes: Mapping[str, Any],
     size: int,
 ) -> None:
@@ -113,15 +143,21 @@ def _draw(
     for rows in tqdm(mine, disable=not shown or len(mine) == 1, unit="batch"):
         if output.read_part(rows) is not None:
             continue
-        own = None if labels is None else labels[rows.start : rows.stop]
         alone = shown and len(mine) == 1
-        result = run.sample(len(rows), seeds[rows.start], alone, own, **changes)
+        own = wish.part(rows).to_arguments()
+        result = run.sample(len(rows), seeds[rows.start], alone, **own, **changes)
         facts = {"nfe": result.nfe, "seconds": result.seconds, "settings": result.settings}
         values = {"x": result.x.float().cpu().numpy(), "facts": np.array(json.dumps(facts))}
         output.write_part(rows, values)
 
 
-def _write(run: Run, output: Output, seeds: range, labels: Tensor | None) -> None:
+def _write(
+    run: Run,
+    output: Output,
+    seeds: range,
+    labels: Tensor | None,
+    captions: Sequence[str] | None,
+) -> None:
     """All batches are there: samples, pictures, and how they were made."""
     size = output.request["sampler"]["batch_size"]
     parts = []
@@ -135,7 +171,7 @@ def _write(run: Run, output: Output, seeds: range, labels: Tensor | None) -> Non
     settings = facts[0]["settings"] | said_of_classes(labels)
     nfe = sum(fact["nfe"] for fact in facts) // len(facts)
     result = SampleResult(x, nfe, sum(fact["seconds"] for fact in facts), settings)
-    files = _write_samples(output.folder, x, run.data_spec, seeds, labels)
+    files = _write_samples(output.folder, x, run.data_spec, seeds, labels, captions)
     asked = {key: output.request[key] for key in ("num_samples", "first_seed", "weights", "step")}
     about = {**asked, "nfe": nfe, "seconds": result.seconds, **settings, "line": str(result)}
     if labels is not None:
@@ -144,7 +180,12 @@ def _write(run: Run, output: Output, seeds: range, labels: Tensor | None) -> Non
 
 
 def _write_samples(
-    folder: Path, x: Tensor, spec: DataSpec, seeds: Sequence[int], labels: Tensor | None
+    folder: Path,
+    x: Tensor,
+    spec: DataSpec,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    captions: Sequence[str] | None = None,
 ) -> list[str]:
     """samples.npz and pictures; returns the names of the files."""
     more: dict[str, Any] = {} if labels is None else {"class_labels": labels.numpy()}
@@ -161,8 +202,14 @@ def _write_samples(
     names = [f"{seed:06d}.png" for seed in seeds]
     for name, image in zip(names, pixels, strict=True):
         write_png(folder / name, image_array(image))
-    write_png(folder / "grid.png", grid_array(pixels[:256]))
-    return ["samples.npz", "grid.png", *names]
+    if captions is None:
+        write_png(folder / "grid.png", grid_array(pixels[:256]))
+        return ["samples.npz", "grid.png", *names]
+    write_png(folder / "grid.png", captioned_grid(pixels[:256], captions[:256]))
+    lines = [{"file_name": n, "text": c} for n, c in zip(names, captions, strict=True)]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    return ["samples.npz", "grid.png", "metadata.jsonl", *names]
 
 
 def calibrate_run(

@@ -7,9 +7,9 @@ guidance of a model that never went without a condition are each a sentence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -48,6 +48,33 @@ class Wish:
     rule: str = "cfg"
     rescale: float = 0.0
 
+    def part(self, rows: range) -> Wish:
+        """The wish for some of the samples that it gives one each."""
+
+        def some(given: Any) -> Any:
+            single = given is None or isinstance(given, str | int)
+            return given if single else given[rows.start : rows.stop]
+
+        return replace(
+            self, class_labels=some(self.class_labels), prompt=some(self.prompt),
+            negative_prompt=some(self.negative_prompt),
+        )  # fmt: skip
+
+    def to_arguments(self) -> dict[str, Any]:
+        """As arguments of `Run.sample`."""
+        return {
+            "class_labels": self.class_labels, "prompt": self.prompt, "guidance": self.guidance,
+            "negative_prompt": self.negative_prompt, "against": self.against,
+            "guidance_interval": self.interval, "guidance_rule": self.rule,
+        }  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a folder of samples depends on but for the classes, as plain values."""
+        plain = self.to_arguments() | {"class_labels": None}
+        plain["against"] = None if self.against is None else str(self.against.path)
+        plain["guidance_rule"] = None if self.rule == "cfg" else self.rule
+        return {name: value for name, value in plain.items() if value is not None}
+
     @property
     def guided(self) -> bool:
         """Whether there is anything to lead away from."""
@@ -66,11 +93,8 @@ class Steered:
 
 def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
     """The score of samples with these seeds; RunError (or another UserError) for what cannot be."""
-    n = len(seeds)
-    prompts = _prompts(run, wish.prompt, n, "prompt")
-    negative = _prompts(run, wish.negative_prompt, n, "negative_prompt")
+    prompts, negative = check_wish(run, wish, len(seeds))
     labels = run.class_labels(wish.class_labels, seeds)
-    _check(run, wish, prompts, negative, labels)
     condition: dict[str, Tensor | None] = {"class_labels": labels}
     condition |= {} if prompts is None else _encoded(run, prompts)
     model = packed(run.score)
@@ -95,14 +119,18 @@ def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
     return Steered(guided, labels, prompts, settings)
 
 
-def _check(
-    run: Run,
-    wish: Wish,
-    prompts: Sequence[str] | None,
-    negative: Sequence[str] | None,
-    labels: Tensor | None,
-) -> None:
-    """RunError for a wish that this run cannot fulfil; nothing is computed."""
+class Captions(NamedTuple):
+    """One caption for each sample, or None."""
+
+    prompts: tuple[str, ...] | None
+    negative: tuple[str, ...] | None
+
+
+def check_wish(run: Run, wish: Wish, n: int) -> Captions:
+    """The captions of n samples; RunError for a wish that cannot be fulfilled, before any work."""
+    prompts = _prompts(run, wish.prompt, n, "prompt")
+    negative = _prompts(run, wish.negative_prompt, n, "negative_prompt")
+    labels = run.class_labels(wish.class_labels, range(n))
     if wish.guidance is not None:
         check_guidance(run.sde, wish.guidance, wish.interval, wish.rescale, None)
     if negative is not None and not wish.guided:
@@ -112,7 +140,7 @@ def _check(
     if not wish.guided:
         if wish.against is not None:
             raise RunError("another run to lead away from needs guidance: give guidance=2.")
-        return
+        return Captions(prompts, negative)
     if prompts is None and labels is None:
         raise RunError(
             f"guidance={wish.guidance:g} leads from no condition to one: give a prompt or "
@@ -129,6 +157,7 @@ def _check(
             f"guidance={wish.guidance:g} needs a model that was trained without its condition at "
             "times (conditioning.dropout=0.1); this one never was."
         )
+    return Captions(prompts, negative)
 
 
 def trained_without(run: Run) -> bool:
