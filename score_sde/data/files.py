@@ -66,7 +66,7 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-def _without_hidden(names: list[str], notes: list[str]) -> tuple[str, ...]:
+def without_hidden(names: list[str], notes: list[str]) -> tuple[str, ...]:
     """The sorted names that are not hidden; a note names the folders of those that are."""
     hidden = [name for name in names if _is_hidden(name)]
     folders = {str(PurePosixPath(name).parent) for name in hidden}
@@ -118,7 +118,7 @@ def _list_folder(root: Path) -> FolderFiles:
                 links += [Path(folder, d) for d in below if Path(folder, d).is_symlink()]
                 names += [Path(folder, file).relative_to(root).as_posix() for file in files]
         waiting = sorted(links)
-    kept = _without_hidden(names, notes)
+    kept = without_hidden(names, notes)
     return FolderFiles(root, kept, tuple(notes))
 
 
@@ -180,4 +180,4 @@ def _list_zip(root: Path) -> ZipFiles:
         raise DataError(f"{root} is not a readable zip file ({error}).") from error
     if sum(m.compress_size for m in members) > root.stat().st_size:
         raise DataError(f"{root} holds members that overlap one another: a zip bomb.")
-    return ZipFiles(root, _without_hidden([m.filename for m in members], notes), tuple(notes))
+    return ZipFiles(root, without_hidden([m.filename for m in members], notes), tuple(notes))

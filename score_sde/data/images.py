@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from score_sde.data.captions import Captions, captions_of
 from score_sde.data.decoding import (
@@ -32,10 +33,12 @@ from score_sde.data.decoding import (
     usual_bounds,
     values_of,
 )
-from score_sde.data.files import Files, list_files, listed, printable
+from score_sde.data.files import Files, listed, printable
+from score_sde.data.shards import labels_beside
 from score_sde.data.spec import DataError
 from score_sde.data.splits import split_names
 
+MANY = 2000  # images, from which looking at all of them takes a while
 SLIVER = 1 / 8  # of its bounds, less than which a deep set is said to use
 
 
@@ -110,7 +113,7 @@ def check_image_options(resize: str | None, convert: str) -> None:
 
 
 def scan_images(
-    root: Path,
+    files: Files,
     size: Size | None = None,
     resize: str | None = None,
     convert: str = "auto",
@@ -126,7 +129,7 @@ def scan_images(
     ``captioned`` is False and captions are not looked for.
     """
     check_image_options(resize, convert)
-    files = list_files(root)
+    root = files.root
     pictures = [n for n in files.names if PurePosixPath(n).suffix.lower() in EXTENSIONS]
     if not pictures:
         raise DataError(_no_images(root, files))
@@ -138,13 +141,13 @@ def scan_images(
     size = _settled_size(seen.sizes, size, resize)
     grey = all(mode in GREY_MODES for mode in seen.modes)
     mode = CONVERTS.get(convert, "L" if grey else "RGB")
-    classes, labels, class_notes = _classes(seen.names, part.below)
+    classes, labels, class_notes = _classes(files, seen.names, part.below)
     deep_bounds, range_notes = _range(seen, bounds)
     modes = ", ".join(f"{m} {k}" for m, k in seen.modes.most_common())
     folders = len({PurePosixPath(n).parent for n in seen.names})
     captions = captions_of(files, seen.names) if captioned else Captions(None, frozenset(), ())
     others = [n for n in files.names if PurePosixPath(n).suffix.lower() not in EXTENSIONS]
-    others = [n for n in others if n not in captions.files]
+    others = [n for n in others if n not in captions.files and not n.endswith(".cls")]
     ignored = [f"{len(others)} other files ignored: {listed(others)}"] if others else []
     notes = [
         *files.notes, *part.notes, *seen.problems, *ignored,
@@ -170,7 +173,7 @@ def _no_images(root: Path, files: Files) -> str:
 def _look(files: Files, names: Sequence[str], strict: bool) -> _Seen:
     """Every image once, decoded whole: a truncated file has a good header."""
     seen = _Seen()
-    for name in names:
+    for name in tqdm(names, "looking at images", disable=len(names) < MANY):
         try:
             seen.add(name, read_picture(files, name))
         except DataError as problem:
@@ -199,9 +202,12 @@ def _settled_size(sizes: Sequence[Size], size: Size | None, resize: str | None) 
 
 
 def _classes(
-    names: Sequence[str], below: int
+    files: Files, names: Sequence[str], below: int
 ) -> tuple[tuple[str, ...], tuple[int, ...], list[str]]:
-    """Classes by the folders at depth ``below``, a label for each image, and notes."""
+    """Classes by .cls files or by the folders at depth ``below``, labels of images, and notes."""
+    beside = labels_beside(files, names)
+    if beside.numbers is not None:
+        return beside.names, tuple(beside.numbers.tolist()), ["classes from the .cls files"]
     parts = [PurePosixPath(n).parts for n in names]
     tops = [printable(p[below]) if len(p) > below + 1 else "" for p in parts]
     loose, folders = tops.count(""), sorted(set(tops) - {""})

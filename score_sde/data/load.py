@@ -16,11 +16,12 @@ from score_sde.data.datasets import from_dataset
 from score_sde.data.decoding import Size
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
 from score_sde.data.emoji import emoji
-from score_sde.data.files import listed
+from score_sde.data.files import list_files, listed
 from score_sde.data.images import ScannedImages, check_image_options, scan_images
 from score_sde.data.layout import check_layout
 from score_sde.data.npz import read_arrays
 from score_sde.data.shapes import shapes
+from score_sde.data.shards import is_shards, list_shards
 from score_sde.data.spec import DataError, make_spec
 from score_sde.data.tables import SUFFIXES as TABLES
 from score_sde.data.tables import read_table
@@ -39,7 +40,9 @@ FREE_BYTES = 1 << 28
 LARGEST_RATIO = 50
 STATISTICS_ITEMS = 1000
 TOY_POINTS = 20_000
-GIVE = "a folder of images, a .zip, .npy, .npz, .csv or .parquet file, or the dotted path of a"
+GIVE = "a folder or .zip of images, a .tar, .npy, .npz, .csv or .parquet file, or the dotted path of a"
+    "a folder of images, a .zip, .tar, .npy, .npz, .csv or .parquet file, or the dotted path of a"
+)
 
 
 def load_data(
@@ -61,8 +64,9 @@ def load_data(
 
     name: "fashion_mnist" (ships with the package), "cifar10" (fetched once), with captions "emoji"
         (fetched once) and "shapes" (drawn), a toy set (ring8, moons, checkerboard, swissroll), a
-        folder of images, a .zip, .npy, .npz, .csv or .parquet file, or the dotted path of a torch
-        `Dataset`, which is called with ``options``.
+        folder of images, a .zip, .npy, .npz, .csv or .parquet file, webdataset's shards as
+        photos-{000..012}.tar, or the dotted path of a torch `Dataset`, which is called with
+        ``options``.
     split: "train" or "test", where the set has them; what the items are is ``split`` of the result,
         "all" of a set without parts.
     size, resize: (H, W) or one number, reached by center_crop, stretch or pad.
@@ -157,11 +161,11 @@ def _found(
         return data
     if suffix in TABLES:
         return _from_table(_existing(name), said, bounds, shaping["scaling"])
-    if Path(name).is_dir() or suffix == ".zip" or _looks_like_path(name):
+    if Path(name).is_dir() or suffix == ".zip" or is_shards(name) or _looks_like_path(name):
         size, resize, convert = (shaping[key] for key in ("size", "resize", "convert"))
-        path = _existing(name)
+        files = list_shards(name) if is_shards(name) else list_files(_existing(name))
         captioned = _captioned(said)
-        scanned = scan_images(path, size, resize, convert, strict, split, bounds, captioned)
+        scanned = scan_images(files, size, resize, convert, strict, split, bounds, captioned)
         return _from_scan(scanned, shaping["scaling"], workers)
     if "." in name:
         return from_dataset(name, options, layout, bounds=bounds, workers=workers, **shaping)
