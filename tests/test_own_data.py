@@ -98,3 +98,17 @@ def test_columns_that_never_change_do_no_harm(tmp_path):
     x = data.reference(30)
     assert abs(float(x[:, 0].std()) - 1) < 1e-5 and (x[:, 1] == 0).all()
     assert any(re.search("never change: b", note) for note in data.notes)
+
+
+def test_what_has_no_test_split_is_never_called_one(tmp_path, capsys):
+    from score_sde.runs.likelihood import likelihood_to_files
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    small = config(
+        "arrays", training__steps=2, training__batch_size=8, net__width=16, net__depth=1,
+        sampling__batch_size=2, sampling__steps=2,
+    )  # fmt: skip
+    train_as_asked(small, tmp_path / "run", data=str(tmp_path / "x.npy"), device="cpu")
+    likelihood_to_files(tmp_path / "run", "test", 4, device="cpu")
+    printed = capsys.readouterr().out
+    assert "(test)" not in printed and "(all)" in printed

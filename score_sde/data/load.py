@@ -40,9 +40,7 @@ FREE_BYTES = 1 << 28
 LARGEST_RATIO = 50
 STATISTICS_ITEMS = 1000
 TOY_POINTS = 20_000
-GIVE = "a folder or .zip of images, a .tar, .npy, .npz, .csv or .parquet file, or the dotted path of a"
-    "a folder of images, a .zip, .tar, .npy, .npz, .csv or .parquet file, or the dotted path of a"
-)
+GIVE = "a folder or .zip of images, .tar shards, a .npy, .npz, .csv or .parquet file, or a"
 
 
 def load_data(
@@ -113,8 +111,8 @@ def _check_options(
     """Raises DataError for settings that are wrong whatever the data."""
     if not name:
         raise DataError(
-            f"data.name is empty: say what to train on with --data, {GIVE} Dataset; or one of "
-            f"{', '.join(BUILT_IN)}."
+            f"data.name is empty: say what to train on with --data, {GIVE} Dataset's dotted path; "
+            f"or one of {', '.join(BUILT_IN)}."
         )
     if split not in ("train", "test"):
         raise DataError(f"data.split must be train or test (got {split!r}).")
@@ -169,7 +167,7 @@ def _found(
         return _from_scan(scanned, shaping["scaling"], workers)
     if "." in name:
         return from_dataset(name, options, layout, bounds=bounds, workers=workers, **shaping)
-    raise unknown("data", name, BUILT_IN, also=f", or give {GIVE} Dataset")
+    raise unknown("data", name, BUILT_IN, also=f", or give {GIVE} Dataset's dotted path")
 
 
 def _captioned(options: dict[str, Any]) -> bool:

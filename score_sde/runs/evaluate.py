@@ -74,7 +74,7 @@ def evaluate_to_files(
         if workdir is None and samples is None:
             if real is not None and save is not None:
                 target = reference_features(real, find_features(features, stored_items(real, 1)))
-                _save(Path(save), target, real, split)
+                _save(Path(save), target, real)
             return None
         if run is not None:
             n = 2000 if num_samples is None else num_samples
@@ -90,9 +90,9 @@ def evaluate_to_files(
         else:
             assert real is not None
             target = reference_features(real, extractor)
-            facts |= {"reference": f"{real.spec.name} ({split})"}
+            facts |= {"reference": f"{real.spec.name} ({real.split})"}
             if save is not None:
-                _save(Path(save), target, real, split)
+                _save(Path(save), target, real)
         copies, train = _memorisation(run, real, split, items)
         wanted = measures.split(",") if measures else None
         result = report(featured(extractor, as_items(items, "samples")), target, wanted,
@@ -156,9 +156,9 @@ def _read_samples(name: str, limit: int | None) -> tuple[Tensor, dict[str, Any]]
     return stored_items(data, n), {"samples": name}
 
 
-def _save(path: Path, target: Featured, data: Data, split: str) -> None:
+def _save(path: Path, target: Featured, data: Data) -> None:
     if distributed.is_writer():
-        save_statistics(path, target, {"data": f"{data.spec.name} ({split})"})
+        save_statistics(path, target, {"data": f"{data.spec.name} ({data.split})"})
         print(f"statistics of {len(target)} items are in {path}")
 
 

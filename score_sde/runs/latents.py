@@ -44,6 +44,7 @@ def encode_to_files(
         raise RunError(f"temperature must be positive (got {temperature}).")
     run = load(workdir, weights, device)
     items, n = items_of(run, split, num_samples, data)
+    split = items.split  # "all" of data without parts, whatever was asked for
     labels = labels_of(run, items, n, class_labels)
     request = {"split": split, "items": n, "nfe": nfe, "temperature": temperature}
     request |= _request(run, items, labels, weights)
@@ -113,6 +114,7 @@ def interpolate_to_files(
     run = load(workdir, weights, device)
     labels = labels_of(run, None, pairs, class_labels)
     items, n = items_of(run, split, 2 * pairs, data)
+    split = items.split
     if n < 2 * pairs:
         raise RunError(f"{pairs} pairs need {2 * pairs} items; the {split} split has {n}.")
     request = {"split": split, "pairs": pairs, "points": points, "nfe": nfe}

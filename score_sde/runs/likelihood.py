@@ -88,6 +88,7 @@ def likelihood_to_files(
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen))
         items, n = items_of(run, split, num_samples, data)
+        split = items.split  # "all" of data without parts, whatever was asked for
         labels = labels_of(run, items, n, class_labels)
         spec = run.data_spec
         settings: dict[str, Any] = {"prior": "sde", "data_std": run.data_std}
