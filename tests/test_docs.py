@@ -117,6 +117,17 @@ def test_one_command_makes_the_figures(tmp_path, monkeypatch):
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
 
 
+def test_the_site_needs_no_network():
+    """Scripts and styles are files of the site, and so is every font that the styles name."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert "http" not in text.split("markdown_extensions")[1]
+    for name in re.findall(r"assets/[\w./]+\.(?:js|css)", text):
+        assert (ROOT / "docs" / name).is_file(), name
+    style = ROOT / "docs" / "assets" / "katex" / "katex.min.css"
+    fonts = re.findall(r"url\(([^)]+)\)", style.read_text())
+    assert len(fonts) == 20 and all((style.parent / font).is_file() for font in fonts)
+
+
 def test_the_site_lists_every_page_and_notebook():
     text = (ROOT / "mkdocs.yml").read_text()
     for path in [*PAGES, *(ROOT / "notebooks").glob("*.ipynb")]:
