@@ -26,15 +26,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from score_sde.likelihood.flow import work_dtype
-from score_sde.likelihood.ode import check_state
+from score_sde.likelihood.setting import check_state
 from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
-from score_sde.noise import NoiseFactory, SeededNoise, fresh_seeds
+from score_sde.noise import NoiseFactory, SeededNoise, check_seeds
+from score_sde.ode.flow import work_dtype
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn, check_density, take
+from score_sde.scores import ScoreFn, batches, check_density
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,11 @@ def variational_bound(
         raise ValueError(
             f"variance {variance!r}: choose posterior, transition, learned or a number in [0, 1]."
         )
-    seeds = fresh_seeds(len(x)) if seeds is None else list(seeds)
-    batch, parts = batch_size or len(x), []
-    bar = tqdm(total=len(t) * -(-len(x) // batch), disable=not progress, unit="step")
-    for first in range(0, len(x), batch):
-        rows = slice(first, first + batch)
-        x0, read = x[rows].to(work_dtype(x)), _Reader(sde, take(score, rows), learned)
+    seeds = check_seeds(seeds, len(x))
+    pieces, parts = list(batches(score, len(x), batch_size)), []
+    bar = tqdm(total=len(t) * len(pieces), disable=not progress, unit="step")
+    for rows, part in pieces:
+        x0, read = x[rows].to(work_dtype(x)), _Reader(sde, part, learned)
         source = noise(seeds[rows], x.shape[1:], x.dtype, x.device)
         terms = []
         for i in range(len(t)):
@@ -248,15 +247,14 @@ def continuous_bound(
     _check_levels(x, levels, low, scale)
     if points < 2:
         raise ValueError(f"points must be >= 2 (got {points}).")
-    seeds = fresh_seeds(len(x)) if seeds is None else list(seeds)
+    seeds = check_seeds(seeds, len(x))
     ends = torch.tensor([sde.t_min if t_min is None else t_min, sde.t_max], dtype=torch.float64)
     high, low_snr = sde.log_snr(ends).tolist()
     width = (high - low_snr) / points
-    batch, parts = batch_size or len(x), []
-    bar = tqdm(total=points * -(-len(x) // batch), disable=not progress, unit="level")
-    for first in range(0, len(x), batch):
-        rows = slice(first, first + batch)
-        x0, mine, here = x[rows].to(work_dtype(x)), seeds[rows], take(score, rows)
+    pieces, parts = list(batches(score, len(x), batch_size)), []
+    bar = tqdm(total=points * len(pieces), disable=not progress, unit="level")
+    for rows, here in pieces:
+        x0, mine = x[rows].to(work_dtype(x)), seeds[rows]
         source = SeededNoise(mine, x.shape[1:], x.dtype, x.device)
         places = SeededNoise([s + 2**40 for s in mine], (points,), torch.float64).draw()
         places = torch.special.ndtr(places)  # uniform, one row a sample

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from score_sde.checks import UserError
 from score_sde.exact import Gaussian
-from score_sde.likelihood.flow import Flow, levels
-from score_sde.likelihood.ode import check_state, clock_of, frame_of
-from score_sde.ode.adams import integrate
+from score_sde.likelihood.setting import check_state, clock_of, frame_of
+from score_sde.ode.flow import Counted, Flow, levels
+from score_sde.ode.multistep import integrate
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn, take
+from score_sde.scores import ScoreFn, batches
 
 
 def encode(
@@ -51,7 +52,7 @@ def decode(
 ) -> Tensor:
     """The inverse of `encode`: x (B, ...) of latents x_T (B, ...); one of the two is needed."""
     if data_std is None and gaussian is None:
-        raise ValueError("give data_std, the standard deviation of x_0, or a Gaussian near it.")
+        raise UserError("give data_std, the standard deviation of x_0, or a Gaussian near it.")
     return _carry(sde, score, x_T, nfe, data_std, gaussian, batch_size, progress, forward=False)
 
 
@@ -69,25 +70,23 @@ def _carry(
 ) -> Tensor:
     check_state(score, x)
     if nfe < 2:
-        raise ValueError(f"nfe must be >= 2 (got {nfe}).")
+        raise UserError(f"nfe must be >= 2 (got {nfe}).")
     frame, sd = frame_of(x, gaussian, data_std)
-    clock = clock_of(frame, sd)
-    low, high = levels(sde)
-    parts, batch = [], batch_size or len(x)
-    for first in tqdm(range(0, len(x), batch), disable=not progress, unit="batch"):
-        rows = slice(first, first + batch)
-        piece, here = x[rows], take(score, rows)
-        flow = Flow(sde, here, frame, clock, tuple(x.shape[1:]), x.dtype, traced=False)
-        begin, end = (low, high) if forward else (high, low)
+    clock, (low, high), chunks = clock_of(frame, sd), levels(sde), []
+    ends = (clock.u(float(low)), clock.u(float(high)))
+    nodes = torch.linspace(*(ends if forward else ends[::-1]), nfe, dtype=torch.float64)
+    pieces = batches(score, len(x), batch_size)
+    for rows, part in tqdm(list(pieces), disable=not progress, unit="batch"):
+        piece, shape = x[rows], tuple(x.shape[1:])
+        flow = Flow(sde, Counted(part), frame, clock, shape, x.dtype, traced=False)
         # Data stand for x/alpha at t_min: alpha is 1 there but for rounding, and x is then exact.
-        z = frame.to_z(piece.flatten(1).to(frame.mean), low) if forward else None
-        z = flow.coordinates(piece, high) if z is None else z
-        found = integrate(flow.slopes, z, clock.u(begin), clock.u(end), nfe - 1)
         if forward:
-            parts.append(flow.state(found.z, high))
+            z = frame.to_z(piece.flatten(1).to(frame.mean), low)
+            chunks.append(flow.state(integrate(flow.slope, z, nodes).state, high))
         else:
-            parts.append(frame.to_y(found.z, low).reshape(-1, *x.shape[1:]).to(x.dtype))
-    return torch.cat(parts)
+            z = integrate(flow.slope, flow.coordinates(piece, high), nodes).state
+            chunks.append(frame.to_y(z, low).reshape(-1, *shape).to(x.dtype))
+    return torch.cat(chunks)
 
 
 def interpolate(start: Tensor, end: Tensor, n: int) -> Tensor:
@@ -97,9 +96,9 @@ def interpolate(start: Tensor, end: Tensor, n: int) -> Tensor:
     what is in between is as likely a draw of noise as the ends; a straight line would be too short.
     """
     if n < 2:
-        raise ValueError(f"n must be >= 2 (got {n}).")
+        raise UserError(f"n must be >= 2 (got {n}).")
     if start.shape != end.shape:
-        raise ValueError(f"latents differ in shape: {tuple(start.shape)}, {tuple(end.shape)}.")
+        raise UserError(f"latents differ in shape: {tuple(start.shape)}, {tuple(end.shape)}.")
     a, b = start.flatten().double(), end.flatten().double()
     norms = torch.stack([a.norm(), b.norm()])
     a, b = a / norms[0], b / norms[1]

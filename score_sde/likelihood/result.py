@@ -51,11 +51,6 @@ class Likelihood:
         """Mean of nats over the samples."""
         return float(self.nats.mean())
 
-    @property
-    def mean_stderr(self) -> float:
-        """Standard error of the mean over the samples (and so over the probes as well)."""
-        return _stderr(self.nats)
-
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Confidence interval of nats over probes, by Student's t with probes - 1 degrees."""
         from scipy.stats import t as student
@@ -73,13 +68,12 @@ class Likelihood:
         if self.levels is not None:
             unit, values = "bits/dim", self.bits_per_dim
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        error = ""  # one sample says nothing of the spread of others
+        if len(values) > 1:
+            error = f" +- {float(values.std() / math.sqrt(len(values))):.4f}"
         return (
-            f"{float(values.mean()):.4f} +- {_stderr(values):.4f} {unit} over {len(values)} "
-            f"samples; NFE {self.nfe}, solver error {float(self.solver_error.nanmean()):.1g} nats; "
+            f"{float(values.mean()):.4f}{error} {unit} over {len(values)} "
+            f"sample{'s'[: len(values) != 1]}; NFE {self.nfe}, solver error "
+            f"{float(self.solver_error.nanmean()):.1g} nats; "
             f"{settings}"
         )
-
-
-def _stderr(values: Tensor) -> float:
-    """Standard error of the mean of values (B,); nan for one."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -1,8 +1,4 @@
-r"""Adaptive methods in which every sample has its own steps.
-
-Solvers that choose one step size for the whole batch make a sample depend on its batch mates. Here
-the time, the step size and the error of each sample are entries of (B,) tensors; a sample that has
-arrived leaves the batch, and one that rejects a step repeats it alone.
+r"""Adaptive methods in which every sample has its own steps, see `ode.adaptive`.
 
 `RK45` integrates dz/dlambda = speed F in the F frame of `frames` with the pair of Dormand and
 Prince (1980). `AdaptiveSDE` is stochastic improved Euler with an embedded Euler-Maruyama step
@@ -13,31 +9,20 @@ error too large shortens the next step instead, which only knows the past.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from score_sde.ode import frames
+from score_sde.ode.adaptive import Slope, StoppedError, integrate_each
 from score_sde.ode.solve import ODEError
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.method import Predictor, Trajectory, check_tolerances
-from score_sde.scores import take
-
-# Dormand-Prince 5(4): stages, and the difference of its two results.
-_A = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+from score_sde.scores import Rows, ScoreFn, take
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
@@ -65,85 +50,53 @@ class RK45(Predictor):
         check_tolerances(self.rtol, self.atol)
         frames.check_positive("data_std", self.data_std)
 
-    def _coefficients(self, sde: SDE, lam: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t (S, B), and c, r (S, B, 1, ...) like x, with dz/dlambda = c (z + r score), x = r z.
-
-        In the F frame c = s^2/(s^2 + sd^2) and r = alpha sqrt(s^2 + sd^2), s = sigma/alpha.
-        """
-        t = sde.time_of_log_snr(2 * lam)
-        s2 = torch.exp(-2 * lam)
-        total = s2 + self.data_std**2
-        axes = [1] * (x.ndim - 1)
-        c, r = s2 / total, sde.alpha(t) * total.sqrt()
-        c, r = (v.to(x.dtype).reshape(*v.shape, *axes) for v in (c, r))
-        return t, c, r
-
     def step(  # type: ignore[override]
         self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
-        sde, dtype = run.sde, _work_dtype(x)
-        start, end = frames.half_log_snr(sde, torch.stack([t, s])).tolist()
-        batch = x.shape[0]
-        result = torch.empty_like(x)
-        where = torch.arange(batch, device=x.device)  # places of the samples still on their way
-        lam = torch.full((batch,), start, dtype=dtype, device=x.device)
-        nodes = torch.tensor(_C[1:], dtype=dtype, device=x.device)[:, None]
-        h = torch.full_like(lam, 0.05 * (end - start))
-        t0, c, r = self._coefficients(sde, lam[None], x)
-        z, score = x / r[0], run.score
-        first = c[0] * torch.addcmul(z, score(x, t0[0]), r[0])
-        count = 1
-        while len(where):
-            count += len(_C) - 1
-            if count > self.max_evaluations:
-                raise _stopped(run, lam, h, count, finite=True)
-            h = torch.minimum(h, end - lam)
-            size = h.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-            times, c, r = self._coefficients(sde, lam + nodes * h, x)
-            k = [first]
-            for i, row in enumerate(_A[1:]):
-                y = torch.addcmul(z, _weighted(k, row), size)
-                k.append(c[i] * torch.addcmul(y, score(y * r[i], times[i]), r[i]))
-            error = _weighted(k, _E) * size
-            tolerance = self.atol + self.rtol * torch.maximum(z.abs(), y.abs())
-            ratio = (error / tolerance).flatten(1).square().mean(1).sqrt().to(dtype)
-            if not bool(torch.isfinite(ratio).all()):
-                raise _stopped(run, lam, h, count, finite=False)
-            accepted = ratio <= 1
-            keep = accepted.reshape(size.shape)
-            z, first = torch.where(keep, y, z), torch.where(keep, k[-1], first)
-            lam = torch.where(accepted, lam + h, lam)
-            h = h * (0.9 * ratio.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
-            # Rounding may leave a sliver before the end; it counts as arrived.
-            arrived = accepted & (end - lam <= 1e-12 * abs(end - start))
-            if bool(arrived.any()):
-                result[where[arrived]] = (y * r[-1])[arrived]
-                left = ~arrived
-                where, z, first, lam, h = where[left], z[left], first[left], lam[left], h[left]
-                score = take(run.score, where)
-            if bool((h < 1e-10 * (end - start)).any()):
-                raise _stopped(run, lam, h, count, finite=True)
-        return result
+        start, end = frames.half_log_snr(run.sde, torch.stack([t, s])).tolist()
+        field = _FField(run.sde, run.score, self.data_std)
+        z = x / field.scale(torch.full((1,), start, dtype=_work_dtype(x), device=x.device), x)
+        try:
+            z = integrate_each(
+                field, z, start, end, self.rtol, self.atol, self.max_evaluations
+            ).state
+        except StoppedError as error:
+            at = torch.tensor(2 * error.where, dtype=torch.float64)
+            raise ODEError(
+                f"RK45 stopped at t={float(run.sde.time_of_log_snr(at)):.3g} {error}. Check that "
+                "the score is finite; if it is, the flow is stiff: raise sde.t_min, loosen rtol "
+                "and atol, raise max_evaluations, or use method=heun."
+            ) from error
+        return z * field.scale(torch.full((1,), end, dtype=_work_dtype(x), device=x.device), x)
 
 
-def _weighted(values: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-    """sum_j weights[j] values[j], a new tensor."""
-    total = values[0] * weights[0]
-    for value, weight in zip(values[1:], weights[1:], strict=False):
-        if weight:
-            total.add_(value, alpha=weight)
-    return total
+@dataclass(frozen=True)
+class _FField:
+    """dz/dlambda = c (z + r score(r z, t)) with c = s^2/(s^2 + sd^2), x = r z, s = sigma/alpha."""
 
+    sde: SDE
+    score: ScoreFn
+    data_std: float
 
-def _stopped(run: Trajectory, lam: Tensor, h: Tensor, count: int, finite: bool) -> ODEError:
-    t = float(run.sde.time_of_log_snr(2 * lam.min().cpu().double()))
-    cause = (
-        f"steps have shrunk to {float(h.min()):.1e} in lambda though the field is finite (stiff): "
-        "raise sde.t_min, loosen rtol and atol, raise max_evaluations, or use method=heun."
-        if finite
-        else "the field is not finite there: the score itself is broken (check the model)."
-    )
-    return ODEError(f"RK45 stopped at t={t:.3g} after {count} evaluations: {cause}")
+    def scale(self, lam: Tensor, x: Tensor) -> Tensor:
+        """r = alpha sqrt(s^2 + sd^2), to multiply states like x; lam (..., B)."""
+        alpha = self.sde.alpha(self.sde.time_of_log_snr(2 * lam))
+        r = alpha * (torch.exp(-2 * lam) + self.data_std**2).sqrt()
+        return r.to(x.dtype).reshape(*r.shape, *[1] * (x.ndim - 1))
+
+    def take(self, rows: Rows) -> _FField:
+        return replace(self, score=take(self.score, rows))
+
+    def at(self, u: Tensor) -> list[Slope]:
+        t, s2 = self.sde.time_of_log_snr(2 * u), torch.exp(-2 * u)
+        c = s2 / (s2 + self.data_std**2)
+
+        def slope(z: Tensor, i: int) -> Tensor:
+            on = c[i].to(z.dtype).reshape(-1, *[1] * (z.ndim - 1))
+            r = self.scale(u[i], z)
+            return on * torch.addcmul(z, self.score(z * r, t[i]), r)
+
+        return [partial(slope, i=i) for i in range(len(u))]
 
 
 @dataclass(frozen=True)

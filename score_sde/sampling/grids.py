@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
+from score_sde.ode.clock import Clock
 from score_sde.ode.frames import check_positive
 from score_sde.processes.sdes import SDE
 
@@ -51,10 +52,11 @@ def saturating(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
     turns, steps grow.
     """
     sd = check_positive("data_std", data_std)
-    c, k = 5 * sd, 0.01 * sd
-    high, low = (math.log((end + k) / (1 + end / c)) for end in noise_range(sde))
-    level = torch.linspace(high, low, steps + 1, dtype=torch.float64).exp()
-    return at_noise_levels(sde, (level - k) / (1 - level / c))
+    clock = Clock(k=0.01 * sd, c=5 * sd)
+    high, low = (clock.u(end) for end in noise_range(sde))
+    return at_noise_levels(
+        sde, clock.level(torch.linspace(high, low, steps + 1, dtype=torch.float64))
+    )
 
 
 def at_noise_levels(sde: SDE, levels: Tensor) -> Tensor:
