@@ -599,7 +599,7 @@ def test_bad_input_is_explained():
         ({"levels": 1}, "levels must be >= 2"),
         ({"rtol": -1}, "rtol must be a positive"),
         ({"atol": math.nan}, "atol must be a positive"),
-        ({"seeds": 4}, "one integer a sample"),
+        ({"seeds": 4}, "one whole number a sample"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
