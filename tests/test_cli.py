@@ -134,12 +134,15 @@ def test_a_config_of_the_package_goes_before_one_in_the_current_folder(tmp_path,
 
 def test_mistakes_of_ours_are_told_apart_from_the_users(monkeypatch, capsys):
     def broken(workdir: str) -> None:
+        if workdir == "plain":
+            int("x")
         raise {"key": KeyError("x"), "disk": OSError(28, "No space left on device", "f.npz"),
                "room": MemoryError(), "user": UsageError("Give more.")}[workdir]  # fmt: skip
 
     monkeypatch.setitem(MODES, "break", cli.Mode("", (cli.WORKDIR,), broken))
     expected = {
         "key": (1, r"this is a mistake of score_sde \(KeyError: 'x'; test_cli.py line \d+\)"),
+        "plain": (1, r"this is a mistake of score_sde \(ValueError: invalid literal"),
         "disk": (2, "error: f.npz: No space left on device"),
         "room": (2, "out of memory. Take fewer at a time"),
         "user": (2, "error: Give more."),
