@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_run import command
 
-from score_sde import load
+from score_sde import load, log_likelihood
 from score_sde.runs import outputs
 from score_sde.runs.outputs import Output, open_output, write_beside
 
@@ -256,3 +256,14 @@ def test_killed_at_any_moment_the_same_command_goes_on(points, tmp_path, mode):
         assert (folder / "run" / "thesis.tex").read_text() == "mine"
         assert not list((folder / "run").rglob("*.partial")) or mode == "calibrate"
         shutil.rmtree(folder)
+
+
+def test_what_a_notebook_shows_is_one_line(run):
+    loaded = load(run, device="cpu")
+    result = loaded.sample(1000, method="euler", steps=1)
+    shown = [loaded, result, loaded.sde.discretize(1000)]
+    shown.append(log_likelihood(loaded.sde, loaded.score, result.x[:1], nfe=8))
+    for value in shown:
+        assert "\n" not in repr(value) and len(repr(value)) < 400
+    assert "nan" not in repr(shown[-1]) and "over 1 sample;" in repr(shown[-1])
+    assert loaded._repr_png_().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Likelihood:
     """Log-likelihoods, what they are worth, and how they were found.
 
@@ -62,6 +62,9 @@ class Likelihood:
             raise ValueError("one probe has no interval; take probes >= 2.")
         half = float(student.ppf(0.5 + level / 2, probes - 1)) * self.stderr
         return self.nats - half, self.nats + half
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         unit, values = "nats", self.nats

@@ -30,7 +30,7 @@ def cosine_betas(n: int, offset: float = 0.008, max_beta: float = 0.999) -> Tens
 BETA_TABLES = {"linear": linear_betas, "cosine": cosine_betas}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Chain:
     """DDPM's Markov chain q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I), i = 1..n.
 
@@ -48,6 +48,10 @@ class Chain:
                 f"every beta_i must lie between 0 and 1; got {float(self.betas.min()):.4g} to "
                 f"{float(self.betas.max()):.4g}. Take more steps or a smaller beta_max."
             )
+
+    def __repr__(self) -> str:
+        first, last = float(self.betas[0]), float(self.betas[-1])
+        return f"Chain of {len(self)} steps, beta from {first:.3g} to {last:.3g}"
 
     def __len__(self) -> int:
         return len(self.betas)

@@ -48,7 +48,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained model and what it was trained on.
 
@@ -65,6 +65,21 @@ class Run:
     step: int
     data_std: float
     trusted: bool = True
+
+    def __repr__(self) -> str:
+        net, numbers = (
+            type(self.score.net).__name__,
+            sum(p.numel() for p in self.score.parameters()),
+        )
+        return (
+            f"Run {self.path}: {net} of {numbers:,} parameters at step {self.step}, {self.sde}, "
+            f"trained on {self.data_spec.name} {self.data_spec.shape}"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """The newest grid that was drawn in training, for notebooks."""
+        drawn = [p for p in self.path.glob("progress/step_*.png") if "raw" not in p.name]
+        return max(drawn).read_bytes() if drawn else None
 
     def class_labels(self, given: ClassLabels, seeds: Sequence[int]) -> Tensor | None:
         """The classes of samples with these seeds, (B,) int64; None for samples without a class.

@@ -24,7 +24,7 @@ from score_sde.scores import Rows, ScoreFn, batches, take
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SampleResult:
     """Samples x (B, ...), evaluations of the score per sample, seconds, and all settings."""
 
@@ -32,6 +32,9 @@ class SampleResult:
     nfe: int
     seconds: float
     settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
