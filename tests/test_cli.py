@@ -47,7 +47,9 @@ def test_a_mode_takes_its_flags_and_no_others_and_its_help_shows_them(name):
     for flag in every.values():
         if flag.name in own or flag.name in ("config", "workdir"):
             continue
-        word = {bool: "", int: "=1", float: "=1", list: "=a=1", str: "=x"}.get(flag.kind)
+        word = {bool: "", int: "=1", float: "=1", list: "=a=1", str: "=x", tuple: "=1,"}.get(
+            flag.kind
+        )
         word = f"={flag.kind[0]}" if word is None else word
         said = refused(*base, f"--{flag.name}{word}")
         assert f"--mode {name} takes no --{flag.name}, only" in said
