@@ -157,9 +157,12 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
-def checksum(value: Any) -> str:
-    """Of anything that JSON can hold."""
-    return f"{zlib.crc32(json.dumps(plain(value), sort_keys=True).encode()):08x}"
+def file_checksum(path: Path) -> str:
+    """Of a file's content, or of the names and sizes in a folder."""
+    if path.is_dir():
+        files = sorted((str(p.relative_to(path)), p.stat().st_size) for p in path.rglob("*"))
+        return f"{zlib.crc32(repr(files).encode()):08x}"
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 # Files --------------------------------------------------------------------------------------------

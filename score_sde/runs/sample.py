@@ -19,7 +19,15 @@ from score_sde.data import DataSpec
 from score_sde.data.pictures import captioned_grid, grid_array, image_array, picture_of
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import check_strength
-from score_sde.runs.outputs import Output, open_output, write_beside, write_npz, write_png
+from score_sde.runs.outputs import (
+    Output,
+    file_checksum,
+    identity,
+    open_output,
+    write_beside,
+    write_npz,
+    write_png,
+)
 from score_sde.runs.run import Run, load, pick_device, said_of_classes
 from score_sde.runs.steering import Wish, check_wish, read_prompts
 from score_sde.sampling import Recipe, SampleResult, calibrate, load_recipe
@@ -93,6 +101,10 @@ def sample_to_files(
         if labels is not None:
             request["class_labels"] = labels.tolist()
         request |= wish.to_dict() | wish_start
+        if wish.against is not None:
+            request["against"] = identity(wish.against)
+        if init is not None:
+            request["init_checksum"] = file_checksum(Path(init))
         output = open_output(run, "samples", _name(settings, seeds), request, out)
         if output.facts is None:
             _draw(run, output, seeds, wish, wish_start | changes, settings.batch_size)
