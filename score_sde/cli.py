@@ -80,6 +80,7 @@ STEERING = (
     Flag("guidance_interval", tuple, "log-SNR from,to within which guidance acts"),
     Flag("guidance_rule", tuple(RULES), "how, see docs/steering.md"),
     Flag("against", str, "directory of a weaker run to lead away from (autoguidance)"),
+    Flag("upscale", str, "directory of a run that enlarges what this one draws"),
     Flag("init", str, "a picture to start from instead of from noise"),
     Flag("strength", float, "share of the steps taken from there, in (0, 1]; 0.6 if not given"),
 )

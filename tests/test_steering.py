@@ -1,6 +1,7 @@
 """Samples of a run that are told what to be: captions, guidance, a picture to start from."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from score_sde.conditioning.particles import sample_tilted
 from score_sde.conditioning.text import WordTable
 from score_sde.data.spec import DataSpec
 from score_sde.noise import SeededNoise
+from score_sde.runs.cascade import enlarge
 from score_sde.runs.steering import read_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,15 +26,16 @@ NET = {"name": "unet", "width": 8, "multipliers": [1, 2], "blocks": 1, "attentio
 SAMPLING = {"method": "dpmpp_2m", "steps": 4, "batch_size": 3}
 
 
-def make_run(path, told, **net):
+def make_run(path, told, size=(16, 16), **net):
+    spec = replace(SPEC, shape=(3, *size))
     config = {"data": {"name": "shapes"}, "sde": {"name": "vp"}, "net": NET | net,
               "sampling": SAMPLING, "conditioning": told}  # fmt: skip
     torch.manual_seed(len(str(net)))
-    model = build.build_model(config, SPEC)
+    model = build.build_model(config, spec)
     state = {name: torch.randn(v.shape) * 0.2 for name, v in model.net.state_dict().items()}
     path.mkdir(parents=True)
     save_file(state, path / "model.safetensors")
-    saved = {"config": config, "data_spec": SPEC.to_dict(), "data_std": 0.5, "version": "0"}
+    saved = {"config": config, "data_spec": spec.to_dict(), "data_std": 0.5, "version": "0"}
     (path / "config.json").write_text(json.dumps(saved))
     return path
 
@@ -44,6 +47,8 @@ def runs(tmp_path_factory):
     make_run(folder / "weak", {"text": "words", "text_length": 8, "dropout": 0.1}, width=16)
     make_run(folder / "always", {"text": "words", "text_length": 8})
     make_run(folder / "untold", {}, text_table=0)
+    make_run(folder / "large", {}, (32, 32), text_table=0, picture=3)
+    make_run(folder / "odd", {}, (24, 32), text_table=0, picture=3)
     return folder
 
 
@@ -106,6 +111,26 @@ def test_a_picture_to_start_from(runs, tmp_path):
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
     alone = run.sample(1, 4, init=x0, **more).x
     torch.testing.assert_close(alone[0], got[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
+    base = ["--workdir", str(runs / "untold"), "--mode=sample", "--num_samples=4", "--device=cpu"]
+    out = tmp_path / "out"
+    assert command(*base, f"--upscale={runs / 'large'}", f"--out={out}") == 0
+    pixels = np.load(out / "samples.npz")["samples"]
+    assert pixels.shape == (4, 32, 32, 3)
+    small, large = load(runs / "untold", device="cpu"), load(runs / "large", device="cpu")
+    x = small.sample(1, 3).x
+    alone = SPEC.to_uint8(enlarge(large, x, SPEC, 3).x)[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(alone - pixels[3].astype(int)).max() <= 2
+    level = torch.full((1,), 0.1)
+    noise = SeededNoise([3 ^ 0x2C9277B5], (3, 16, 16)).draw()
+    score = large.score.bind(picture=x.clamp(-1, 1) + 0.1 * noise, picture_level=level)
+    want = sample(large.sde, score, (1, 3, 32, 32), method="dpmpp_2m", steps=4, seeds=[3])
+    torch.testing.assert_close(enlarge(large, x, SPEC, 3).x, want, rtol=1e-3, atol=1e-3)
+    for wrong, message in (("told", "does not enlarge pictures"), ("odd", "cannot enlarge")):
+        with pytest.raises(UserError, match=message):
+            enlarge(load(runs / wrong, device="cpu"), x, SPEC, 0)
 
 
 @pytest.mark.parametrize(

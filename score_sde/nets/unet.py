@@ -95,6 +95,7 @@ class UNet(nn.Module):
     text_head_channels: of an attention head there, or the level's channels if these are fewer.
     picture: channels of a picture that the network is told, enlarged to (H, W) if it is smaller
         (2104.07636); picture_level: of its noise, 0 for none (2106.15282), is embedded.
+    picture_noise: training adds noise to it, of a level between 0 and this, drawn for each row.
     progressive_input, progressive_combine: see `InputPyramid`.
     progressive_output: "skip" reads an image off every level of the decoder and adds them up.
     norm_groups: groups of single group norms, by their names in the network, that are to have
@@ -146,6 +147,7 @@ class UNet(nn.Module):
         text_attention: tuple[int, ...] | None = None,
         text_head_channels: int = 32,
         picture: int = 0,
+        picture_noise: float = 0.0,
         progressive_input: str = "none",
         progressive_combine: str = "sum",
         progressive_output: str = "none",
@@ -171,6 +173,7 @@ class UNet(nn.Module):
             heads, head_channels, tuple(taps),
         )  # fmt: skip
         self.text, self.text_table, self.picture = text, text_table, picture
+        self.picture_noise = picture_noise
         image, outputs = (channels + picture) * patch**2, self.out_channels * patch**2
         inner = [width * multiplier for multiplier in multipliers]
         attended = [height in attention for height in heights]
@@ -353,6 +356,10 @@ class UNet(nn.Module):
             )
         if class_labels is not None and not self.classes:
             raise ValueError("this U-Net was built without classes; drop class_labels.")
+        if picture is not None and self.training and self.picture_noise:
+            picture_level = self.picture_noise * torch.rand_like(noise_label)
+            noise = torch.randn_like(picture)
+            picture = picture + picture_level[:, None, None, None].to(picture.dtype) * noise
         embedding = self.embed(noise_label, class_labels, augment_labels, picture_level)
         words = None
         if self.words is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class Run:
         against: Run | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rule: str = "cfg",
+        condition: Mapping[str, Tensor] | None = None,
         init: Picture | None = None,
         strength: float = 0.6,
         **changes: Any,
@@ -116,8 +117,8 @@ class Run:
         """n samples with the run's sampler; sample i has seed first_seed + i.
 
         class_labels: one integer for all or n of them, see `class_labels`. prompt: one caption for
-        all or n of them. guidance and what belongs to it: see `steering.Wish`. init: a picture to
-        start from, and strength: the share of the steps that are taken from there, in (0, 1].
+        all or n of them. guidance, condition and what belongs to it: see `steering.Wish`.
+        init: a picture to start from, and strength: the share of the steps from there, in (0, 1].
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
         A new method comes with its own steps, grid and options. grid may be the path of a recipe;
         the methods that need the data's scale are given it, and `ancestral` takes the variances
@@ -126,7 +127,7 @@ class Run:
         seeds = range(first_seed, first_seed + n)
         wish = Wish(
             class_labels, prompt, guidance, negative_prompt, against, guidance_interval,
-            guidance_rule,
+            guidance_rule, condition=condition,
         )  # fmt: skip
         steered = steer(self, wish, seeds)
         with trusting(self.trusted):  # what is changed is the user's own word

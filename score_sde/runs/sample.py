@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import captioned_grid, grid_array, image_array, picture_of
+from score_sde.runs.cascade import check_upscaler, enlarge
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import check_strength
 from score_sde.runs.outputs import (
@@ -57,12 +58,14 @@ def sample_to_files(
     against: str | Path | None = None,
     init: str | Path | None = None,
     strength: float | None = None,
+    upscale: str | Path | None = None,
 ) -> Path:
     """Sample a run and write num_samples (64) PNG files, grid.png, samples.npz and settings.json.
 
     prompt, or a file of prompts with a line each: captions, of all samples or taken in turn; they
     are written beside the pictures (metadata.jsonl) and into the grid. guidance and what belongs
     to it, init and strength: as of `Run.sample`, ``against`` being the directory of another run.
+    upscale: the directory of a run that enlarges what this one draws (`cascade`).
     class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
@@ -88,6 +91,9 @@ def sample_to_files(
                     None if against is None else load(against, weights, str(chosen)),
                     guidance_interval, guidance_rule or "cfg")  # fmt: skip
         check_wish(run, wish, num_samples)
+        large = None if upscale is None else load(upscale, weights, str(chosen))
+        if large is not None:
+            check_upscaler(large, run.data_spec)
         if init is not None:
             check_strength(0.6 if strength is None else strength)
             wish_start = {"init": str(init), "strength": 0.6 if strength is None else strength}
@@ -105,12 +111,14 @@ def sample_to_files(
             request["against"] = identity(wish.against)
         if init is not None:
             request["init_checksum"] = file_checksum(Path(init))
+        if large is not None:
+            request["upscale"] = identity(large)
         output = open_output(run, "samples", _name(settings, seeds), request, out)
         if output.facts is None:
-            _draw(run, output, seeds, wish, wish_start | changes, settings.batch_size)
+            _draw(run, output, seeds, wish, wish_start | changes, settings.batch_size, large)
         distributed.wait()
         if distributed.is_writer() and output.facts is None:
-            _write(run, output, seeds, labels, captions)
+            _write(large or run, output, seeds, labels, captions)
         distributed.wait()
         distributed.say(str((output.facts or {}).get("line")))
         distributed.say(f"{num_samples} samples are in {output.folder}")
@@ -147,6 +155,7 @@ def _draw(
     wish: Wish,
     changes: Mapping[str, Any],
     size: int,
+    large: Run | None = None,
 ) -> None:
     """This process's share of the batches, but for those that are done."""
     batches = _batches(output, size)
@@ -158,6 +167,9 @@ def _draw(
         alone = shown and len(mine) == 1
         own = wish.part(rows).to_arguments()
         result = run.sample(len(rows), seeds[rows.start], alone, **own, **changes)
+        if large is not None:
+            above = enlarge(large, result.x, run.data_spec, seeds[rows.start], progress=alone)
+            result = replace(result, x=above.x, seconds=result.seconds + above.seconds)
         facts = {"nfe": result.nfe, "seconds": result.seconds, "settings": result.settings}
         values = {"x": result.x.float().cpu().numpy(), "facts": np.array(json.dumps(facts))}
         output.write_part(rows, values)

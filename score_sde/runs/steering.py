@@ -36,7 +36,8 @@ class Wish:
     class_labels: as of `class_labels_of`. prompt: a caption for all samples, or one for each.
     guidance: the scale w of `guide`, None and 1 for none. negative_prompt: what to lead away from,
     instead of from nothing. against: another run to lead away from, told the same (autoguidance).
-    interval: of log-SNR, where guidance acts. rule, rescale: of `guide`.
+    interval: of log-SNR, where guidance acts. rule, rescale: of `guide`. condition: further things
+    that the network is told, each with a row for each sample, such as the picture of a cascade.
     """
 
     class_labels: ClassLabels = None
@@ -47,6 +48,7 @@ class Wish:
     interval: tuple[float, float] | None = None
     rule: str = "cfg"
     rescale: float = 0.0
+    condition: Mapping[str, Tensor] | None = None
 
     def part(self, rows: range) -> Wish:
         """The wish for some of the samples that it gives one each."""
@@ -66,6 +68,7 @@ class Wish:
             "class_labels": self.class_labels, "prompt": self.prompt, "guidance": self.guidance,
             "negative_prompt": self.negative_prompt, "against": self.against,
             "guidance_interval": self.interval, "guidance_rule": self.rule,
+            "condition": self.condition,
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
     """The score of samples with these seeds; RunError (or another UserError) for what cannot be."""
     prompts, negative = check_wish(run, wish, len(seeds))
     labels = run.class_labels(wish.class_labels, seeds)
-    condition: dict[str, Tensor | None] = {"class_labels": labels}
+    condition: dict[str, Tensor | None] = {"class_labels": labels, **(wish.condition or {})}
     condition |= {} if prompts is None else _encoded(run, prompts)
     model = packed(run.score)
     score: ScoreModel = model.bind(**condition)
