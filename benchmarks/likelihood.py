@@ -23,8 +23,8 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from score_sde import VESDE, VPSDE, Gaussian, SubVPSDE, build, load, log_likelihood
-from score_sde.likelihood.divergence import score_and_traces
 from score_sde.noise import SeededNoise
+from score_sde.ode.divergence import score_and_traces
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 F64 = torch.float64
@@ -71,7 +71,6 @@ def errors() -> None:
                 ("adams 48", {"nfe": 48}),
                 ("adams 64", {}),
                 ("adams 64, with its Gaussian", {"gaussian": frame}),
-                ("adaptive_adams 1e-5", {"solver": "adaptive_adams"}),
                 ("dopri5 1e-5", {"solver": "dopri5"}),
             )
             for label, options in ways:
@@ -94,8 +93,6 @@ def speed(workdir: str, repeats: int, batch: int, precision: str) -> None:
     setting |= {"truncation": "none", "data_std": run.data_std, "seeds": seeds}
     ways: dict[str, dict[str, Any]] = {
         "adams 64": {"nfe": 64},
-        "adaptive_adams 1e-4": {"solver": "adaptive_adams", "rtol": 1e-4, "atol": 1e-4},
-        "adaptive_adams 1e-5": {"solver": "adaptive_adams"},
         "dopri5 1e-5": {"solver": "dopri5"},
     }
     exact = log_likelihood(run.sde, run.score, x, nfe=400, **setting).nats

@@ -11,6 +11,7 @@ from score_sde.sampling.catalogue import make_sampler as make_sampler
 from score_sde.sampling.catalogue import needs_data_std as needs_data_std
 from score_sde.sampling.catalogue import options_from_text as options_from_text
 from score_sde.sampling.correctors import Corrector as Corrector
+from score_sde.sampling.correctors import PredictorCorrector as PredictorCorrector
 from score_sde.sampling.loop import SampleResult as SampleResult
 from score_sde.sampling.loop import sample as sample
 from score_sde.sampling.method import Predictor as Predictor
