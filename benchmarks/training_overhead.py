@@ -23,7 +23,8 @@ import torch
 
 from score_sde import build
 from score_sde.noise import StepRandomness
-from score_sde.training import Logger, Trainer, optim
+from score_sde.runs.directory import RunDirectory
+from score_sde.training import Logger, Session, Trainer, optim
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
 from score_sde.training.memory import keep_freed_memory
 from score_sde.training.writer import BackgroundWriter
@@ -98,7 +99,7 @@ def measure(precision: str, optimizer: str, steps: int) -> tuple[Phases, float]:
         (trainer, "_clip_gradient", "gradient norm"),
         (trainer, "_count", "noise bins"),
         (trainer.ema, "update", "EMA"),
-        (trainer, "_scalars", "logging"),
+        (trainer, "scalars", "logging"),
     ):
         setattr(owner, attribute, phases.timed(name, getattr(owner, attribute)))
     for one in trainer.optimizers:
@@ -114,18 +115,21 @@ def measure(precision: str, optimizer: str, steps: int) -> tuple[Phases, float]:
             yield phases.timed("data", next)(iterator)
 
     data.batches = timed_batches  # type: ignore[method-assign]
-    last = time.perf_counter()
+    last, smooth = time.perf_counter(), trainer.smooth
 
-    def each_step() -> None:
+    def each_step(loss: float) -> None:
         nonlocal last
         now = time.perf_counter()
         phases.end_step(now - last)
         last = now
+        smooth(loss)
 
+    trainer.smooth = each_step  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        logger = Logger(Path(folder))
+        logger, directory = Logger(Path(folder)), RunDirectory(Path(folder))
         logger.scalars = phases.timed("logging", logger.scalars)  # type: ignore[method-assign]
-        trainer.run(data, logger, lambda: None, lambda: None, each_step)
+        with directory.training():
+            Session(directory, trainer, data, logger=logger).run()
         logger.close()
     StepRandomness.noise, optim.orthogonalize = noise, orthogonalize  # type: ignore[method-assign]
     phases.steps = phases.steps[5:]  # the first allocate

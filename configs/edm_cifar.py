@@ -1,6 +1,7 @@
 """CIFAR-10 by Karras et al.'s recipe (2206.00364): preconditioned output, log-normal noise levels.
 
     edm_cifar          55.7 M parameters
+    edm_cifar:classes  the same, always told the class
     edm_cifar:small    for a CPU
 
 Without their augmentation. All fields are documented in vp_cifar.py.
@@ -16,8 +17,8 @@ vp_cifar = runpy.run_path(str(Path(__file__).with_name("vp_cifar.py")))["get_con
 
 def get_config(variant: str = "edm") -> ConfigDict:
     """The settings; see the module for the variants."""
-    if variant not in ("edm", "small"):
-        raise ValueError(f"edm_cifar has no variant {variant!r}; choose from edm, small.")
+    if variant not in ("edm", "classes", "small"):
+        raise ValueError(f"edm_cifar has no variant {variant!r}; choose from edm, classes, small.")
     config = vp_cifar("small" if variant == "small" else "vp")
     config.sde = ConfigDict({"name": "edm", "t_min": 0.002, "t_max": 80.0})
     config.model.target = "F"
@@ -25,7 +26,8 @@ def get_config(variant: str = "edm") -> ConfigDict:
     config.loss.weighting = "edm"
     config.loss.times = "lognormal"
     config.loss.t_min = 1e-4
-    if variant == "edm":
+    config.conditioning.classes = variant == "classes"
+    if variant != "small":
         config.net.multipliers = (2, 2, 2)
         config.net.dropout = 0.13
         config.training.batch_size = 512

@@ -6,6 +6,7 @@
     vp_cifar:cosine    the cosine schedule (2102.09672)
     vp_cifar:iddpm     Improved DDPM: the cosine table with learned variances (2102.09672)
     vp_cifar:flow      flow matching: alpha = 1 - t, sigma = t, predicting the velocity (2210.02747)
+    vp_cifar:classes   told the class, one time in ten nothing: for --class_labels and guidance
     vp_cifar:small     3.1 M parameters, for a CPU
 
 A field is changed by --config.section.field=value; fields that are None take a value too.
@@ -14,7 +15,7 @@ A field is changed by --config.section.field=value; fields that are None take a 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-VARIANTS = ("vp", "subvp", "ddpm", "cosine", "iddpm", "flow", "small")
+VARIANTS = ("vp", "subvp", "ddpm", "cosine", "iddpm", "flow", "classes", "small")
 
 
 def get_config(variant: str = "vp") -> ConfigDict:
@@ -39,6 +40,11 @@ def get_config(variant: str = "vp") -> ConfigDict:
     data.flip = True  # mirror at random
     data.strict = False  # True: an unreadable image is an error, not a note
     data.workers = 4  # loader processes, for sets that do not fit into memory
+
+    config.conditioning = conditioning = ConfigDict()
+    conditioning.classes = False  # tell the network the classes of the data
+    conditioning.others = ()  # and further conditions that a data set of yours brings, by name
+    conditioning.dropout = 0.0  # how often a row is told nothing of all that, for guidance
 
     config.sde = sde = ConfigDict({"name": "vp", "t_min": 1e-3, "t_max": 1.0})  # sampling's range
     sde.beta_min = 0.1
@@ -151,6 +157,8 @@ def get_config(variant: str = "vp") -> ConfigDict:
         loss.weighting = "output"  # the squared error of the velocity
         loss.t_min = 1e-4
         sampling.method, sampling.steps = "heun", 25
+    elif variant == "classes":
+        conditioning.classes, conditioning.dropout = True, 0.1
     elif variant == "small":
         net.width, net.multipliers, net.blocks, net.attention = 64, (1, 2), 2, (8,)
         net.decoder_blocks, net.middle, net.resample = 2, ("block",), "conv"

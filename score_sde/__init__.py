@@ -24,6 +24,7 @@ from score_sde.restoration import restore as restore
 from score_sde.runs.exchange import export_run as export_run
 from score_sde.runs.exchange import import_checkpoint as import_checkpoint
 from score_sde.runs.run import load as load
+from score_sde.runs.train import train as train
 from score_sde.sampling import calibrate as calibrate
 from score_sde.sampling import list_samplers as list_samplers
 from score_sde.sampling import sample as sample

@@ -7,6 +7,7 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
     sde       a process (SDES)             training   training.TrainingSettings
     net       a network (NETS)             sampling   SamplingSettings
     model     models.ScoreModel            seed       a number
+    conditioning   conditioning.told.Conditioning
 
 ``name`` in sde and net is a key of a table here or the dotted path of a class of yours.
 """
@@ -24,6 +25,7 @@ from torch import nn
 
 from score_sde.checks import UserError, lookup, unknown
 from score_sde.conditioning.text import make_text_encoder
+from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
@@ -110,6 +112,7 @@ def change_sampling(settings: Config | None, changes: Config) -> dict[str, Any]:
 
 SECTIONS: dict[str, Callable[..., Any] | None] = {
     "data": load_data,
+    "conditioning": Conditioning,
     "sde": None,
     "net": None,
     "model": ScoreModel,
@@ -177,6 +180,11 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
         facts |= {"channels": spec.shape[0], "size": spec.shape[1:]}
     if len(spec.shape) != 3:
         facts |= {"dim": math.prod(spec.shape)}
+    told = build_conditioning(config)
+    if told.classes:
+        facts |= {"classes": len(spec.classes), "class_dropout": told.dropout}
+        for name in {"classes", "class_dropout"} & set(values):
+            raise ConfigError(f"net.{name} is filled in from data and conditioning: leave it out.")
     given = {key: value for key, value in facts.items() if key in accepted}
     needed = {"channels", "size", "dim"} & set(accepted) - set(given)
     if needed:
@@ -187,11 +195,15 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
     return _call(make, "net", values, given)
 
 
+def build_conditioning(config: Config) -> Conditioning:
+    """What the network is told of its data."""
+    return _call(Conditioning, "conditioning", _section(config, "conditioning"), {})
+
+
 def build_text_encoder(config: Config) -> Any:
     """The text encoder of conditioning.text, None without one."""
-    told = _section(config, "conditioning")
-    name = told.get("text")
-    return make_text_encoder(name, told.get("text_length", 24)) if name else None
+    told = build_conditioning(config)
+    return make_text_encoder(told.text, told.text_length) if told.text else None
 
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
@@ -223,6 +235,14 @@ def build_objective(config: Config) -> ScoreMatching:
             f"{objective.variance_weight:g}: set both (0.001) or neither."
         )
     return objective
+
+
+def build_seed(config: Config) -> int:
+    """The seed of weights, data order and noise."""
+    seed = config.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1 (got {seed!r}).")
+    return seed
 
 
 def build_training(config: Config) -> TrainingSettings:

@@ -25,9 +25,10 @@ import torch
 from score_sde.checks import UserError, as_it_looks, did_you_mean, trusting
 from score_sde.conditioning.guidance import RULES
 from score_sde.evaluation.features import FEATURES
-from score_sde.flags import Config, Flag, UsageError, available_configs, parse
+from score_sde.flags import Flag, UsageError, parse
 from score_sde.restoration import METHODS
 from score_sde.runs import evaluate, exchange, latents, likelihood, sample, suggest, train, verify
+from score_sde.runs.configs import Config, available_configs
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import Interrupted
@@ -56,6 +57,7 @@ RESUME = Flag(
     "resume", ("no", "yes", "auto"),
     "go on with what is there; auto: if there is something, and else start", alone="yes",
 )  # fmt: skip
+RESUME_CHANGED = Flag("resume_changed", bool, "resume also with other data, scaling or loss")
 DATA = Flag("data", str, "set, folder or file, in place of config.data.name")
 SPLIT = Flag("split", str, "which part of the data: train or test")
 SAMPLER = Flag("sampler", str, f"one of {', '.join(SAMPLERS)}", "method")
@@ -90,8 +92,8 @@ MODES: dict[str, Mode] = {
     "train": Mode(
         "train a model as a config says",
         (
-            CONFIG, WORKDIR, RESUME, OVERWRITE, DATA, DEVICE, SAMPLER, STEPS, NFE, GRID, OPTION,
-            BATCH_SIZE, Flag("wandb", bool, "log to Weights & Biases as well"),
+            CONFIG, WORKDIR, RESUME, RESUME_CHANGED, OVERWRITE, DATA, DEVICE, SAMPLER, STEPS, NFE,
+            GRID, OPTION, BATCH_SIZE, Flag("wandb", bool, "log to Weights & Biases as well"),
         ),
         train.train_as_asked,
     ),

@@ -11,14 +11,12 @@ from __future__ import annotations
 import ast
 import math
 import re
-import runpy
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from score_sde.checks import UserError, did_you_mean
+from score_sde.runs.configs import Config, is_section, load_config
 
 
 class UsageError(UserError):
@@ -44,28 +42,6 @@ class Flag:
     def parameter(self) -> str:
         """The parameter of a mode's function."""
         return self.argument or self.name
-
-
-@dataclass
-class Config:
-    """A config file as it was asked for, and which of its fields the command line changed.
-
-    fields: what its get_config returned, a ConfigDict or nested dictionaries.
-    """
-
-    path: str
-    variant: str
-    fields: Any
-    changed: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def run_name(self) -> str:
-        """What a run of it is called unless told otherwise: <name>[_<variant>]."""
-        return "_".join(filter(None, [Path(self.path).stem, self.variant]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as nested dictionaries."""
-        return _plain(self.fields)
 
 
 @dataclass
@@ -197,67 +173,7 @@ def _whole(text: str) -> int:
     return int(value)
 
 
-# Config files -------------------------------------------------------------------------------------
-
-
-def config_folders() -> list[Path]:
-    """Where configs are looked up by name: in the package (beside it in a clone), then here."""
-    package = Path(__file__).parent
-    own = package / "configs"
-    return [own if own.is_dir() else package.parent / "configs", Path("configs")]
-
-
-def available_configs() -> list[str]:
-    """The names of all configs that are found without a path."""
-    return sorted({p.stem for folder in config_folders() for p in folder.glob("[!_]*.py")})
-
-
-def find_config(name: str) -> Path:
-    """A config by name or path; one that comes with the package goes before the folder's own."""
-    given = Path(name)
-    by_name = "/" not in name and "\\" not in name and given.suffix in ("", ".py")
-    if by_name and not (given.suffix and given.is_file()):
-        for folder in config_folders():
-            path = folder / f"{name.removesuffix('.py')}.py"
-            if path.is_file():
-                return path
-    if given.suffix == ".py" and given.is_file():
-        return given
-    known = available_configs()
-    hint = did_you_mean(given.stem, known)
-    raise UsageError(f"No config {name!r}.{hint} By name there are: {', '.join(known)}.")
-
-
-def load_config(argument: str) -> Config:
-    """Run the file that `name[:variant]` names and call its get_config."""
-    name, _, variant = argument.partition(":")
-    path = find_config(name)
-    try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if get_config is None:
-            raise UsageError(f"{path} is no config: it has no function get_config.")
-        values = get_config(variant) if variant else get_config()
-    except UserError:
-        raise
-    except Exception as error:  # whatever somebody's file raises; its own sentence where it has one
-        if type(error) is ValueError:
-            raise UsageError(str(error)) from error
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        what = f"{type(error).__name__}: {error}"
-        raise UsageError(f"the config {argument} failed in line {line}: {what}.") from error
-    if not isinstance(values, Mapping) and not hasattr(values, "to_dict"):
-        raise UsageError(f"get_config of {path} must return a ConfigDict (got {values!r}).")
-    return Config(str(path), variant, values)
-
-
-def _plain(values: Any) -> Any:
-    if not _is_section(values):
-        return values
-    return {key: _plain(values[key]) for key in values}
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, Mapping) or hasattr(value, "to_dict")
+# Fields of configs --------------------------------------------------------------------------------
 
 
 def change_field(config: Config, name: str, text: str | None) -> None:
@@ -298,6 +214,6 @@ def _names(values: Any, prefix: str = "") -> list[str]:
     """Dotted names of all fields."""
     names: list[str] = []
     for key in values:
-        nested = _names(values[key], f"{prefix}{key}.") if _is_section(values[key]) else []
+        nested = _names(values[key], f"{prefix}{key}.") if is_section(values[key]) else []
         names += nested or [f"{prefix}{key}"]
     return names

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import Count, NonNegative, Positive, lookup, require, validated
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 
@@ -80,7 +81,6 @@ WEIGHTINGS: dict[str, Callable[[NoisePredictor, Tensor], Tensor]] = {
     "min_snr": _min_snr,
     "output": _output,
 }
-TIMES = ("uniform", "discrete", "lognormal", "importance")
 
 
 class LossTerms(NamedTuple):
@@ -91,15 +91,17 @@ class LossTerms(NamedTuple):
     eps_error: Tensor
 
 
+@validated("loss")
 @dataclass(frozen=True)
 class ScoreMatching:
     """An objective: `objective(model, x0, **condition)` -> `LossTerms`.
 
-    weighting: a key of `WEIGHTINGS`.
+    weighting: a key of `WEIGHTINGS`, or the dotted path of a function (model, t (B,)) -> w (B,).
     times: density of t. "uniform" on [t_min, t_max]; "discrete": t = i t_max/steps with i uniform
         on 1..steps; "lognormal": log(sigma/alpha) ~ N(log_sigma_mean, log_sigma_std^2), EDM's;
         "importance": p(t) in proportion to w(t), so every time counts the same and the estimate
-        of the uniform-t objective has less variance (2101.09258, section 5.1).
+        of the uniform-t objective has less variance (2101.09258, section 5.1). Or the dotted path
+        of a function (objective, model, u (B,)) -> t (B,) of uniform numbers u in [0, 1).
     t_min: smallest training time; that of the process when None. Song trains down to 1e-5.
     stratified: spread the batch evenly over the density (2107.00630, appendix I.1).
     reduction: "mean" over the coordinates, or Song's "half_sum".
@@ -109,61 +111,54 @@ class ScoreMatching:
 
     weighting: str = "simple"
     times: str = "uniform"
-    t_min: float | None = None
-    steps: int = 1000
+    t_min: Positive | None = None
+    steps: Count = 1000
     log_sigma_mean: float = -1.2
-    log_sigma_std: float = 1.2
+    log_sigma_std: Positive = 1.2
     stratified: bool = False
-    reduction: str = "mean"
-    variance_weight: float = 0.0
+    reduction: Literal["mean", "half_sum"] = "mean"
+    variance_weight: NonNegative = 0.0
+    weight: Callable[[NoisePredictor, Tensor], Tensor] = field(
+        init=False, repr=False, compare=False
+    )
+    density: Callable[[ScoreMatching, NoisePredictor, Tensor], Tensor] = field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("weighting", self.weighting, list(WEIGHTINGS)),
-            ("times", self.times, TIMES),
-            ("reduction", self.reduction, ("mean", "half_sum")),
-        ):
-            if value not in choices:
-                raise ValueError(f"loss.{name} {value!r} is unknown; choose from {list(choices)}.")
-        if self.steps < 1:
-            raise ValueError(f"loss.steps must be at least 1 (got {self.steps}).")
-        if self.variance_weight < 0 or (self.variance_weight > 0 and self.times != "discrete"):
-            raise ValueError(
-                f"loss.variance_weight ({self.variance_weight}) must be at least 0, and needs "
-                "loss.times=discrete: a variance belongs to a step."
-            )
-        if self.variance_weight > 0 and self.steps < 2:
-            raise ValueError("loss.variance_weight needs loss.steps >= 2.")
+        object.__setattr__(self, "weight", lookup(WEIGHTINGS, self.weighting, "loss.weighting"))
+        object.__setattr__(self, "density", lookup(TIMES, self.times, "loss.times"))
+        require(
+            self.variance_weight == 0 or (self.times == "discrete" and self.steps >= 2),
+            f"loss.variance_weight={self.variance_weight:g} needs loss.times=discrete and "
+            "loss.steps >= 2: a variance belongs to a step.",
+        )
+
+    def check(self, sde: SDE) -> None:
+        """Raise UserError for training times that the process does not have."""
+        require(
+            self.t_min is None or self.t_min < sde.t_max,
+            f"loss.t_min={self.t_min} must lie below the process's t_max={sde.t_max:g}.",
+        )
+
+    def first(self, sde: SDE) -> float:
+        """The smallest training time."""
+        return sde.t_min if self.t_min is None else self.t_min
 
     def draw_times(self, model: NoisePredictor, n: int, device: torch.device | str) -> Tensor:
         """n times from the density, float32 (n,). float64 inside where the device has it."""
         u = torch.rand(n, device=device)
         if self.stratified:
             u = (torch.randperm(n, device=device) + u) / n
-        sde = model.sde
-        t_min = sde.t_min if self.t_min is None else self.t_min
-        if self.times == "uniform":
-            return t_min + (sde.t_max - t_min) * u
-        if self.times == "discrete":
-            index = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
-            return index * (sde.t_max / self.steps)
-        if self.times == "lognormal":
-            # The inverse normal distribution function, on the CPU: not every device has it in
-            # float64. u in float32 may be exactly 0 or 1.
-            normal = torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6))
-            log_sigma = self.log_sigma_mean + self.log_sigma_std * normal
-            return sde.time_of_log_snr(-2 * log_sigma).clamp(min=t_min).to(u)
-        times, mass, _ = self._importance_table(model, t_min)
-        return torch.from_numpy(np.interp(u.cpu().double(), mass, times)).to(u)
+        return self.density(self, model, u)
 
-    def _importance_table(
-        self, model: NoisePredictor, t_min: float
-    ) -> tuple[Tensor, Tensor, float]:
+    def _importance_table(self, model: NoisePredictor) -> tuple[Tensor, Tensor, float]:
         """Times, the cumulative mass of w below each, and the mean of w; float64."""
+        t_min = self.first(model.sde)
         ends = (math.log(t_min), math.log(model.sde.t_max))
         times = torch.linspace(*ends, 4001, dtype=torch.float64).exp()
         # The trapezoidal rule in log t, where a weight that falls like 1/t is flat.
-        density = WEIGHTINGS[self.weighting](model, times) * times
+        density = self.weight(model, times) * times
         pieces = 0.5 * (density[1:] + density[:-1]) * times.log().diff()
         mass = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)])
         total = float(mass[-1])
@@ -172,9 +167,8 @@ class ScoreMatching:
     def weights(self, model: NoisePredictor, t: Tensor) -> Tensor:
         """w(t), or its constant importance-sampled counterpart, like t."""
         if self.times == "importance":
-            t_min = model.sde.t_min if self.t_min is None else self.t_min
-            return torch.full_like(t, self._importance_table(model, t_min)[2])
-        return WEIGHTINGS[self.weighting](model, t)
+            return torch.full_like(t, self._importance_table(model)[2])
+        return self.weight(model, t)
 
     def __call__(
         self,
@@ -215,6 +209,38 @@ class ScoreMatching:
         spread = expand(low, x) ** (1 - share) * expand(high, x) ** share
         log_p = log_normal(x0, guess, spread)
         return torch.where(first, -log_p, kl) / (x0[0].numel() * math.log(2))
+
+
+def _uniform(objective: ScoreMatching, model: NoisePredictor, u: Tensor) -> Tensor:
+    t_min = objective.first(model.sde)
+    return t_min + (model.sde.t_max - t_min) * u
+
+
+def _discrete(objective: ScoreMatching, model: NoisePredictor, u: Tensor) -> Tensor:
+    steps = objective.steps
+    index = torch.floor(u * steps).clamp(max=steps - 1) + 1
+    return index * (model.sde.t_max / steps)
+
+
+def _lognormal(objective: ScoreMatching, model: NoisePredictor, u: Tensor) -> Tensor:
+    # The inverse normal distribution function, on the CPU: not every device has it in float64.
+    # u in float32 may be exactly 0 or 1.
+    normal = torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6))
+    log_sigma = objective.log_sigma_mean + objective.log_sigma_std * normal
+    return model.sde.time_of_log_snr(-2 * log_sigma).clamp(min=objective.first(model.sde)).to(u)
+
+
+def _importance(objective: ScoreMatching, model: NoisePredictor, u: Tensor) -> Tensor:
+    times, mass, _ = objective._importance_table(model)
+    return torch.from_numpy(np.interp(u.cpu().double(), mass, times)).to(u)
+
+
+TIMES: dict[str, Callable[[ScoreMatching, NoisePredictor, Tensor], Tensor]] = {
+    "uniform": _uniform,
+    "discrete": _discrete,
+    "lognormal": _lognormal,
+    "importance": _importance,
+}
 
 
 def gaussian_kl(mean: Tensor, std: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:

@@ -191,6 +191,7 @@ class StepRandomness:
 
     def __init__(self, seed: int, step: int, batch_size: int):
         states = np.random.SeedSequence([seed, step]).generate_state(1 + 2 * batch_size).tolist()
+        self._place, self._batch_size = (seed, step), batch_size
         self._times, self._noise = states[0], states[1 : 1 + batch_size]
         self._layers = states[1 + batch_size :]
 
@@ -201,6 +202,11 @@ class StepRandomness:
     def for_layers(self, first: int) -> None:
         """Seed torch's generators for the dropout of a pass that begins at row ``first``."""
         torch.manual_seed(self._layers[first])
+
+    def dropped(self, probability: float, rows: range) -> Tensor:
+        """Which of these rows (len(rows),) are told nothing, each with this probability."""
+        drawn = np.random.default_rng([*self._place, 2]).random(self._batch_size)
+        return torch.from_numpy(drawn[rows.start : rows.stop] < probability)
 
     def noise(self, like: Tensor, rows: range) -> Tensor:
         """Standard normal values like x (len(rows), ...), for these rows of the batch."""

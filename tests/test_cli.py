@@ -7,12 +7,12 @@ import pytest
 
 from score_sde import cli
 from score_sde.build import change_sampling
+from score_sde.checks import UserError
 from score_sde.cli import MODES, understand
-from score_sde.flags import UsageError
 
 
 def refused(*words: str) -> str:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UserError) as caught:
         understand(words)
     return str(caught.value)
 
@@ -139,7 +139,7 @@ def test_mistakes_of_ours_are_told_apart_from_the_users(monkeypatch, capsys):
         if workdir == "plain":
             int("x")
         raise {"key": KeyError("x"), "disk": OSError(28, "No space left on device", "f.npz"),
-               "room": MemoryError(), "user": UsageError("Give more.")}[workdir]  # fmt: skip
+               "room": MemoryError(), "user": UserError("Give more.")}[workdir]  # fmt: skip
 
     monkeypatch.setitem(MODES, "break", cli.Mode("", (cli.WORKDIR,), broken))
     expected = {

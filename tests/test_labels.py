@@ -184,14 +184,10 @@ def test_a_network_trained_without_classes_at_times_goes_without():
     small = dict(width=8, multipliers=(1,), blocks=1, attention=(), middle=("block",))
     net = UNet(1, (8, 8), **small, group_channels=4, classes=3, class_dropout=0.25)
     assert not needs_labels(net) and needs_labels(UNet(1, (8, 8), **small, classes=3))
-    asked = []
-    net.embed_class.register_forward_pre_hook(lambda _, rows: asked.append(rows[0]))
-    x, label, classes = torch.zeros(4000, 1, 8, 8), torch.zeros(4000), torch.zeros(4000).long()
-    with torch.no_grad():
-        net.train()(x, label, class_labels=classes)
-        net.eval()(x[:9], label[:9], class_labels=classes[:9])
-    dropped = (asked[0] == 0).all(1).double().mean()
-    assert abs(float(dropped) - 0.25) < 0.03 and (asked[1] != 0).any(1).all()
+    x, label, classes = torch.randn(9, 1, 8, 8), torch.zeros(9), torch.zeros(9).long()
+    with torch.no_grad():  # what is dropped is the trainer's business
+        assert torch.equal(net.train()(x, label, class_labels=classes),
+                           net.eval()(x, label, class_labels=classes))  # fmt: skip
 
 
 # Runs --------------------------------------------------------------------------------------------

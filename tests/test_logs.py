@@ -13,7 +13,8 @@ from score_sde.data import ArrayData, DataSpec
 from score_sde.losses import ScoreMatching
 from score_sde.nets import MLP
 from score_sde.runs import listing as runs
-from score_sde.training import EMA, Logger, Trainer, TrainingSettings
+from score_sde.runs.directory import RunDirectory
+from score_sde.training import EMA, Logger, Session, Trainer, TrainingSettings
 from score_sde.training.logs import BIN_NAMES
 
 TINY = [
@@ -55,7 +56,9 @@ def last_line(folder, net=MLP, scale=1.0, **changes) -> dict[str, float]:
     points = GaussianMixture([1 / 8] * 8, means.tolist(), 0.01).sample(4000).float() * scale
     trainer = Trainer(model, ScoreMatching(), settings)
     logger = Logger(folder, tensorboard=False)
-    trainer.run(ArrayData(points, {}, DataSpec((2,))), logger, lambda: None, lambda: None)
+    directory, data = RunDirectory(folder), ArrayData(points, {}, DataSpec((2,)))
+    with directory.training():
+        Session(directory, trainer, data, logger=logger).run()
     logger.close()
     return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
 

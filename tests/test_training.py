@@ -13,10 +13,12 @@ from score_sde import VPSDE, ScoreModel
 from score_sde.data import ArrayData, DataSpec
 from score_sde.losses import ScoreMatching
 from score_sde.nets import MLP, UNet
+from score_sde.runs.directory import RunDirectory
 from score_sde.training import (
     EMA,
     CheckpointError,
     Logger,
+    Session,
     Trainer,
     TrainingError,
     TrainingSettings,
@@ -163,11 +165,8 @@ def test_learning_rate_rises_stays_and_falls():
 
 def test_minutes_end_the_run_and_its_learning_rate(tmp_path):
     trainer = small_trainer(minutes=0.02, steps=10**6, log_every=1, save_every=0, sample_every=0)
-    logger = Logger(tmp_path, tensorboard=False)
-    trainer.run(small_data(), logger, lambda: None, lambda: None)
-    logger.close()
+    lines = run_for(trainer, small_data(), tmp_path)
     assert 1.2 <= trainer.seconds < 6 and trainer.step < 10**5
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["lr"] < 0.3 * max(line["lr"] for line in lines)
     wanted = {"loss", "loss_smooth", "grad_norm", "lr", "images_per_second", "eta_seconds"}
     assert wanted <= set(lines[-1])
@@ -213,13 +212,15 @@ def data_with_a_bad_item(bad: int) -> ArrayData:
     return ArrayData(raw, {}, data.spec, names=tuple(f"img_{i:02d}.png" for i in range(30)))
 
 
-def run_for(trainer: Trainer, data: ArrayData, folder, **hooks) -> list[dict]:
+def run_for(trainer: Trainer, data: ArrayData, folder) -> list[dict]:
     """Train to the end; what was logged."""
-    logger = Logger(folder, tensorboard=False)
-    try:
-        trainer.run(data, logger, hooks.get("save", lambda: None), lambda: None)
-    finally:
-        logger.close()
+    directory = RunDirectory(folder)
+    with directory.training():
+        session = Session(directory, trainer, data, logger=Logger(folder, tensorboard=False))
+        try:
+            session.run()
+        finally:
+            session.close()
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -537,7 +538,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainingSettings(batch_size=0), "training.batch_size must be above 0"),
+        (lambda: TrainingSettings(batch_size=0), "training.batch_size must be at least 1"),
         (lambda: TrainingSettings(steps=0), "training.steps"),
         (lambda: TrainingSettings(lr=-1.0), "training.lr"),
         (lambda: TrainingSettings(minutes=-1.0), "training.minutes"),

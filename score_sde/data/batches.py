@@ -12,7 +12,9 @@ would have seen, and nothing about the order has to be saved. Of many processes 
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from score_sde.data.fingerprint import fingerprint
 from score_sde.data.spec import DataError, DataSpec
 
+STOPS = {signal.SIGINT, signal.SIGTERM}
 VALUE_KEYS = ("x0", "image")  # of the value itself in an item that is a dictionary
 LABEL_KEYS = ("class_labels", "label")
 REFERENCE_BYTES = 1 << 28
@@ -163,6 +166,34 @@ class ArrayData:
             yield _flip(batch, seed, step, sampler.rows) if self.flip else batch
 
 
+def _leave_signals(worker: int) -> None:
+    """In a worker: what stops a run is sent to all of its processes, and is for the one they serve.
+
+    SIGINT is ignored, and so is the first SIGTERM; the second, of a loader that cleans up, ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _first_stop)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _first_stop(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """While in use, signals wait; so they do in processes that are started, until these say so."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class SizedDataset(Protocol):
     """A map-style torch Dataset: a length, and items as `item_parts` takes them."""
 
@@ -287,8 +318,11 @@ class StreamData:
             num_workers=self.workers,
             pin_memory=torch.device(device).type == "cuda",
             persistent_workers=False,
+            worker_init_fn=_leave_signals,
         )
-        for step, (raw, condition) in enumerate(loader, start):
+        with _signals_wait():
+            batches = iter(loader)
+        for step, (raw, condition) in enumerate(batches, start):
             known = {name: v.to(device, non_blocking=True) for name, v in condition.items()}
             batch = Batch(self.spec.to_model(raw.to(device, non_blocking=True)), known)
             yield _flip(batch, seed, step, sampler.rows) if self.flip else batch

@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         "rotary" (axial) or "learned". position_spacing: of "sincos".
     norm, norm_eps, mlp_norm_eps: "layer" or "rms", and their constants. qk_norm: see `Attention`.
     classes: number of classes, whose null is a row of its own. class_dropout: share of classes
-        that training replaces by it (2207.12598).
+        that training has replaced by it (2207.12598); a fact, nothing is dropped here.
     class_tokens, class_tokens_from: tokens of the class that join from this block on (2511.13720).
     text_dim, text: width of a text's tokens, taken by "cross"-attention in every block, or as
         "tokens" among the others. pooled_dim: width of a pooled text.
@@ -227,16 +227,12 @@ class Transformer(nn.Module):
         return self._image(tokens[:, before:], noise_label, row, pooled)
 
     def _class_rows(self, noise_label: Tensor, class_labels: Tensor | None) -> Tensor | None:
-        """Rows of the class table, the last of which is any class; in training some are dropped."""
+        """Rows of the class table, the last of which is any class."""
         if not self.classes:
             return None
         if class_labels is None:
             return torch.full_like(noise_label, self.classes, dtype=torch.int64)
-        row = torch.where(class_labels < 0, self.classes, class_labels.long())  # -1: no class
-        if self.training and self.class_dropout:
-            dropped = torch.rand(len(row), device=row.device) < self.class_dropout
-            row = torch.where(dropped, self.classes, row)
-        return row
+        return torch.where(class_labels < 0, self.classes, class_labels.long())  # -1: no class
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Patches (B, rows * columns, width), told their places."""

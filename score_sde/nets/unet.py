@@ -86,8 +86,8 @@ class UNet(nn.Module):
     embedding: "positional" for labels of DDPM's size ("positional_adm" and "positional_edm" with
         the frequencies of these codes, see `SinusoidalEmbedding`), "fourier" for log sigma.
     classes, augment: number of classes, of augmentation labels.
-    class_dropout: share of the classes that training replaces by the row of zeros, which then
-        stands for any class (2207.12598).
+    class_dropout: share of the classes that training has replaced by the row of zeros, which then
+        stands for any class (2207.12598); see `conditioning.told`. A fact: nothing is dropped here.
     class_embedding: a class enters the "input" of the embedding's two layers, or their "output".
     text, text_table: width of a text encoder's states, and rows of a learned table of words, of a
         network that is told captions; see `TextInput`. text_channels: of a token in here.
@@ -301,8 +301,6 @@ class UNet(nn.Module):
         classes = None
         if self.embed_class is not None:
             rows = self._class_rows(noise_label, class_labels)
-            if self.training and self.class_dropout:
-                rows = rows * (torch.rand_like(rows[:, :1]) >= self.class_dropout)
             if self.class_embedding == "input":
                 rows = rows * self.classes**0.5  # of unit variance, as the features are nearly
             classes = self.embed_class(rows)

@@ -30,6 +30,7 @@ from typing import Any
 
 from score_sde.checks import UserError
 from score_sde.runs.lock import Lock, LockedError
+from score_sde.runs.signature import is_signed, sign
 from score_sde.training.checkpoints import CheckpointError, steps_of
 
 FORMAT = "score_sde run"
@@ -147,20 +148,23 @@ class RunDirectory:
             where = f"a run at step {steps[-1]}" if steps else "a run without a checkpoint"
             raise RunError(f"{path} holds {where}. Use --resume, --overwrite or another --workdir.")
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
+    def begin(self, facts: Mapping[str, Any], own: bool = True) -> None:
         """Make it a new run with these facts. A run that is here is set aside, not deleted.
 
-        It goes when the new one has its first checkpoint (`drop_replaced`).
+        It goes when the new one has its first checkpoint (`drop_replaced`). own: whether the names
+        in the facts are this user's words, and may run code when the run is loaded (`signature`).
         """
         self._set_aside()
-        _write_json(self.mark, {"format": FORMAT, "layout": 1, "id": secrets.token_hex(8)})
-        self.write_config(facts)
+        self.write_config(facts, own)
 
-    def write_config(self, facts: Mapping[str, Any]) -> None:
-        """Replace config.json; a run of before the mark is marked."""
+    def write_config(self, facts: Mapping[str, Any], own: bool = True) -> None:
+        """Replace config.json where it says something else; a run without the mark is marked."""
         if self.identity is None:
             _write_json(self.mark, {"format": FORMAT, "layout": 1, "id": secrets.token_hex(8)})
-        _write_json(self.config, facts)
+        if _read(self.config) != json.loads(json.dumps(facts)):
+            _write_json(self.config, facts)
+        if own and not is_signed(self.config):
+            sign(self.config)
 
     def _set_aside(self) -> None:
         there = self.ours()
@@ -195,6 +199,9 @@ class RunDirectory:
         """Make the directory and hold its lock; RunError says who else trains here."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"workdir {self.path} cannot be made ({error.strerror}).") from error
+        try:
             with self.lock.held():
                 yield
         except LockedError as error:

@@ -15,10 +15,10 @@ from score_sde import build
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
-from score_sde.runs.run import Run, RunError, load
+from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.run import Run, load
 from score_sde.runs.signature import sign
-from score_sde.runs.train import make_workdir
-from score_sde.training.checkpoints import Checkpoint, save_checkpoint
+from score_sde.training.checkpoints import Checkpoint, save_checkpoint, tensor_sum
 from score_sde.version import __version__
 
 LAYOUTS = ("diffusers", "safetensors")
@@ -42,8 +42,9 @@ def import_checkpoint(
     RunError for a directory in use.
     """
     workdir = Path(workdir)
+    directory = RunDirectory(workdir)
     used = workdir.exists() and (workdir.is_file() or any(workdir.iterdir()))
-    is_run = (workdir / "config.json").is_file()
+    is_run = directory.is_run
     if used and not (overwrite and is_run):
         advice = "Use --overwrite or another --workdir." if is_run else "Use another --workdir."
         raise RunError(f"{workdir} is in use. {advice}")
@@ -55,13 +56,15 @@ def import_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_settings(partial, config, foreign.spec, foreign.data_std)
         meta = {"seconds": 0.0, "imported": foreign.layout}
         checkpoint = Checkpoint(foreign.trained, foreign.averaged, {}, meta)
         save_checkpoint(partial, foreign.step, checkpoint)
-        make_workdir(workdir, overwrite)
-        for item in ("checkpoints", "config.json"):
-            (partial / item).rename(workdir / item)
+        with directory.training():
+            directory.begin(_facts(config, foreign.spec, foreign.data_std))
+            (workdir / "checkpoints").mkdir(exist_ok=True)
+            for checkpoint_folder in (partial / "checkpoints").iterdir():
+                checkpoint_folder.rename(workdir / "checkpoints" / checkpoint_folder.name)
+            directory.drop_replaced()
     except OSError as error:
         raise RunError(f"workdir {workdir} cannot be written ({error.strerror}).") from error
     finally:
@@ -84,12 +87,10 @@ def _config(foreign: Foreign) -> dict[str, Any]:
     return json.loads(json.dumps(config))
 
 
-def _write_settings(
-    folder: Path, config: Mapping[str, Any], spec: DataSpec, data_std: float
-) -> None:
+def _facts(config: Mapping[str, Any], spec: DataSpec, data_std: float) -> dict[str, Any]:
+    """What config.json holds."""
     saved = {"config": config, "data_spec": spec.to_dict(), "data_std": data_std}
-    saved |= {"version": __version__}
-    (folder / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+    return saved | {"version": __version__}
 
 
 def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
@@ -145,12 +146,12 @@ def export_run(
     try:
         partial.mkdir(parents=True)
         if layout == "safetensors":
-            _write_settings(partial, run.config, run.data_spec, run.data_std)
-            if run.trusted:
-                sign(partial / "config.json")
+            files["config.json"] = _facts(run.config, run.data_spec, run.data_std)
         for file, contents in files.items():
             (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
-        save_file(state, partial / name, metadata={"format": "pt"})
+        if layout == "safetensors" and run.trusted:
+            sign(partial / "config.json")
+        save_file(state, partial / name, {"format": "pt", "checksum": tensor_sum(state)})
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

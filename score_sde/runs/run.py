@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from score_sde import build, distributed
@@ -28,11 +26,19 @@ from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
+from score_sde.runs.sampler import make_sampler
 from score_sde.runs.signature import is_signed
 from score_sde.runs.steering import Prompt, Wish, steer
-from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
+from score_sde.sampling import SampleResult, sample
 from score_sde.training import CheckpointError
-from score_sde.training.checkpoints import State, averages_of, load_weights, steps_of
+from score_sde.training.checkpoints import (
+    State,
+    averages_of,
+    load_tensors,
+    load_weights,
+    steps_of,
+    strays,
+)
 from score_sde.training.posthoc import load_average
 
 
@@ -135,16 +141,8 @@ class Run:
         settings = build.change_sampling(self.config.get("sampling"), changes)
         chosen = build.build_sampling({"sampling": settings})
         device = next(self.score.parameters()).device
-        options = dict(chosen.options or {})
-        grid: str | Recipe | None = chosen.grid
-        if needs_data_std(chosen.method):
-            options.setdefault("data_std", self.data_std)
-        if chosen.method == "ancestral" and self.score.learned_variance:
-            options.setdefault("variance", "learned")
-        if chosen.grid is not None and chosen.grid.endswith(".json"):
-            grid = load_recipe(chosen.grid)
-            options.pop("data_std", None)
-        begin: dict[str, Any] = {"shape": (n, *self.data_spec.shape), "grid": grid}
+        sampler = make_sampler(chosen, self.score, self.data_std)
+        begin: dict[str, Any] = {"shape": (n, *self.data_spec.shape), "grid": sampler.grid}
         begin |= {"steps": chosen.steps, "nfe": chosen.nfe}
         if init is not None:
             picture = read_picture(init, self.data_spec).to(device)
@@ -162,7 +160,7 @@ class Run:
             device=device,
             progress=progress,
             return_info=True,
-            **options,
+            **sampler.options,
         )
         return replace(result, settings=result.settings | steered.settings)
 
@@ -220,6 +218,8 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bo
     step, state = _find_weights(path, steps, weights) if steps else _exported(exported, weights)
     with trusting(trusted):
         model = build_with(facts, state)
+    if others := strays(path):
+        print(f"{path}/checkpoints holds what is no checkpoint, and is left alone: {others[:5]}")
     model = model.to(pick_device(device)).eval().requires_grad_(False)
     config, spec = facts.config, facts.spec
     return Run(path, model.sde, model, spec, config, step, facts.data_std, trusted)
@@ -229,10 +229,7 @@ def _exported(path: Path, weights: str) -> tuple[int, State]:
     """The weights of an exported folder, which has one set of them."""
     if weights not in ("ema", "model"):
         raise RunError(f"{path.parent} has one set of weights; leave out weights={weights!r}.")
-    try:
-        return 0, load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{path} is damaged ({error}).") from error
+    return 0, load_tensors(path)
 
 
 def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, State]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,183 +13,301 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.conditioning.classes import classes_of
+from score_sde.checks import trusting, trusts_files
+from score_sde.conditioning.text import encode, said_of
+from score_sde.conditioning.told import Conditioning, check_told, unused
+from score_sde.data import Data
+from score_sde.data.pictures import picture_of
 from score_sde.models import ScoreModel
-from score_sde.runs.run import Run, RunError, load, pick_device, read_config
-from score_sde.runs.signature import sign
-from score_sde.training import Interrupted, Trainer
-from score_sde.training.checkpoints import load_checkpoint, steps_of
+from score_sde.nets import packed
+from score_sde.runs.configs import load_config, plain, with_changes
+from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.reading import read_facts
+from score_sde.runs.run import Run, load, pick_device
+from score_sde.runs.sampler import Sampler, make_sampler
+from score_sde.runs.signature import is_signed
+from score_sde.training import Interrupted, Logger, Pictures, Session, Trainer
+from score_sde.training.checkpoints import load_checkpoint, steps_of, strays
 from score_sde.training.posthoc import reconstruct, save_average
-from score_sde.training.session import Session
 from score_sde.version import __version__
 
 FEW_IMAGES = 500
-
-
-def _check_workdir(workdir: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a used directory unless told what to do with it; nothing is changed yet."""
-    steps = steps_of(workdir)
-    used = _is_used(workdir)
-    if resume and not steps:
-        raise RunError(f"Nothing to resume in {workdir} (no checkpoint).")
-    if resume and overwrite:
-        raise RunError("--resume and --overwrite contradict each other; give one.")
-    if used and not (resume or overwrite):
-        where = f"a run at step {steps[-1]}" if steps else "a run without a checkpoint"
-        raise RunError(f"{workdir} holds {where}. Use --resume, --overwrite or another --workdir.")
-
-
-def _is_used(workdir: Path) -> bool:
-    return (workdir / "config.json").exists() or bool(steps_of(workdir))
-
-
-def make_workdir(workdir: Path, overwrite: bool) -> None:
-    """Make the directory, without what an earlier run left there if it is to be overwritten."""
-    if overwrite and _is_used(workdir):
-        for name in ("checkpoints", "tensorboard", "progress", "samples", "snapshots", "averages"):
-            shutil.rmtree(workdir / name, ignore_errors=True)
-        for name in ("config.json", "config.sig", "log.jsonl"):
-            (workdir / name).unlink(missing_ok=True)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"workdir {workdir} cannot be made ({error.strerror}).") from error
-
-
-def _check_same_model(saved: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> None:
-    """A resumed run keeps its model: raise RunError that lists the differences."""
-    differences = []
-    for section in ("sde", "net", "model"):
-        old, new = saved.get(section) or {}, config.get(section) or {}
-        differences += [
-            f"{section}.{key} ({old.get(key)} there, {new.get(key)} here)"
-            for key in sorted({*old, *new})
-            if _plain(old.get(key)) != _plain(new.get(key))
-        ]
-    old, new = ((c.get("training") or {}).get("optimizer", "adam") for c in (saved, config))
-    if saved.get("training") and old != new:
-        differences.append(f"training.optimizer ({old} there, {new} here)")
-    if differences:
-        raise RunError(
-            f"Checkpoint in {workdir} does not fit: the config differs in "
-            f"{', '.join(differences)}. Use the old values or another --workdir."
-        )
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON would return it."""
-    return json.loads(json.dumps(value))
+KEPT = ("sde", "net", "model")  # sections of the model that a resumed run keeps
+LEARNED = ("data", "loss", "conditioning")  # and of what it has learned so far
+HARMLESS = {"data.workers", "data.strict", "training.optimizer"}
 
 
 def train(
-    config: Mapping[str, Any],
-    workdir: str | Path,
+    config: str | Mapping[str, Any] | None,
+    workdir: str | Path | None = None,
     resume: bool | str = False,
     overwrite: bool = False,
     device: str = "auto",
+    resume_changed: bool = False,
+    **changes: Any,
 ) -> Run:
-    """Train (or go on with) a run as the config says; returns it loaded, with averaged weights.
+    """Train (or go on with) a run; returns it loaded, with averaged weights.
 
+    config: a config's name or path with an optional :variant, a ConfigDict, or a dictionary; None
+        for that of the run that is resumed. changes: of its fields, by their dotted names:
+        train("vp_fashion", "runs/x", **{"training.steps": 1000}).
+    workdir: runs/<name> for a config by name, if None.
     resume: go on with the run in workdir; "auto": if there is a checkpoint, and else start.
-    Under torchrun all processes call it and train together. Raises RunError for a used or missing
-    directory, ConfigError and DataError for bad settings, `Interrupted` after a signal.
+        Other data, scaling, loss or conditions than before are an error unless resume_changed.
+    overwrite: in place of the run in workdir, which is deleted when the new one has a checkpoint.
+
+    Everything is built and checked before anything is written. Under torchrun all processes call
+    it and train together. Raises RunError for a used or missing directory, ConfigError and
+    DataError for bad settings, `Interrupted` after a signal.
     """
-    workdir = Path(workdir)
+    directory, settings = _resolve(config, workdir, resume, changes)
+    own = config is not None or trusts_files() or is_signed(directory.config)
+    if resume == "auto":
+        resume = bool(steps_of(directory.path))
+        overwrite = overwrite or not resume
+    directory.check(bool(resume), overwrite)
+    with distributed.processes(pick_device(device)) as chosen:
+        with nullcontext() if own else trusting(False):
+            parts = _build(settings, chosen)
+        if resume:
+            _check_same_run(directory, parts.facts, resume_changed)
+        distributed.wait()  # all that can be wrong with the config has been found, by all
+        with directory.training() if distributed.is_writer() else nullcontext():
+            session = _start(directory, parts, bool(resume), own)
+            _announce(directory, parts)
+            try:
+                session.run()
+            except OSError as error:
+                raise RunError(
+                    f"{directory.path} cannot be written ({error}). The last checkpoint is kept; "
+                    "free some space and go on with --resume."
+                ) from error
+            except Interrupted:
+                at = session.trainer.step
+                distributed.say(f"\nstopped; step {at} is saved. Go on with --resume.")
+                raise
+            finally:
+                session.close()
+            distributed.wait()
+        trainer = parts.trainer
+        distributed.say(
+            f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in "
+            f"{directory.path}"
+        )
+        return load(directory.path, device="cpu" if trainer.sharded else str(chosen))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a training needs, built and checked. facts: what config.json will hold."""
+
+    data: Data
+    conditioning: Conditioning
+    trainer: Trainer
+    pictures: Pictures | None
+    facts: dict[str, Any]
+
+
+def _resolve(
+    config: str | Mapping[str, Any] | None,
+    workdir: str | Path | None,
+    resume: bool | str,
+    changes: Mapping[str, Any],
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """The directory and the config of a run, from what `train` was given."""
+    if isinstance(config, str):
+        named = load_config(config)
+        config, workdir = named.to_dict(), workdir or Path("runs") / named.run_name
+    if workdir is None:
+        raise RunError("train needs a workdir where the config has no name.")
+    directory = RunDirectory(Path(workdir))
+    if config is None:
+        if not (resume and directory.is_run):
+            raise RunError(
+                f"--mode train needs --config: {directory.path} is no run that could be resumed "
+                "with its own."
+            )
+        return directory, with_changes(read_facts(directory.path).config, changes)
+    return directory, with_changes(config, changes)
+
+
+def _build(config: Mapping[str, Any], device: torch.device) -> Parts:
+    """Everything, in memory only. Raises ConfigError, DataError, LabelError, TrainingError."""
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_objective(config)
-    sampling = build.build_sampling(config)  # a misspelt sampler is found now, not at step 5000
-    if resume == "auto":
-        resume = bool(steps_of(workdir))
-        overwrite = overwrite or not resume  # a run without a checkpoint has nothing to lose
-    _check_workdir(workdir, bool(resume), overwrite)
-    with distributed.processes(pick_device(device)) as chosen:
-        with distributed.writer_first():  # it may have to download them
-            data = build.build_data(config)
-        spec, seed, n = data.spec, int(config.get("seed", 0)), len(data)
-        for note in data.notes:
+    conditioning, seed = build.build_conditioning(config), build.build_seed(config)
+    sampling = build.build_sampling(config)
+    with distributed.writer_first():  # it may have to download them
+        data = build.build_data(config)
+    _say_of_data(data, settings.batch_size, conditioning)
+    torch.manual_seed(seed)
+    model = build.build_model(config, data.spec)
+    objective.check(model.sde)
+    if conditioning.text:
+        data, named = _with_captions(config, data)
+        conditioning = conditioning.with_text(named, model.net)
+    known = data.condition_items(range(min(len(data), 2)))
+    check_told(conditioning, known, data.spec.classes, model.net)
+    data_std = float(data.reference(1000).std())
+    sampler = make_sampler(sampling, model, data_std)
+    sampler.rehearse(model, data.spec.shape)
+    if settings.sample_nfe:
+        cheap = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
+        quick = build.change_sampling(config.get("sampling"), cheap)
+        sampler = make_sampler(build.build_sampling({"sampling": quick}), model, data_std)
+        sampler.rehearse(model, data.spec.shape)
+    trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)
+    pictures = None
+    if picture_of(data.reference(4), data.spec) is not None:
+        count = settings.sample_images if data.spec.is_image else 20 * sampling.batch_size
+        pictures = _pictures(trainer, sampler, data, conditioning, count)
+    facts = {"config": _as_json(config), "data_spec": _as_json(data.spec.to_dict())}
+    facts |= {"data_std": data_std, "items": len(data), "fingerprint": _fingerprint(data)}
+    return Parts(data, conditioning, trainer, pictures, facts | {"version": __version__})
+
+
+def _with_captions(config: Mapping[str, Any], data: Data) -> tuple[Data, list[str]]:
+    """The data with what the text encoder makes of their captions, and the names of that."""
+    if data.captions is None:
+        raise RunError("conditioning.text needs data with captions; these have none.")
+    with distributed.writer_first():  # it may have to download the encoder, and fills the cache
+        encoded = encode(build.build_text_encoder(config), data.captions)
+    if encoded.cut:
+        distributed.say(said_of(encoded.cut))
+    return data.with_condition(**encoded.condition), list(encoded.condition)
+
+
+def _pictures(
+    trainer: Trainer, sampler: Sampler, data: Data, conditioning: Conditioning, count: int
+) -> Pictures:
+    """Grids of ``count`` samples: of all classes in turn, and told what the first items are."""
+    known = conditioning.of(data.condition_items(range(min(count, len(data)))))
+    told = {name: value[torch.arange(count) % len(value)] for name, value in known.items()}
+    if conditioning.classes:
+        told["class_labels"] = torch.arange(count) % len(data.spec.classes)
+
+    def draw(model: ScoreModel) -> Tensor:
+        score, shape = packed(model).bind(**told), (count, *data.spec.shape)
+        # A network that is divided over the processes is called by all of them equally often.
+        way = sampler.draw if trainer.sharded else sampler.draw_shared
+        return way(score, shape, range(count)).x
+
+    models = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
+    return Pictures(draw, models, data.spec)
+
+
+def _say_of_data(data: Data, batch_size: int, conditioning: Conditioning) -> None:
+    """What is worth knowing of the data before training on them."""
+    for note in (*data.notes, unused(conditioning, data.spec.classes)):
+        if note:
             distributed.say(note)
-        if spec.classes:
-            distributed.say(
-                f"{len(spec.classes)} classes found; this model is unconditional and ignores them."
-            )
-        if n < settings.batch_size:
-            distributed.say(
-                f"{n} items < batch {settings.batch_size}: items repeat within a batch."
-            )
-        if spec.is_image and n < FEW_IMAGES:
-            distributed.say(
-                f"{n} images are few: a model of usual size learns them by heart, and its samples "
-                "are copies. Compare them with the training images, or train a smaller one."
-            )
-        if resume:
-            _check_same_model(read_config(workdir)["config"], config, workdir)
-        torch.manual_seed(seed)
-        model = build.build_model(config, spec)
-        name = type(model.net).__name__
-        if classes_of(model.net):
-            raise RunError(
-                f"net.classes is {classes_of(model.net)}, but training tells the network no "
-                "classes: leave it out."
-            )
-        data_std = float(data.reference(1000).std())
-        trainer = Trainer(model, objective, settings, seed, data_std, chosen)
-        distributed.wait()  # all that can be wrong with the config has been found, by all
-        if distributed.is_writer():
-            make_workdir(workdir, overwrite)
-            saved = {"config": _plain(config), "data_spec": spec.to_dict(), "data_std": data_std}
-            saved |= {"version": __version__}
-            (workdir / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
-            sign(workdir / "config.json")
-        if resume:
-            checkpoint = load_checkpoint(workdir)
-            if checkpoint is None:
-                raise RunError(f"Nothing to resume in {workdir}: no checkpoint there can be read.")
-            if not checkpoint.training:
-                raise RunError(
-                    f"{workdir} was imported without its optimiser: it cannot be resumed."
-                )
-            trainer.restore(checkpoint)
-            distributed.say(f"resumed {workdir} at step {trainer.step}")
-        parameters = sum(p.numel() for p in model.parameters())
-        many = f" and {distributed.size() - 1} more processes" if distributed.size() > 1 else ""
-        many += ", which share the network" if trainer.sharded else ""
-        if settings.sharding != "none" and not trainer.sharded:
-            distributed.say(f"training.sharding={settings.sharding}: one process has all of it")
+    n = len(data)
+    if n < batch_size:
+        distributed.say(f"{n} items < batch {batch_size}: items repeat within a batch.")
+    if data.spec.is_image and n < FEW_IMAGES:
         distributed.say(
-            f"training {name} ({parameters:,} parameters) under {model.sde} "
-            f"on {chosen}{many}, into {workdir}"
+            f"{n} images are few: a model of usual size learns them by heart, and its samples "
+            "are copies. Compare them with the training images, or train a smaller one."
         )
-        saved_config = _plain(config)
-        count = settings.sample_images if spec.is_image else 20 * sampling.batch_size
-        cheap: dict[str, Any] = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
 
-        def sampler(score: ScoreModel) -> Callable[[], Tensor]:
-            run = Run(workdir, model.sde, score, spec, saved_config, 0, data_std)
 
-            def draw() -> Tensor:
-                score.eval()  # the next update sets the weights as trained back to training
-                if trainer.sharded:  # all call the network equally often
-                    return run.sample(count, **(cheap if settings.sample_nfe else {})).x
-                return run.sample_shared(count, **(cheap if settings.sample_nfe else {})).x
+def _fingerprint(data: Data) -> str | None:
+    """Of the data; None if its items are others whenever one looks, as augmented ones are."""
+    few = range(min(len(data), 4))
+    return data.fingerprint() if torch.equal(*(data.raw_items(few) for _ in "ab")) else None
 
-            return draw
 
-        samplers = {"": sampler(model.with_net(trainer.ema.net)), "_raw": sampler(model)}
-        try:
-            Session(workdir, trainer, spec, samplers, bool(resume), saved_config).train(data)
-        except OSError as error:
+def _check_same_run(directory: RunDirectory, facts: Mapping[str, Any], changed: bool) -> None:
+    """Raise RunError that lists how a run to be resumed differs from what it was begun with.
+
+    changed: data, loss and conditions may differ; the model may not.
+    """
+    saved = directory.read_config()
+    old, new = saved.get("config") or {}, facts["config"]
+    model = _differences(old, new, KEPT)
+    optimizers = [(c.get("training") or {}).get("optimizer", "adam") for c in (old, new)]
+    if optimizers[0] != optimizers[1]:
+        model.append("training.optimizer ({} there, {} here)".format(*optimizers))
+    if model:
+        raise RunError(
+            f"Checkpoint in {directory.path} does not fit: the config differs in "
+            f"{', '.join(model)}. Use the old values or another --workdir."
+        )
+    learned = _differences(old, new, LEARNED)
+    if not learned:
+        learned = [
+            f"{what} ({saved[key]} there, {facts[key]} here)"
+            for key, what in (("items", "the number of items"), ("fingerprint", "their content"))
+            if saved.get(key) is not None and saved[key] != facts[key]
+        ]
+    if not learned and saved.get("data_spec") != facts["data_spec"]:
+        learned = [f"the data ({saved.get('data_spec')} there, {facts['data_spec']} here)"]
+    if learned and not changed:
+        raise RunError(
+            f"The run in {directory.path} was trained on something else: {', '.join(learned)}. Use "
+            "the old values, another --workdir, or --resume_changed to go on all the same."
+        )
+    for difference in learned:
+        distributed.say(f"resumed with a change: {difference}")
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
+) -> list[str]:
+    """Fields that differ, with both values; a field that is missing is at None."""
+    found = []
+    for section in sections:
+        there, here = old.get(section) or {}, new.get(section) or {}
+        for key in sorted({*there, *here}):
+            if there.get(key) != here.get(key) and f"{section}.{key}" not in HARMLESS:
+                found.append(f"{section}.{key} ({there.get(key)} there, {here.get(key)} here)")
+    return found
+
+
+def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Session:
+    """A session at the beginning, or at the newest checkpoint; from here on, files are written."""
+    trainer, config = parts.trainer, parts.facts["config"]
+    if resume:
+        if others := strays(directory.path):
+            distributed.say(f"no checkpoints, left alone: {', '.join(others)}")
+        checkpoint = load_checkpoint(directory.path)
+        if checkpoint is None:
+            raise RunError(f"Nothing to resume in {directory.path}: no checkpoint can be read.")
+        if not checkpoint.training:
             raise RunError(
-                f"{workdir} cannot be written ({error}). The last checkpoint is kept; free some "
-                "space and go on with --resume."
-            ) from error
-        except Interrupted:
-            distributed.say(f"\nstopped; step {trainer.step} is saved. Go on with --resume.")
-            raise
-        distributed.say(
-            f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in {workdir}"
-        )
-        distributed.wait()
-        return load(workdir, device="cpu" if trainer.sharded else str(chosen))
+                f"{directory.path} was imported without its optimiser: it cannot be resumed."
+            )
+        trainer.restore(checkpoint)
+        distributed.say(f"resumed {directory.path} at step {trainer.step}")
+    distributed.wait()
+    logger, at = None, trainer.step if resume else None
+    if distributed.is_writer():
+        (directory.write_config if resume else directory.begin)(parts.facts, own)
+        shown = trainer.settings.tensorboard, trainer.settings.wandb
+        logger = Logger(directory.path, *shown, at, config)
+    saved_step = -1 if at is None else at
+    return Session(
+        directory, trainer, parts.data, parts.conditioning, parts.pictures, logger, saved_step
+    )
+
+
+def _announce(directory: RunDirectory, parts: Parts) -> None:
+    trainer, settings, net = parts.trainer, parts.trainer.settings, parts.trainer.model.net
+    parameters = sum(p.numel() for p in net.parameters())
+    many = f" and {distributed.size() - 1} more processes" if distributed.size() > 1 else ""
+    many += ", which share the network" if trainer.sharded else ""
+    if settings.sharding != "none" and not trainer.sharded:
+        distributed.say(f"training.sharding={settings.sharding}: one process has all of it")
+    told = ", ".join(parts.conditioning.names)
+    distributed.say(
+        f"training {type(net).__name__} ({parameters:,} parameters){f', told {told},' * bool(told)}"
+        f" under {trainer.model.sde} on {trainer.device}{many}, into {directory.path}"
+    )
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON would return it."""
+    return json.loads(json.dumps(plain(value)))
 
 
 def make_average(
@@ -207,9 +326,10 @@ def make_average(
 
 
 def train_as_asked(
-    config: Mapping[str, Any],
     workdir: str | Path,
+    config: Mapping[str, Any] | None = None,
     resume: str = "no",
+    resume_changed: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     data: str | None = None,
@@ -223,15 +343,15 @@ def train_as_asked(
 ) -> Run:
     """`train` with some of the config's fields given by themselves: ``--mode train``.
 
-    data: in place of config.data.name. method, steps, nfe, grid, batch_size, options: of the
-    sampler. resume: no, yes or auto.
+    config: None for that of the run that is resumed. data: in place of config.data.name. method,
+    steps, nfe, grid, batch_size, options: of the sampler. resume: no, yes or auto.
     """
-    config = {key: dict(v) if isinstance(v, Mapping) else v for key, v in config.items()}
-    if data is not None:
-        config["data"] = {**config.get("data", {}), "name": data}
-    changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
-    changes |= {"batch_size": batch_size, "options": options}
-    config["sampling"] = build.change_sampling(config.get("sampling"), changes)
+    changes: dict[str, Any] = {} if data is None else {"data.name": data}
     if wandb:
-        config["training"] = {**config.get("training", {}), "wandb": True}
-    return train(config, workdir, {"no": False, "yes": True}.get(resume, resume), overwrite, device)
+        changes["training.wandb"] = True
+    given = resume != "no" if resume != "auto" else "auto"
+    directory, settings = _resolve(config, workdir, given, changes)
+    sampling: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
+    sampling |= {"batch_size": batch_size, "options": options}
+    settings["sampling"] = build.change_sampling(settings.get("sampling"), sampling)
+    return train(settings, directory.path, given, overwrite, device, resume_changed)

@@ -1,96 +1,200 @@
-"""A trainer and the run directory it writes to: checkpoints, snapshots, pictures, logs."""
+"""The loop of training: update, log, save, draw, until the run is over or a signal stops it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
+from tqdm import tqdm
 
 from score_sde import distributed
+from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataSpec
+from score_sde.data.batches import batch_indices
 from score_sde.data.pictures import picture_of, save_png
+from score_sde.models import ScoreModel
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, save_tensors
 from score_sde.training.logs import Logger
 from score_sde.training.posthoc import snapshot_path, snapshot_state
+from score_sde.training.stopping import Interrupted, StopSignals
 from score_sde.training.trainer import Trainer
 from score_sde.training.writer import BackgroundWriter
 
+BAR = "{percentage:3.0f}%|{bar:20}| {desc}"
+
+
+class Directory(Protocol):
+    """What a session asks of the directory of its run."""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+
+    def check_mine(self) -> None:
+        """Raise if nothing can be saved there any more."""
+
+    def picture(self, step: int, name: str) -> Path:
+        """Where a grid goes."""
+
+    def drop_replaced(self) -> None:
+        """Called after each checkpoint: what the run replaces may go."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Grids of the same noise as training goes on.
+
+    draw: samples in the model's range, by a model.
+    models: those that are shown, by the ending of their pictures' names.
+    """
+
+    draw: Callable[[ScoreModel], Tensor]
+    models: dict[str, ScoreModel]
+    spec: DataSpec
+
 
 class Session:
-    """Trains into ``workdir``; under torchrun all processes have one, and the first one writes.
+    """Trains into a directory; under torchrun all processes have one, and the first one writes.
 
-    samplers: functions that draw samples in the model's range, by the ending of their pictures'
-        names: "" for averaged weights.
-    resumed: the trainer was restored from the newest checkpoint in workdir.
-    facts: settings to show beside the curves.
+    pictures: None where samples cannot be pictured. logger: of the process that writes.
     """
 
     def __init__(
         self,
-        workdir: Path,
+        directory: Directory,
         trainer: Trainer,
-        spec: DataSpec,
-        samplers: Mapping[str, Callable[[], Tensor]],
-        resumed: bool,
-        facts: Mapping[str, Any],
+        data: Data,
+        conditioning: Conditioning | None = None,
+        pictures: Pictures | None = None,
+        logger: Logger | None = None,
+        saved_step: int = -1,
     ):
-        self.workdir, self.trainer, self.spec, self.samplers = workdir, trainer, spec, samplers
+        self.directory, self.trainer, self.data = directory, trainer, data
+        self.conditioning = conditioning or Conditioning()
+        self.pictures, self.logger, self.saved_step = pictures, logger, saved_step
         self.settings = trainer.settings
         self.writer = BackgroundWriter()
-        self.saved_step = trainer.step if resumed else -1
-        self.logger = None
-        if distributed.is_writer():
-            self.logger = Logger(
-                workdir,
-                self.settings.tensorboard,
-                self.settings.wandb,
-                trainer.step if resumed else None,
-                facts,
-            )
+        trainer.name_row = self._name_row
 
-    def train(self, data: Data) -> None:
-        """To the end of the run, or until it is stopped; all that was saved is then on the disk."""
-        try:
-            self.trainer.run(data, self.logger, self.save, self.draw, self.each_step)
+    def run(self) -> None:
+        """To the end of the run; all that was saved is then on the disk.
+
+        Raises Interrupted, after a save, when a signal asks for it.
+        """
+        trainer, settings = self.trainer, self.settings
+        batches = self.data.batches(
+            settings.batch_size, trainer.seed, trainer.step, trainer.device, trainer.rows
+        )
+        quiet = not distributed.is_writer()
+        clock = _Clock(trainer.seconds, trainer.step)
+        with (
+            StopSignals(impatient=distributed.size() == 1) as stop,
+            tqdm(total=1000, bar_format=BAR, mininterval=1.0, disable=quiet) as bar,
+        ):
+            while trainer.progress < 1:
+                x0, condition = next(batches)
+                values = trainer.update(x0, **self.conditioning.of(condition))
+                values["loss"], trainer.seconds, stopping = distributed.total(
+                    [values["loss"], 0.0 if quiet else clock.seconds(), stop.number]
+                )
+                trainer.smooth(values["loss"])
+                bar.update(min(round(1000 * trainer.progress), 1000) - bar.n)
+                self.writer.check()
+                if self._due(settings.log_every):
+                    self.log(values, x0, clock, bar)
+                if self._due(settings.ema_snapshot_every):
+                    self.snapshot()
+                if self._due(settings.save_every):
+                    self.save()
+                if self._due(settings.sample_every):
+                    self.draw()
+                if stopping:
+                    self.save()
+                    self.writer.wait()
+                    raise Interrupted(stop.number or signal.SIGTERM)
             self.save()
             self.writer.wait()
             self.draw()
-        finally:
-            if self.logger is not None:
-                self.logger.close()
-            self.writer.wait()
 
-    def each_step(self) -> None:
-        """Stop soon after a write has failed; keep a snapshot where one is due."""
-        self.writer.check()
-        every, step = self.settings.ema_snapshot_every, self.trainer.step
-        if every and step % every == 0:
-            path = snapshot_path(self.workdir, step)
-            state = snapshot_state(self.trainer.powers)
-            self.writer.submit("snapshot", lambda copied: save_tensors(path, copied), state)
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.trainer.step % every == 0
+
+    def log(self, values: dict[str, float], x0: Tensor, clock: _Clock, bar: tqdm) -> None:
+        """A line of numbers, and a shorter one beside the bar; all processes add up their part."""
+        trainer = self.trainer
+        speed = clock.speed(trainer.step) * self.settings.batch_size
+        scalars = trainer.scalars(values, speed, x0)
+        if self.logger is not None:
+            self.logger.scalars(trainer.step, scalars)
+        shown = f"step {trainer.step}, loss {trainer.smooth_loss:.4f}, {speed:.0f} items/s"
+        bar.set_description_str(f"{shown}, ETA {scalars['eta_seconds']:.0f} s", refresh=False)
+
+    def snapshot(self) -> None:
+        """The averages from which one of any length can be made later, in the background."""
+        self._check_directory()
+        path = snapshot_path(self.directory.path, self.trainer.step)
+        state = snapshot_state(self.trainer.powers)
+        self.writer.submit("snapshot", lambda copied: save_tensors(path, copied), state)
 
     def save(self) -> None:
         """A checkpoint of this step, written in the background."""
         if self.saved_step == self.trainer.step:
             return
-        checkpoint, step = self.trainer.checkpoint(), self.trainer.step
-        self.saved_step = step
-        keep, keep_every = self.settings.keep, self.settings.keep_every
-        self.writer.submit(
-            "checkpoint",
-            lambda parts: save_checkpoint(
-                self.workdir, step, Checkpoint(**parts), keep, keep_every
-            ),
-            vars(checkpoint),
-        )
+        self._check_directory()
+        self.saved_step = step = self.trainer.step
+
+        def write(parts: dict) -> None:
+            kept = self.settings.keep, self.settings.keep_every
+            save_checkpoint(self.directory.path, step, Checkpoint(**parts), *kept)
+            self.directory.drop_replaced()
+
+        self.writer.submit("checkpoint", write, vars(self.trainer.checkpoint()))
 
     def draw(self) -> None:
         """Grids of the same noise, by the averaged and by the raw weights."""
-        for ending, sampler in self.samplers.items():
-            picture = picture_of(sampler().cpu(), self.spec)
+        if self.pictures is None:
+            return
+        self._check_directory()
+        for ending, model in self.pictures.models.items():
+            model.eval()  # the next update sets the weights as trained back to training
+            picture = picture_of(self.pictures.draw(model).cpu(), self.pictures.spec)
             if picture is not None and self.logger is not None:
-                step = self.trainer.step
-                save_png(picture, self.workdir / "progress" / f"step_{step:08d}{ending}.png")
-                self.logger.image(step, f"samples{ending}", picture)
+                save_png(picture, self.directory.picture(self.trainer.step, ending))
+                self.logger.image(self.trainer.step, f"samples{ending}", picture)
+
+    def _check_directory(self) -> None:
+        if distributed.is_writer():
+            self.directory.check_mine()
+
+    def _name_row(self, row: int) -> str:
+        """What people call the item in a row of the current batch."""
+        trainer = self.trainer
+        where = (len(self.data), self.settings.batch_size, trainer.seed, trainer.step)
+        return self.data.name_of(batch_indices(*where)[trainer.rows.start + row])
+
+    def close(self) -> None:
+        """Finish what is being written, whatever has happened."""
+        if self.logger is not None:
+            self.logger.close()
+        self.writer.wait()
+
+
+class _Clock:
+    """Seconds of the run, those of earlier sessions counted in, and updates a second."""
+
+    def __init__(self, before: float, step: int):
+        self._started = time.perf_counter()
+        self._before, self._mark = before, (step, self._started)
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def speed(self, step: int) -> float:
+        """Updates a second since the last call."""
+        (last_step, last), self._mark = self._mark, (step, time.perf_counter())
+        return (step - last_step) / (self._mark[1] - last)

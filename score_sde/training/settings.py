@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-SHARDINGS = ("none", "full")
+from pydantic import Field
+
+from score_sde.checks import Count, Fraction, Index, NonNegative, Positive, Row, require, validated
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[float, Field(gt=0, lt=0.28)]  # sigma_rel of a power-function average, see `EMA`
 
 
+@validated("training")
 @dataclass(frozen=True)
 class TrainingSettings:
     """How to train.
@@ -36,54 +43,38 @@ class TrainingSettings:
     tensorboard, wandb: write TensorBoard files, or to Weights & Biases, beside log.jsonl.
     """
 
-    batch_size: int = 128
-    batch_per_device: int | None = None
-    steps: int = 100_000
-    minutes: float = 0.0
-    optimizer: str = "adam"
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    muon_lr: float = 0.03
-    warmup_steps: int = 1000
-    decay: float = 0.0
-    grad_clip: float = 1.0
-    ema_decay: float = 0.9999
-    ema_sigma_rel: float | None = None
-    ema_halflives: tuple[float, ...] = ()
-    ema_snapshot_every: int = 0
-    log_every: int = 50
-    save_every: int = 5000
-    sample_every: int = 5000
-    keep: int = 2
-    keep_every: int = 0
-    sample_images: int = 64
-    sample_nfe: int = 0
-    max_bad_steps: int = 20
+    batch_size: Count = 128
+    batch_per_device: Count | None = None
+    steps: Count = 100_000
+    minutes: NonNegative = 0.0
+    optimizer: Literal["adam", "muon"] = "adam"
+    lr: Positive = 2e-4
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    muon_lr: Positive = 0.03
+    warmup_steps: Index = 1000
+    decay: Fraction = 0.0
+    grad_clip: NonNegative = 1.0
+    ema_decay: Momentum = 0.9999
+    ema_sigma_rel: Width | None = None
+    ema_halflives: Row[Positive] = ()
+    ema_snapshot_every: Index = 0
+    log_every: Index = 50
+    save_every: Index = 5000
+    sample_every: Index = 5000
+    keep: Count = 2
+    keep_every: Index = 0
+    sample_images: Count = 64
+    sample_nfe: Index = 0
+    max_bad_steps: Count = 20
     compile: bool = False
-    sharding: str = "none"
+    sharding: Literal["none", "full"] = "none"
     tensorboard: bool = True
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "lr", "keep", "max_bad_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be above 0 (got {getattr(self, name)}).")
-        for name in ("minutes", "keep_every", "ema_snapshot_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name} must be at least 0 (got {getattr(self, name)}).")
-        if self.sharding not in SHARDINGS:
-            raise ValueError(
-                f"training.sharding {self.sharding!r} is unknown; choose from {SHARDINGS}."
-            )
-        if self.sharding != "none" and self.compile:
-            raise ValueError(
-                f"training.sharding={self.sharding} and training.compile=True exclude each other: "
-                "choose one."
-            )
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"training.decay must lie in [0, 1] (got {self.decay}).")
-        if self.batch_per_device is not None and self.batch_per_device < 1:
-            raise ValueError(
-                f"training.batch_per_device must be at least 1 (got {self.batch_per_device})."
-            )
+        require(
+            self.sharding == "none" or not self.compile,
+            f"training.sharding={self.sharding} and training.compile=True exclude each other: "
+            "choose one.",
+        )

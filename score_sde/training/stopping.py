@@ -43,9 +43,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked loader process: its parent decides
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
+        if os.getpid() != self._owner:  # a forked process: its parent decides
             return
         if self.number and number == signal.SIGINT and self.impatient:
             raise KeyboardInterrupt

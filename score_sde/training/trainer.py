@@ -1,44 +1,58 @@
-"""The training loop: batches in, weights and their averages out.
+"""One update after the other: batches in, weights and their averages out.
 
 `Trainer.update` is the step: noise, loss, gradients, weights, averages. All randomness of update k
-is a function of (seed, k) and the place in the batch (`randomness`), as is the order of the data,
-so that a run that is stopped and resumed goes on exactly as if it had not been, and several passes
-or processes do together what one would.
+is a function of (seed, k) and the place in the batch (`noise.StepRandomness`), as is the order of
+the data, so that a run that is stopped and resumed goes on exactly as if it had not been, and
+several passes or processes do together what one would. The loop around it is `session.Session`.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from score_sde import distributed
-from score_sde.data import Data
-from score_sde.data.batches import batch_indices
 from score_sde.losses import LossTerms, ScoreMatching, trivial_error
 from score_sde.models import PRECISIONS, ScoreModel
 from score_sde.noise import StepRandomness
+from score_sde.scores import nothing_like
 from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
-from score_sde.training.logs import Logger, NoiseBins, bin_names, peak_memory
+from score_sde.training.logs import NoiseBins, bin_names, peak_memory
 from score_sde.training.optim import learning_rate_factor, make_optimizers
 from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
 from score_sde.training.settings import TrainingSettings
 from score_sde.training.sharding import load_net, load_optimizer, shard, whole
-from score_sde.training.stopping import Interrupted, StopSignals
+
+
+def check_division(settings: TrainingSettings) -> None:
+    """Raise TrainingError for a batch that cannot be divided over the processes as it must be."""
+    size = distributed.size()
+    if settings.batch_size < size:
+        raise TrainingError(
+            f"training.batch_size={settings.batch_size} leaves nothing to some of the {size} "
+            "processes. Use a larger batch or fewer processes."
+        )
+    sharded = settings.sharding == "full" and size > 1
+    if sharded and settings.batch_per_device == 1 and settings.batch_size % size:
+        raise TrainingError(
+            f"training.sharding=full needs as many passes from all of {size} processes, and "
+            f"training.batch_per_device=1 divides batch_size={settings.batch_size} unevenly. Use a "
+            f"multiple of {size}, or 2."
+        )
 
 
 class Trainer:
     """A model, its objective, optimisers and averages: `update` does one step.
 
+    data_std: standard deviation of the data, of the trivial predictor that errors are shown beside.
+    dropout: probability that a row is told nothing of its condition (`conditioning.told`).
     device: where to train; where the network is, if None. A network to be sharded is best on the
     CPU: it then never is whole on the device.
     """
@@ -51,27 +65,14 @@ class Trainer:
         seed: int = 0,
         data_std: float = 1.0,
         device: torch.device | None = None,
+        dropout: float = 0.0,
     ):
+        check_division(settings)
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
-        self.data_std = data_std
+        self.data_std, self.dropout = data_std, dropout
         self.device = device or next(model.net.parameters()).device
         self.sharded = settings.sharding == "full" and distributed.size() > 1
         self.rows = distributed.share(settings.batch_size)
-        if not self.rows:
-            raise TrainingError(
-                f"training.batch_size={settings.batch_size} leaves nothing to some of the "
-                f"{distributed.size()} processes. Use a larger batch or fewer processes."
-            )
-        if (
-            self.sharded
-            and settings.batch_per_device == 1
-            and settings.batch_size % distributed.size()
-        ):
-            raise TrainingError(
-                f"training.sharding=full needs as many passes from all of {distributed.size()} "
-                f"processes, and training.batch_per_device=1 divides batch_size="
-                f"{settings.batch_size} unevenly. Use a multiple of {distributed.size()}, or 2."
-            )
         self.scaler = set_precision(model.precision, self.device)
         self.ema = self._average(settings.ema_decay, settings.ema_sigma_rel)
         self.averages = {f"ema_halflife_{h:g}": self._average(halflife=h)
@@ -114,30 +115,17 @@ class Trainer:
         return max(self.step / self.settings.steps, by_time)
 
     def update(self, x0: Tensor, **condition: Tensor) -> dict[str, float]:
-        """One step on this process's rows x0 of a batch; its part of the loss, the norm, the lr."""
-        settings, random = (
-            self.settings,
-            StepRandomness(self.seed, self.step, self.settings.batch_size),
-        )
-        random.for_times()
-        times = self.objective.draw_times(self.model, settings.batch_size, "cpu")
-        t, eps = times[self.rows.start : self.rows.stop].to(x0.device), random.noise(x0, self.rows)
+        """One step on this process's rows x0 of a batch; its part of the loss, the norm, the lr.
 
+        condition: what the network is told of them, each with as many rows.
+        """
+        settings = self.settings
+        random = StepRandomness(self.seed, self.step, settings.batch_size)
         self.called_net.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        terms = []
-        for part, last in self._passes():
-            random.for_layers(self.rows.start + part.start)
-            chosen = {name: value[part] for name, value in condition.items()}
-            with distributed.without_exchange(self.called_net, not last), explained(self.settings):
-                term = self.objective(self.called_model, x0[part], t[part], eps[part], **chosen)
-                loss = term.loss.sum() * (distributed.size() / settings.batch_size)
-                self.scaler.scale(loss).backward()
-            terms.append(LossTerms(*(value.detach() for value in term)))
-        merged = LossTerms(*(torch.cat(values) for values in zip(*terms, strict=True)))
-
-        with explained(self.settings):
+        terms = self._gradient(x0, self._told(condition, random), random)
+        with explained(settings):
             norm = self._clip_gradient()
         factor = learning_rate_factor(
             self.step, settings.warmup_steps, self.progress, settings.decay
@@ -151,12 +139,45 @@ class Trainer:
             for ema in self._every_average().values():
                 ema.update(self.model.net)
         else:
-            self._skip(merged)
+            self._skip(terms)
         self.scaler.update()
         self.step += 1
-        self._count(merged)
-        loss_here = float(merged.loss.sum()) / settings.batch_size
+        self._count(terms)
+        loss_here = float(terms.loss.sum()) / settings.batch_size
         return {"loss": loss_here, "grad_norm": norm, "lr": factor * settings.lr}
+
+    def _told(self, condition: dict[str, Tensor], random: StepRandomness) -> dict[str, Tensor]:
+        """The condition, with nothing in the rows that are dropped."""
+        if not condition or not self.dropout:
+            return condition
+        dropped = random.dropped(self.dropout, self.rows)
+        return {
+            name: torch.where(
+                dropped.to(value.device).reshape(-1, *[1] * (value.ndim - 1)),
+                nothing_like(value),
+                value,
+            )
+            for name, value in condition.items()
+        }
+
+    def _gradient(
+        self, x0: Tensor, condition: dict[str, Tensor], random: StepRandomness
+    ) -> LossTerms:
+        """The gradient of the batch's mean loss, added up over passes; the terms of these rows."""
+        random.for_times()
+        times = self.objective.draw_times(self.model, self.settings.batch_size, "cpu")
+        t, eps = times[self.rows.start : self.rows.stop].to(x0.device), random.noise(x0, self.rows)
+        terms = []
+        for part, last in self._passes():
+            random.for_layers(self.rows.start + part.start)
+            told = {name: value[part] for name, value in condition.items()}
+            waits = distributed.without_exchange(self.called_net, not last)
+            with waits, explained(self.settings):
+                term = self.objective(self.called_model, x0[part], t[part], eps[part], **told)
+                loss = term.loss.sum() * (distributed.size() / self.settings.batch_size)
+                self.scaler.scale(loss).backward()
+            terms.append(LossTerms(*(value.detach() for value in term)))
+        return LossTerms(*(torch.cat(values) for values in zip(*terms, strict=True)))
 
     def _passes(self) -> Iterator[tuple[slice, bool]]:
         """Parts of this process's rows, at most batch_per_device each, and whether it is the last.
@@ -204,7 +225,7 @@ class Trainer:
                 "untouched. Try half the lr, model.precision=fp32, or training.grad_clip=1."
             )
 
-    # A run ------------------------------------------------------------------------------------
+    # Saved and resumed ------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
         """All that is needed to go on, not copied; sharded tensors are still so (`writer`)."""
@@ -249,66 +270,15 @@ class Trainer:
         if meta["bins"] is not None:
             self.bins.restore(meta["bins"])
 
-    def run(
-        self,
-        data: Data,
-        logger: Logger | None,
-        save: Callable[[], None],
-        draw: Callable[[], None],
-        each_step: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Train to the end: ``save`` and ``draw`` are called at their intervals.
+    # What is shown ----------------------------------------------------------------------------
 
-        logger: of the process that writes. Raises Interrupted, after ``save``, when a signal asks
-        for it.
-        """
-        settings, size = self.settings, self.settings.batch_size
-        batches = data.batches(size, self.seed, self.step, self.device, self.rows)
-        self.name_row = lambda row: data.name_of(
-            batch_indices(len(data), size, self.seed, self.step)[self.rows.start + row]
-        )
-        started, before = time.perf_counter(), self.seconds
-        marked = (self.step, time.perf_counter())
-        form = "{percentage:3.0f}%|{bar:20}| {desc}"
-        quiet = not distributed.is_writer()
-        with (
-            StopSignals(impatient=distributed.size() == 1) as stop,
-            tqdm(total=1000, bar_format=form, mininterval=1.0, disable=quiet) as bar,
-        ):
-            while self.progress < 1:
-                x0, _ = next(batches)
-                values = self.update(x0)
-                here = before + time.perf_counter() - started if distributed.is_writer() else 0.0
-                values["loss"], self.seconds, stopping = distributed.total(
-                    [values["loss"], here, stop.number]
-                )
-                self._smooth(values["loss"])
-                bar.update(min(round(1000 * self.progress), 1000) - bar.n)
-                if settings.log_every and self.step % settings.log_every == 0:
-                    now = time.perf_counter()
-                    speed = (self.step - marked[0]) * size / (now - marked[1])
-                    marked = (self.step, now)
-                    scalars = self._scalars(values, speed, x0)
-                    if logger is not None:
-                        logger.scalars(self.step, scalars)
-                    shown = f"step {self.step}, loss {self.smooth_loss:.4f}, {speed:.0f} items/s"
-                    shown += f", ETA {scalars['eta_seconds']:.0f} s"
-                    bar.set_description_str(shown, refresh=False)
-                each_step()
-                if settings.save_every and self.step % settings.save_every == 0:
-                    save()
-                if settings.sample_every and self.step % settings.sample_every == 0:
-                    draw()
-                if stopping:
-                    save()
-                    raise Interrupted(stop.number or signal.SIGTERM)
-
-    def _smooth(self, loss: float) -> None:
+    def smooth(self, loss: float) -> None:
+        """Take the loss of a batch into `smooth_loss`."""
         if math.isfinite(loss):
             old = loss if math.isnan(self.smooth_loss) else self.smooth_loss
             self.smooth_loss = 0.98 * old + 0.02 * loss
 
-    def _scalars(self, values: dict[str, float], speed: float, x0: Tensor) -> dict[str, Any]:
+    def scalars(self, values: dict[str, float], speed: float, x0: Tensor) -> dict[str, Any]:
         """What is logged; the means of the noise bins are of all processes."""
         low, high, spread = float(x0.min()), float(x0.max()), float(x0.std())
         return {

@@ -1,0 +1,102 @@
+"""How samples of a run are drawn: a sampling section, checked, with all that it names read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from score_sde import distributed
+from score_sde.build import SamplingSettings
+from score_sde.models import ScoreModel
+from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples of a model by the settings of a run. Make one by `make_sampler`."""
+
+    settings: SamplingSettings
+    grid: str | Recipe | None
+    options: Mapping[str, Any]
+
+    def draw(
+        self,
+        score: ScoreModel,
+        shape: tuple[int, ...],
+        seeds: Sequence[int],
+        progress: bool = False,
+    ) -> SampleResult:
+        """Samples of this shape (B, ...), one for each seed, on the model's device."""
+        return sample(
+            score.sde,
+            score,
+            shape=shape,
+            method=self.settings.method,
+            steps=self.settings.steps,
+            nfe=self.settings.nfe,
+            grid=self.grid,
+            denoise=self.settings.denoise,
+            batch_size=self.settings.batch_size,
+            seeds=seeds,
+            device=next(score.parameters()).device,
+            progress=progress,
+            return_info=True,
+            **self.options,
+        )
+
+    def draw_shared(
+        self,
+        score: ScoreModel,
+        shape: tuple[int, ...],
+        seeds: Sequence[int],
+        progress: bool = False,
+    ) -> SampleResult:
+        """`draw` divided over the processes of a torchrun; each receives all samples."""
+        if distributed.size() == 1:
+            return self.draw(score, shape, seeds, progress)
+        n, mine = shape[0], distributed.share(shape[0])
+        # A process without samples of its own draws one, so that all know how it was drawn.
+        rows = slice(mine.start, mine.start + max(len(mine), 1))
+        own = seeds[rows]
+        shown = progress and distributed.is_writer()
+        part = self.draw(score.take(rows), (len(own), *shape[1:]), own, shown)
+        x = distributed.gather(part.x[: len(mine)], n)
+        most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
+        return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), part.settings)
+
+    def rehearse(self, model: ScoreModel, shape: tuple[int, ...]) -> None:
+        """Raise what drawing items of this shape would raise, without asking the network."""
+        silent = model.bind().with_net(_Silent(2 if model.learned_variance else 1))
+        self.draw(silent, (1, *shape), [0])
+
+
+def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float) -> Sampler:
+    """The sampler of a model: recipes are read, and what a method needs of the model is filled in.
+
+    data_std: standard deviation of the data, for methods that ask for it.
+    """
+    options = dict(settings.options or {})
+    grid: str | Recipe | None = settings.grid
+    if needs_data_std(settings.method):
+        options.setdefault("data_std", data_std)
+    if settings.method == "ancestral" and model.learned_variance:
+        options.setdefault("variance", "learned")
+    if settings.grid is not None and settings.grid.endswith(".json"):
+        grid = load_recipe(settings.grid)
+        options.pop("data_std", None)
+    return Sampler(settings, grid, options)
+
+
+class _Silent(nn.Module):
+    """A network that says zero, of as many times the channels."""
+
+    def __init__(self, times: int):
+        super().__init__()
+        self.times, self.nothing = times, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, noise_label: Tensor, **condition: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x)] * self.times, 1)
