@@ -176,6 +176,14 @@ def whole_seeds(seeds: Iterable[Any]) -> list[int]:
     return found
 
 
+@typing.overload
+def checked(where: str) -> Callable[[F], F]: ...
+
+
+@typing.overload
+def checked(where: F) -> F: ...
+
+
 def checked(where: F | str) -> F | Callable[[F], F]:
     """Validates the arguments of a function by its annotations, see above.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from score_sde.checks import UserError
 from score_sde.data import ArrayData, DataError, StreamData, batches, load, load_data
 from score_sde.data.decoding import without_texts
 
@@ -250,7 +251,7 @@ def test_settings_that_are_wrong_whatever_the_data(tmp_path):
         (dict(layout="WHC"), "data.layout 'WHC' is unknown"),
         (dict(range=(3, 1)), "low < high"),
     ):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(UserError, match=message):
             load_data(str(tmp_path), **options)
     with pytest.raises(DataError, match="data.name is empty: say what to train on with --data"):
         load_data("")
@@ -267,3 +268,37 @@ def test_streams_and_arrays_have_equal_items_but_stay_apart(tmp_path, monkeypatc
     assert first == load_data(str(tmp_path)).fingerprint()
     save(tmp_path / "a" / "0.png", noise(99, 4, 4))
     assert first != load_data(str(tmp_path)).fingerprint()
+
+
+def test_a_stack_of_pictures_is_said_to_be_one(tmp_path):
+    pages = [Image.fromarray(noise(i, 4, 4)) for i in range(3)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    save(tmp_path / "one.tif", noise(7, 4, 4))
+    data = load_data(str(tmp_path))
+    assert torch.equal(data.raw[1, 0], torch.tensor(noise(0, 4, 4)))
+    notes = "\n".join(data.notes)
+    assert "1 files hold several pictures; the first of each is read: stack.tif" in notes
+
+
+def test_paths_that_are_no_data(tmp_path):
+    save(tmp_path / "one.png", noise(0, 4, 4))
+    (tmp_path / "x.npy").write_bytes(b"PK\x03\x04 no array")
+    for path, message in (
+        (tmp_path / "one.png", "is one file, and neither"),
+        (tmp_path / ("a" * 300), "does not exist|cannot be opened"),
+        (tmp_path / "x.npy", "not a readable array"),
+        (tmp_path / "x\0y", "does not exist"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data(str(path))
+    for options, message in (
+        (dict(workers=-1), "data.workers must be at least 0"),
+        (dict(flip="yes"), "data.flip must be True or False"),
+        (dict(size="64"), "data.size must be"),
+        (dict(options=3), "data.options must be a dictionary"),
+        (dict(range=(1, 2, 3)), "data.range"),
+        (dict(strikt=True), "data.strikt is unknown"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_data(tmp_path, **options)
+    assert load_data(tmp_path).spec.shape == (1, 4, 4)

@@ -37,6 +37,7 @@ CONVERTS = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("LA", "RGBA", "PA", "La", "RGBa")
 LARGEST_PIXELS = 1 << 26
+PAGES = "pages"  # in a picture's info: how many the file holds, of which the first is read
 # EXIF's orientation to what brings the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
@@ -76,7 +77,10 @@ def _reason(error: Exception) -> str:
 def _load(handle: BinaryIO) -> Image.Image:
     try:
         image = _open(handle)
+        pages = _pages(image, handle)
+        image = _open(handle) if pages > 1 else image
         image.load()
+        image.info[PAGES] = pages
     except ValueError:  # Pillow refuses a PNG for the size of the texts in it
         handle.seek(0)
         content = handle.read()
@@ -85,6 +89,18 @@ def _load(handle: BinaryIO) -> Image.Image:
         image = _open(io.BytesIO(without_texts(content)))
         image.load()
     return image
+
+
+def _pages(image: Image.Image, handle: BinaryIO) -> int:
+    """How many pictures a TIFF holds, 1 where that cannot be found out."""
+    if image.format != "TIFF":
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damage behind the first picture, which is the one that is read
+        return 2
+    finally:
+        handle.seek(0)
 
 
 @functools.cache

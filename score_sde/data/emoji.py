@@ -126,11 +126,17 @@ def _fetch(folder: Path) -> None:
                 f"The emoji could not be fetched ({error}). Check the network, or put the files "
                 f"{', '.join(SHA256)} of npm's {PACKAGE} into {folder}."
             ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        partial = folder / f"{name}.{os.getpid()}.tmp"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            partial = folder / f"{name}.{os.getpid()}.tmp"
+            partial.write_bytes(content)
+            partial.replace(folder / name)
+    except OSError as error:
+        raise DataError(
+            f"The emoji cannot be kept in {folder} ({error.strerror}); set SCORE_SDE_CACHE to a "
+            "folder that can be written."
+        ) from error
     print(f"emoji cached in {folder}")
 
 

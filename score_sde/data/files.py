@@ -58,7 +58,14 @@ def listed(names: list[str], most: int = 100) -> str:
 
 def list_files(root: Path) -> Files:
     """All files below a folder or in a zip, sorted by name; DataError if it cannot be read."""
-    return _list_folder(root) if root.is_dir() else _list_zip(root)
+    if root.is_dir():
+        return _list_folder(root)
+    if root.suffix.lower() != ".zip" and not zipfile.is_zipfile(root):
+        raise DataError(
+            f"{root} is one file, and neither a .zip, .tar, .npy, .npz, .csv, .tsv nor .parquet: "
+            "give the folder that holds the pictures."
+        )
+    return _list_zip(root)
 
 
 def _is_hidden(name: str) -> bool:
@@ -176,7 +183,7 @@ def _list_zip(root: Path) -> ZipFiles:
     try:
         with zipfile.ZipFile(root) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
-    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{root} is not a readable zip file ({error}).") from error
     if sum(m.compress_size for m in members) > root.stat().st_size:
         raise DataError(f"{root} holds members that overlap one another: a zip bomb.")

@@ -23,6 +23,7 @@ from score_sde.data.decoding import (
     CONVERTS,
     EXTENSIONS,
     GREY_MODES,
+    PAGES,
     RESIZES,
     Bounds,
     Range,
@@ -93,12 +94,15 @@ class _Seen:
     whole: dict[str, Bounds] = field(default_factory=dict)
     real: dict[str, Bounds] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    stacks: list[str] = field(default_factory=list)  # files of several pictures
 
     def add(self, name: str, image: Image.Image) -> None:
         if is_deep(image.mode):
             values = values_of(image, name)
             kind = self.real if image.mode == "F" else self.whole
             kind[name] = float(values.min()), float(values.max())
+        if image.info.get(PAGES, 1) > 1:
+            self.stacks.append(name)
         self.names.append(name)
         self.sizes.append(image.size[::-1])
         self.modes[image.mode] += 1
@@ -149,10 +153,12 @@ def scan_images(
     others = [n for n in files.names if PurePosixPath(n).suffix.lower() not in EXTENSIONS]
     others = [n for n in others if n not in captions.files and not n.endswith(".cls")]
     ignored = [f"{len(others)} other files ignored: {listed(others)}"] if others else []
+    stacks = f"{len(seen.stacks)} files hold several pictures; the first of each is read: "
+    several = [stacks + listed(seen.stacks, 10)] if seen.stacks else []
     notes = [
         *files.notes, *part.notes, *seen.problems, *ignored,
         f"{len(seen.names)} images in {folders} folders", f"modes {modes} -> {mode}",
-        *range_notes, *class_notes, *captions.notes,
+        *several, *range_notes, *class_notes, *captions.notes,
     ]  # fmt: skip
     return ScannedImages(
         files, tuple(seen.names), labels, classes, mode, size, resize, deep_bounds,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from score_sde.checks import unknown
+from score_sde.checks import Count, Index, Options, Row, checked, unknown
 from score_sde.data.arrays import from_arrays
 from score_sde.data.batches import ArrayData, Data, StreamData, check_batch
 from score_sde.data.datasets import from_dataset
@@ -43,20 +43,21 @@ TOY_POINTS = 20_000
 GIVE = "a folder or .zip of images, .tar shards, a .npy, .npz, .csv or .parquet file, or a"
 
 
+@checked("data")
 def load_data(
-    name: str,
+    name: str | Path,
     split: str = "train",
-    size: int | Sequence[int] | None = None,
+    size: Count | Row[Count] | None = None,
     resize: str | None = None,
     convert: str = "auto",
-    channels: int | None = None,
+    channels: Count | None = None,
     range: tuple[float, float] | None = None,
     layout: str = "auto",
     scaling: str = "symmetric",
     flip: bool = False,
     strict: bool = False,
-    workers: int = 0,
-    options: dict[str, Any] | None = None,
+    workers: Index = 0,
+    options: Options | None = None,
 ) -> Data:
     """A data set ready to train on.
 
@@ -82,6 +83,7 @@ def load_data(
 
     Raises DataError, whose message says what was found and what to set.
     """
+    name = str(name) if name != Path() else ""
     _check_options(name, split, convert, resize, layout, range)
     box = box_of(size)
     data = _found(
@@ -118,7 +120,7 @@ def _check_options(
         raise DataError(f"data.split must be train or test (got {split!r}).")
     check_image_options(resize, convert)
     check_layout(layout)
-    if bounds is not None and not (len(bounds) == 2 and float(bounds[0]) < float(bounds[1])):
+    if bounds is not None and not bounds[0] < bounds[1]:
         raise DataError(f"data.range must be (low, high) with low < high (got {bounds}).")
 
 
@@ -127,8 +129,7 @@ def box_of(size: int | Sequence[int] | None) -> Size | None:
     if size is None:
         return None
     sides = [size] if isinstance(size, int) else list(size)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
-    if len(sides) not in (1, 2) or not whole:
+    if len(sides) not in (1, 2):
         raise DataError(f"data.size must be a number of pixels or (H, W) (got {size}).")
     return sides[0], sides[-1]
 
@@ -159,7 +160,7 @@ def _found(
         return data
     if suffix in TABLES:
         return _from_table(_existing(name), said, bounds, shaping["scaling"])
-    if Path(name).is_dir() or suffix == ".zip" or is_shards(name) or _looks_like_path(name):
+    if suffix == ".zip" or is_shards(name) or _looks_like_path(name) or Path(name).is_dir():
         size, resize, convert = (shaping[key] for key in ("size", "resize", "convert"))
         files = list_shards(name) if is_shards(name) else list_files(_existing(name))
         captioned = _captioned(said)
@@ -219,7 +220,11 @@ def _looks_like_path(name: str) -> bool:
 
 def _existing(name: str) -> Path:
     path = Path(name).expanduser()
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:  # too long, or in a folder that may not be entered
+        raise DataError(f"Data path {name!r} cannot be opened ({error.strerror}).") from error
+    if not found:
         named = {"\t": "tab", "\n": "newline", "\r": "return"}
         control = [what for c, what in named.items() if c in name]
         hint = f" (it contains a {control[0]}: write r'...' or use /)" if control else ""

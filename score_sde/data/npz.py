@@ -7,7 +7,9 @@ and the like). What is read is bounded by the size of the file.
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -22,6 +24,11 @@ ITEM_FORMS = ("{}_images", "x_{}", "{}", "{}_x", "{}_data", "images_{}", "data_{
 LABEL_FORMS = ("{}_labels", "y_{}", "{}_label", "{}_y", "{}_targets", "labels_{}")
 ITEM_KEYS = ("x", "images", "data", "samples", "features", "arr_0")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target", "classes")
+# What numpy and zipfile raise for files that are cut, altered, encrypted or something else.
+_DAMAGE = (
+    ValueError, OSError, EOFError, MemoryError, RuntimeError, KeyError, TypeError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 MAPPED_BYTES = 1 << 29  # an .npy of more is left on the disk and read as it is needed
 
 
@@ -45,15 +52,15 @@ def read_arrays(path: Path, split: str, options: Mapping[str, str]) -> FileArray
         raise DataError(f"data.options of an .npz are items and labels, not {unknown}.")
     try:
         if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False, mmap_mode="c")
+            array: np.ndarray = np.lib.format.open_memmap(path, mode="c")
             array = array if array.nbytes > MAPPED_BYTES else np.array(array)
             note = f"{path} has no parts: the {split} split is all of it"
             return FileArrays(array, None, None, "all", (note,) if split == "test" else ())
         with zipfile.ZipFile(path) as archive:
             return _read_npz(archive, path, split, options)
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except _DAMAGE as error:
         raise DataError(f"{path} is not a readable array file ({error}).") from error
 
 
@@ -132,10 +139,8 @@ def _read_member(handle: IO[bytes], size: int, name: str) -> np.ndarray:
     shape, fortran, dtype = header(handle)
     if dtype.hasobject:
         raise DataError(f"{name} holds Python objects; numbers are needed.")
-    count = 1
-    for side in shape:
-        count *= side
-    if count * dtype.itemsize > size:
+    count = math.prod(shape)
+    if any(side < 0 for side in shape) or count * dtype.itemsize > size:
         raise DataError(f"{name}: its header says {shape}, which is more than the file holds.")
     content = handle.read(count * dtype.itemsize)
     array = np.frombuffer(bytearray(content), dtype, count)
