@@ -36,7 +36,8 @@ def test_commands_parse(path, monkeypatch):
     commands = re.findall(r"^python main\.py ([^\n#]+)", "\n".join(blocks(path, "bash")), re.M)
     commands = [line for line in commands if "my_config" not in line]  # see below
     for line in commands:
-        assert cli.understand(shlex.split(line)).mode in cli.MODES
+        understood = cli.understand(shlex.split(line))
+        assert isinstance(understood, str) or understood.mode in cli.MODES  # text: of --help
 
 
 @pytest.mark.slow
@@ -126,6 +127,10 @@ def test_the_site_needs_no_network():
     style = ROOT / "docs" / "assets" / "katex" / "katex.min.css"
     fonts = re.findall(r"url\(([^)]+)\)", style.read_text())
     assert len(fonts) == 20 and all((style.parent / font).is_file() for font in fonts)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) < 1200
 
 
 def test_the_site_lists_every_page_and_notebook():
