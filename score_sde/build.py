@@ -62,6 +62,7 @@ class ConfigError(UserError):
     """A config that cannot be built; the message names the key, the choices and the fix."""
 
 
+@validated("sampling")
 @dataclass(frozen=True)
 class SamplingSettings:
     """How a run is sampled; see `sample`.
@@ -71,21 +72,17 @@ class SamplingSettings:
     """
 
     method: str = "ancestral"
-    steps: int | None = None
-    nfe: int | None = None
+    steps: Count | None = None
+    nfe: Count | None = None
     grid: str | None = None
     denoise: bool = True
-    batch_size: int = 128
+    batch_size: Count = 128
     options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         make_sampler(self.method, **dict(self.options or {}))
         if self.grid is not None and not self.grid.endswith(".json") and self.grid not in GRIDS:
-            raise ValueError(
-                f"unknown grid {self.grid!r}; choose from {list(GRIDS)} or a recipe's .json file."
-            )
-        if self.batch_size < 1:
-            raise ValueError(f"sampling.batch_size must be >= 1 (got {self.batch_size}).")
+            raise unknown("sampling.grid", self.grid, GRIDS, also=", or a recipe's .json file")
 
 
 def change_sampling(settings: Config | None, changes: Config) -> dict[str, Any]:
@@ -124,21 +121,22 @@ SECTIONS: dict[str, Callable[..., Any] | None] = {
 
 def _call(make: Callable[..., Any], section: str, values: Config, given: Config) -> Any:
     """make(**values, **given), where given are arguments that a config does not set."""
-    known = [n for n in inspect.signature(make).parameters if n not in given]
+    parameters = inspect.signature(make).parameters
+    known = [name for name in parameters if name not in given]
     for key in values:
-        if key not in known:
+        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise unknown(f"{section}: the key", key, known)
     try:
-        return make(**values, **given)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+        inspect.signature(make).bind(**values, **given)
+    except TypeError as error:
+        raise ConfigError(f"{section}: {error}.") from error
+    return make(**values, **given)
 
 
 def check_sections(config: Config) -> None:
-    """Raises ConfigError for a section that does not exist or is missing."""
+    """Raises UserError for a section that does not exist, is missing or is none, and the seed."""
     known = [*SECTIONS, "seed"]
+    whole_seeds([config.get("seed", 0)])
     for key in config:
         if key not in known:
             raise unknown("the section", key, known)
@@ -148,7 +146,10 @@ def check_sections(config: Config) -> None:
 
 
 def _section(config: Config, name: str) -> dict[str, Any]:
-    return dict(config.get(name) or {})
+    found = config.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigError(f"{name} must be a section of fields (got {found!r}).")
+    return dict(found or {})
 
 
 def build_data(config: Config, split: str | None = None) -> Data:
@@ -228,6 +229,8 @@ def in_fast_layout(model: Model) -> Model:
 def build_objective(config: Config) -> ScoreMatching:
     """The training objective."""
     objective = _call(ScoreMatching, "loss", _section(config, "loss"), {})
+    if objective.t_min is not None and objective.t_min >= (end := build_sde(config).t_max):
+        raise ConfigError(f"loss.t_min ({objective.t_min:g}) must be below sde.t_max ({end:g}).")
     learned = bool(_section(config, "model").get("learned_variance"))
     if learned != (objective.variance_weight > 0):
         raise ConfigError(

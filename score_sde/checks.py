@@ -43,6 +43,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -55,9 +56,13 @@ T = TypeVar("T")
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Extended = Annotated[float, Field(allow_inf_nan=True)]
 """A number that may be infinite or NaN."""
 Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+"""A count that memory or time is taken for: of channels, layers, steps of a table."""
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Row = Annotated[tuple[T, ...], Strict(False)]
@@ -248,6 +253,9 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+_GENERIC = ("builtins", "collections", "typing")  # whose contents are looked into
+
+
 def _instances(hint: Any) -> Any:
     """The hint with InstanceOf[c] for classes that are only to be recognised, not looked into."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
@@ -255,7 +263,11 @@ def _instances(hint: Any) -> Any:
         return typing.Union[tuple(_instances(part) for part in inside)]  # noqa: UP007
     if origin is Annotated:
         return Annotated[(_instances(inside[0]), *inside[1:])]
-    if isinstance(hint, type) and origin is None and hint.__module__ != "builtins":
+    if isinstance(origin, type) and origin.__module__.partition(".")[0] not in _GENERIC:
+        hint, origin = origin, None  # Predictor[...] is to be a Predictor
+    if isinstance(hint, type) and origin is None and hint not in (Any, Path):
+        if hint.__module__ == "builtins":
+            return hint
         if getattr(hint, "_is_protocol", False):
             return Any
         return InstanceOf[hint]  # type: ignore[misc]

@@ -14,11 +14,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from score_sde.checks import Positive, UserError, checked, lookup
 from score_sde.processes.expand import as_time, expand
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS, Row
@@ -65,33 +66,26 @@ class ScoreModel(nn.Module):
         stays as it is.
     """
 
+    @checked("model")
     def __init__(
         self,
         net: nn.Module,
         sde: SDE,
         target: str = "eps",
-        data_std: float = 1.0,
-        time_input: str = "time",
-        time_scale: float | None = None,
+        data_std: Positive = 1.0,
+        time_input: Literal["time", "log_sigma", "nearest"] = "time",
+        time_scale: Positive | None = None,
         scale_input: bool | None = None,
-        precision: str = "fp32",
+        precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32",
         time_shift: float = 0.0,
         time_table: Sequence[float] | None = None,
         center_input: bool = False,
         learned_variance: bool = False,
     ):
         super().__init__()
-        for name, value, choices in (
-            ("target", target, TARGETS),
-            ("time_input", time_input, TIME_SCALES),
-            ("precision", precision, PRECISIONS),
-        ):
-            if value not in choices:
-                raise ValueError(f"model.{name} {value!r} is unknown; choose from {list(choices)}.")
-        if not data_std > 0:
-            raise ValueError(f"model.data_std must be positive (got {data_std}).")
+        self.row_of = lookup(TARGETS, target, "model.target")
         if (time_input == "nearest") != (time_table is not None):
-            raise ValueError("model.time_table goes with model.time_input = 'nearest', only there.")
+            raise UserError("model.time_table goes with model.time_input = 'nearest', only there.")
         self.net, self.sde, self.target, self.data_std = net, sde, target, float(data_std)
         self.time_input = time_input
         self.time_scale = TIME_SCALES[time_input] if time_scale is None else float(time_scale)
@@ -119,7 +113,7 @@ class ScoreModel(nn.Module):
         taken = conditions_of(self.net)
         for name in given:
             if taken is not None and name not in taken:
-                raise ValueError(
+                raise UserError(
                     f"this network is not told {name!r}; it takes {', '.join(taken) or 'nothing'} "
                     "beside x and the noise label."
                 )
@@ -221,7 +215,7 @@ class ScoreModel(nn.Module):
 
     def row(self, t: Tensor) -> Row:
         """(a, b) with output = a x_0 + b eps at time t, each like t."""
-        return TARGETS[self.target](self.sde, t, self.data_std)
+        return self.row_of(self.sde, t, self.data_std)
 
     def split(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The predicted (x_0, eps) behind x, each like x, from one evaluation of the network."""
@@ -243,7 +237,7 @@ class ScoreModel(nn.Module):
     def eps_and_v(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The predicted noise and v of ``learned_variance``, each like x, from one evaluation."""
         if not self.learned_variance:
-            raise ValueError(
+            raise UserError(
                 "this model has no learned variances (model.learned_variance is False); use "
                 "variance=posterior or transition."
             )

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, lookup
+from score_sde.checks import UserError, checked, lookup
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreError, ScoreFn, take
@@ -281,6 +281,7 @@ def _twice(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t
 
 
+@checked
 def guide(
     conditional: ScoreFn,
     against: ScoreFn,

@@ -33,6 +33,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from score_sde.checks import checked
 from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.processes.sdes import SDE
 from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler, sample
@@ -329,6 +330,7 @@ def _slope(steps: Sequence[int], errors: Sequence[float | None]) -> float | None
     return -float((x * y).sum() / x.square().sum())
 
 
+@checked
 def verify(
     sde: SDE,
     method: str | Predictor = "heun",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import checked
 from score_sde.data.spec import DataError
 from score_sde.evaluation.features import Features, find_features
 from score_sde.evaluation.measures import (
@@ -125,6 +126,7 @@ def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
     return x
 
 
+@checked
 def evaluate(
     samples: Tensor | np.ndarray,
     reference: Tensor | np.ndarray | Statistics,

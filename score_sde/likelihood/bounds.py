@@ -123,6 +123,7 @@ def chain_times(sde: SDE, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked
 def variational_bound(
     sde: SDE,
     score: ScoreFn,
@@ -223,6 +224,7 @@ def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> No
 
 
 @torch.no_grad()
+@checked
 def continuous_bound(
     sde: SDE,
     score: ScoreFn,
@@ -285,6 +287,7 @@ def continuous_bound(
     )  # fmt: skip
 
 
+@checked
 def dequantize(
     x: Tensor, levels: int, low: float, scale: float, seeds: Sequence[int], repeat: int = 0
 ) -> Tensor:

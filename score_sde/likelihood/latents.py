@@ -20,6 +20,7 @@ from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches
 
 
+@checked
 def encode(
     sde: SDE,
     score: ScoreFn,
@@ -39,6 +40,7 @@ def encode(
     return _carry(sde, score, x, nfe, data_std, gaussian, batch_size, progress, forward=True)
 
 
+@checked
 def decode(
     sde: SDE,
     score: ScoreFn,
@@ -89,6 +91,7 @@ def _carry(
     return torch.cat(chunks)
 
 
+@checked
 def interpolate(start: Tensor, end: Tensor, n: int) -> Tensor:
     """n latents (n, *shape) from start to end (*shape), ends included, by spherical interpolation.
 

@@ -65,6 +65,7 @@ CHOICES = {
 }
 
 
+@checked
 def log_likelihood(
     sde: SDE,
     score: ScoreFn,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import UserError
+from score_sde.checks import Size, Sizes, UserError, checked
 from score_sde.nets.codec import Moments
 from score_sde.nets.layers import conv, group_norm
 from score_sde.nets.presets import AUTOENCODERS
@@ -79,17 +79,18 @@ class KLAutoencoder(nn.Module):
     Raises UserError when f does not divide H and W.
     """
 
+    @checked("net")
     def __init__(
         self,
-        channels: int,
+        channels: Size,
         size: tuple[int, int],
-        latent_channels: int = 4,
-        width: int = 32,
-        multipliers: tuple[int, ...] = (1, 2),
-        blocks: int = 1,
-        decoder_blocks: int = 2,
+        latent_channels: Size = 4,
+        width: Size = 32,
+        multipliers: Sizes = (1, 2),
+        blocks: Size = 1,
+        decoder_blocks: Size = 2,
         attention: bool = False,
-        patch: int = 2,
+        patch: Size = 2,
     ):
         super().__init__()
         self.factor = patch * 2 ** (len(multipliers) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from score_sde.checks import Size, checked
 from score_sde.nets.layers import SinusoidalEmbedding
 
 
@@ -14,7 +15,8 @@ class MLP(nn.Module):
     width and depth are those of the hidden layers; each is modulated by the noise label (FiLM).
     """
 
-    def __init__(self, dim: int, width: int = 128, depth: int = 3):
+    @checked("net")
+    def __init__(self, dim: Size, width: Size = 128, depth: Size = 3):
         super().__init__()
         self.dim = dim
         self.embedding = nn.Sequential(

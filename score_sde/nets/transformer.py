@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import UserError
+from score_sde.checks import Fraction, Index, Positive, Size, UserError, checked
 from score_sde.nets.attention import (
     axial_angles,
     patches_per_side,
@@ -69,27 +69,28 @@ class Transformer(nn.Module):
     embeddings: Any  # ModuleLists of Embedding and Block
     blocks: Any
 
+    @checked("net")
     def __init__(
         self,
-        channels: int,
+        channels: Size,
         size: tuple[int, int],
-        out_channels: int | None = None,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        patch: int = 2,
-        mlp_ratio: float = 4.0,
+        out_channels: Size | None = None,
+        width: Size = 384,
+        depth: Size = 12,
+        heads: Size = 6,
+        patch: Size = 2,
+        mlp_ratio: Positive = 4.0,
         mlp: str = "gelu_tanh",
         modulation: str = "each",
         positions: str = "sincos",
         position_spacing: float = 1.0,
         norm: str = "layer",
-        norm_eps: float = 1e-6,
+        norm_eps: Positive = 1e-6,
         mlp_norm_eps: float | None = None,
         qk_norm: bool = False,
         qkv_bias: bool = True,
-        classes: int = 0,
-        class_dropout: float = 0.0,
+        classes: Index = 0,
+        class_dropout: Fraction = 0.0,
         class_tokens: int = 0,
         class_tokens_from: int = 0,
         text_dim: int = 0,
@@ -98,8 +99,8 @@ class Transformer(nn.Module):
         bottleneck: int | None = None,
         skips: bool = False,
         last_conv: bool = False,
-        dropout: float = 0.0,
-        features: int = 256,
+        dropout: Fraction = 0.0,
+        features: Size = 256,
         time_endpoint: bool = False,
         embedding_per_block: bool = False,
     ):

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_sde.checks import Fraction, Index, Positive, Size, Sizes, checked
 from score_sde.nets.blocks import (
     BlockOptions,
     InputPyramid,
@@ -112,34 +113,35 @@ class UNet(nn.Module):
     middle: Any
     decoder: Any
 
+    @checked("net")
     def __init__(
         self,
-        channels: int,
-        size: tuple[int, int],
-        out_channels: int | None = None,
-        width: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        blocks: int = 4,
-        decoder_blocks: int | None = None,
+        channels: Size,
+        size: tuple[Size, Size],
+        out_channels: Size | None = None,
+        width: Size = 128,
+        multipliers: Sizes = (1, 2, 2, 2),
+        blocks: Size = 4,
+        decoder_blocks: Size | None = None,
         middle: tuple[str, ...] = ("block", "attention", "block"),
         resample: str = "block",
-        attention: tuple[int, ...] = (16,),
+        attention: tuple[Size, ...] = (16,),
         decoder_attention: str = "last",
-        heads: int = 1,
-        head_channels: int | None = None,
-        dropout: float = 0.0,
-        patch: int = 1,
+        heads: Size = 1,
+        head_channels: Size | None = None,
+        dropout: Fraction = 0.0,
+        patch: Size = 1,
         modulation: str = "shift",
-        skip_scale: float = 1.0,
+        skip_scale: Positive = 1.0,
         skip_conv: bool = True,
-        group_channels: int = 4,
-        groups: int = 32,
-        norm_eps: float = 1e-6,
+        group_channels: Size = 4,
+        groups: Size = 32,
+        norm_eps: Positive = 1e-6,
         embedding: str = "positional",
-        classes: int = 0,
-        class_dropout: float = 0.0,
+        classes: Index = 0,
+        class_dropout: Fraction = 0.0,
         class_embedding: str = "input",
-        augment: int = 0,
+        augment: Index = 0,
         taps: tuple[int, ...] = (1, 1),
         text: int = 0,
         text_table: int = 0,

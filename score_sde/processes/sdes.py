@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Positive, Size, UserError, validated
 from score_sde.processes.chain import BETA_TABLES, Chain, linear_betas
 from score_sde.processes.expand import as_state, as_time, expand, like_state
 
@@ -279,6 +279,7 @@ class LinearBeta(SDE):
         return 1.0
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class VPSDE(LinearBeta):
     """Variance preserving: dx = -beta/2 x dt + sqrt(beta) dw (2011.13456, eq. 11).
@@ -304,6 +305,7 @@ class VPSDE(LinearBeta):
         return Chain(linear_betas(n, self.beta_min, self.beta_max))
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class SubVPSDE(LinearBeta):
     """Sub-VP: the drift of VP with the smaller noise sigma = 1 - alpha^2 (2011.13456, eq. 14)."""
@@ -316,6 +318,7 @@ class SubVPSDE(LinearBeta):
         return -0.5 * beta * alpha, beta * alpha**2
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class VESDE(SDE):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t (2011.13456, eq. 9).
@@ -349,6 +352,7 @@ class VESDE(SDE):
         return t.clamp(torch.finfo(t.dtype).tiny, self.t_max)
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class CosineSDE(SDE):
     """Improved DDPM's cosine schedule in continuous time (2102.09672, eq. 17).
@@ -357,7 +361,7 @@ class CosineSDE(SDE):
     0 at t = 1, so time ends at 0.995, where alpha^2 is what the linear VP SDE has at its end.
     """
 
-    offset: float = 0.008
+    offset: Positive = 0.008
     t_max: float = field(default=0.995, kw_only=True)
 
     def _angles(self, t: Tensor) -> tuple[Tensor, float]:
@@ -387,6 +391,7 @@ class CosineSDE(SDE):
         return 1.0
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class FlowSDE(SDE):
     """The straight path of flow matching: alpha = 1 - t, sigma = t (2210.02747, 2209.03003).
@@ -407,6 +412,7 @@ class FlowSDE(SDE):
         return -torch.ones_like(t), torch.ones_like(t)
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class EDMSDE(SDE):
     """Karras et al.'s process: alpha = 1, sigma = t, with t from 0.002 to 80 (2206.00364)."""
@@ -428,6 +434,7 @@ class EDMSDE(SDE):
         return torch.exp(-0.5 * log_snr).clamp(max=self.t_max)
 
 
+@validated("sde")
 @dataclass(frozen=True)
 class TableSDE(SDE):
     """The continuous process through any DDPM beta table: log alpha_bar, linear between steps.
@@ -437,7 +444,7 @@ class TableSDE(SDE):
     """
 
     table: str | tuple[float, ...] = "linear"
-    steps: int = 1000
+    steps: Size = 1000
     chain: Chain = field(init=False, repr=False, compare=False)
     _log_alpha_bars: Tensor = field(init=False, repr=False, compare=False)
 
@@ -445,8 +452,6 @@ class TableSDE(SDE):
         if isinstance(self.table, str):
             if self.table not in BETA_TABLES:
                 raise UserError(f"sde.table {self.table!r}: choose from {list(BETA_TABLES)}.")
-            if self.steps < 1:
-                raise UserError(f"sde.steps must be at least 1 (got {self.steps}).")
             betas = BETA_TABLES[self.table](self.steps)
         else:
             betas = torch.as_tensor(self.table, dtype=torch.float64)

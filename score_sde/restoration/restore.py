@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
+from score_sde.checks import checked
 from score_sde.exact import Gaussian
 from score_sde.noise import fresh_seeds
 from score_sde.processes.sdes import SDE
@@ -68,6 +69,7 @@ class Restored:
 
 
 @torch.no_grad()
+@checked
 def restore(
     sde: SDE,
     score: ScoreFn,

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from score_sde import build
+from score_sde.checks import checked
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
@@ -24,6 +25,7 @@ from score_sde.version import __version__
 LAYOUTS = ("diffusers", "safetensors")
 
 
+@checked
 def import_checkpoint(
     path: str | Path,
     workdir: str | Path,
@@ -115,6 +117,7 @@ def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
     print(f"wrote {workdir}; sample it with --workdir {workdir} --mode sample")
 
 
+@checked
 def export_run(
     workdir: str | Path,
     out: str | Path | None = None,

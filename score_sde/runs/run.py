@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import trusting, trusts_files
+from score_sde.checks import checked, trusting, trusts_files
 from score_sde.conditioning.classes import (
     ClassLabels,
     class_labels_of,
@@ -195,6 +195,7 @@ def said_of_classes(labels: Tensor | None) -> dict[str, Any]:
     return {"class_labels": int(labels[0]) if len(labels.unique()) == 1 else "one each"}
 
 
+@checked
 def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bool = False) -> Run:
     """A run from its directory alone, on any device.
 

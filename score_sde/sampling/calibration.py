@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, checked
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels
@@ -60,6 +60,7 @@ class Recipe:
             raise UserError(f"the recipe was made for {self.process}, not for {sde}.")
 
 
+@checked
 def load_recipe(path: str | Path) -> Recipe:
     """A recipe from its JSON file; ValueError if it is not one."""
     try:
@@ -101,6 +102,7 @@ def _nodes(u: Tensor, density: Tensor, steps: int) -> Tensor:
     return _interpolate(wanted, mass, u)
 
 
+@checked
 def calibrate(
     sde: SDE,
     score: ScoreFn,

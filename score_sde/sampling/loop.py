@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, checked
 from score_sde.noise import NoiseFactory, NoiseSource
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
@@ -51,6 +51,7 @@ def sample(
 def sample(sde: SDE, score: ScoreFn, shape: Any = ..., **options: Any) -> Tensor: ...
 
 
+@checked
 def sample(
     sde: SDE,
     score: ScoreFn,
