@@ -40,14 +40,23 @@ import inspect
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import ConfigDict, Field, InstanceOf, Strict, ValidationError, validate_call
+from pydantic import (
+    ConfigDict,
+    Field,
+    InstanceOf,
+    Strict,
+    ValidationError,
+    WrapValidator,
+    validate_call,
+)
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -253,6 +262,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _sequence(value: Any, check: Callable[[Any], Any]) -> Any:
+    """A sequence as it is, its items checked; ranges, arrays and tensors hold numbers anyway."""
+    if not isinstance(value, range | np.ndarray | Tensor):
+        check(list(map(_plain, value)) if isinstance(value, Sequence) and value else value)
+    return value
+
+
 _GENERIC = ("builtins", "collections", "typing")  # whose contents are looked into
 
 
@@ -271,6 +287,9 @@ def _instances(hint: Any) -> Any:
         if getattr(hint, "_is_protocol", False):
             return Any
         return InstanceOf[hint]  # type: ignore[misc]
+    if origin is Sequence:
+        items: Any = types.GenericAlias(tuple, (_instances(inside[0]), ...))
+        return Annotated[items, Strict(False), WrapValidator(_sequence)]
     if origin is tuple and inside:  # a list will do
         parts = tuple(p if p is Ellipsis else _instances(p) for p in inside)
         loose: Any = types.GenericAlias(tuple, parts)

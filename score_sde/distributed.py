@@ -92,7 +92,7 @@ def gather(mine: Tensor, n: int) -> Tensor:
     All processes call it and all receive the result, in the order of the items.
     """
     if len(mine) != len(share(n)):
-        raise ValueError(f"{len(share(n))} of {n} items are this process's; got {len(mine)}.")
+        raise UserError(f"{len(share(n))} of {n} items are this process's; got {len(mine)}.")
     if size() == 1:
         return mine.cpu()
     most = -(-n // size())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.checks import whole_seeds
+from score_sde.checks import UserError, whole_seeds
 from score_sde.noise import generator_of
 from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
@@ -39,7 +39,7 @@ def _matrix_of(A: Tensor | Callable[[Tensor], Tensor], shape: tuple[int, ...]) -
         unit = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
         return A(unit).reshape(size, -1).T
     if A.ndim != 2 or A.shape[1] != size:
-        raise ValueError(f"A must be (m, {size}) for states {shape}; got {tuple(A.shape)}.")
+        raise UserError(f"A must be (m, {size}) for states {shape}; got {tuple(A.shape)}.")
     return A.to(torch.float64)
 
 
@@ -49,7 +49,7 @@ def _noise_covariance(noise: Tensor | float, m: int) -> Tensor:
     if noise.shape != (m, m):
         noise = torch.diag(noise.flatten().expand(m) ** 2)
     if not bool((noise.diagonal() > 0).all()):
-        raise ValueError("the noise of a measurement must be positive in each of its entries.")
+        raise UserError("the noise of a measurement must be positive in each of its entries.")
     return noise
 
 
@@ -73,23 +73,23 @@ class GaussianMixture:
         self.means = torch.as_tensor(means, dtype=torch.float64)
         weights = torch.as_tensor(weights, dtype=torch.float64)
         if self.means.ndim < 2 or weights.shape != self.means.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"weights (K,) and means (K, ...) must share K; got {tuple(weights.shape)} "
                 f"and {tuple(self.means.shape)}."
             )
         if not bool((weights > 0).all()):
-            raise ValueError(f"mixture weights must be positive; got {weights.tolist()}.")
+            raise UserError(f"mixture weights must be positive; got {weights.tolist()}.")
         self.weights = weights / weights.sum()
         self.shape = tuple(self.means.shape[1:])
         self.components, self.dim = len(weights), math.prod(self.shape)
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         if self.labels is not None and self.labels.shape != self.weights.shape:
-            raise ValueError(f"labels must be ({self.components},); got {list(self.labels.shape)}.")
+            raise UserError(f"labels must be ({self.components},); got {list(self.labels.shape)}.")
         self.covariances = self._full_covariances(torch.as_tensor(covariances, dtype=torch.float64))
         # eigh: C_k = U diag(lambda) U^T, columns of U are the axes.
         self._variances, self._axes = torch.linalg.eigh(self.covariances)
         if bool((self._variances < -1e-10 * self._variances.abs().max()).any()):
-            raise ValueError("a covariance has a negative eigenvalue; it must be semi-definite.")
+            raise UserError("a covariance has a negative eigenvalue; it must be semi-definite.")
         self._variances = self._variances.clamp_min(0)
         flat = self.means.flatten(1)
         self._rotated_means = torch.einsum("kd,kde->ke", flat, self._axes)
@@ -102,7 +102,7 @@ class GaussianMixture:
             return (c + c.mT) / 2
         if c.shape == (k, *self.shape):
             return torch.diag_embed(c.flatten(1))
-        raise ValueError(
+        raise UserError(
             f"covariances must be a number, ({k},), ({k}, *{self.shape}) or ({k}, {d}, {d}); "
             f"got {tuple(c.shape)}."
         )
@@ -137,13 +137,13 @@ class GaussianMixture:
     def _of_classes(self, class_labels: Tensor) -> Tensor:
         """Which components are of each class, (B, K) bool; all for the class -1, no class."""
         if self.labels is None:
-            raise ValueError("this mixture has no classes: give labels, one a component.")
+            raise UserError("this mixture has no classes: give labels, one a component.")
         labels = self.labels.to(class_labels.device)
         here = labels == class_labels[:, None]
         known = here.any(1) | (class_labels == -1)
         if not bool(known.all()):
             wrong = int(class_labels[~known][0])
-            raise ValueError(
+            raise UserError(
                 f"class {wrong} does not exist; there are {self.labels.unique().tolist()}."
             )
         return here | (class_labels == -1)[:, None]
@@ -155,7 +155,7 @@ class GaussianMixture:
         probability p(c | x)^(w-1).
         """
         if not scale >= 1:
-            raise ValueError(f"the tilted law is drawn for a scale of at least 1 (got {scale}).")
+            raise UserError(f"the tilted law is drawn for a scale of at least 1 (got {scale}).")
         conditional, keep = self.of_class(label), torch.Generator()
         first = torch.seed() % 2**32 if seed is None else seed
         keep.manual_seed(first ^ 0x5DEECE66D)  # streams of their own: x and what becomes of it
@@ -231,7 +231,7 @@ class GaussianMixture:
         a mixture in more dimensions, whose flow is not known (that of a `Gaussian` is).
         """
         if self.dim != 1:
-            raise ValueError(f"the flow of a mixture is known on the line only; D is {self.dim}.")
+            raise UserError(f"the flow of a mixture is known on the line only; D is {self.dim}.")
         s, t = (as_time(u).to(_work_dtype(x)) for u in (s, t))
 
         def tails(y: Tensor, u: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ class GaussianMixture:
         y = torch.as_tensor(y, dtype=torch.float64).flatten()
         S = _noise_covariance(noise, len(matrix))
         if len(y) != len(matrix):
-            raise ValueError(f"A gives {len(matrix)} numbers of a state; y has {len(y)}.")
+            raise UserError(f"A gives {len(matrix)} numbers of a state; y has {len(y)}.")
         CA = self.covariances @ matrix.T
         root = torch.linalg.cholesky(matrix @ CA + S)
         off = y - self.means.flatten(1) @ matrix.T
@@ -345,7 +345,7 @@ class ExactScore:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if x.shape[1:] != self.data.shape:
-            raise ValueError(
+            raise UserError(
                 f"states must have shape (B, *{self.data.shape}); got {tuple(x.shape)}."
             )
         t = as_time(t).to(_work_dtype(x))
@@ -370,7 +370,7 @@ class Gaussian(GaussianMixture):
         mean = torch.as_tensor(mean, dtype=torch.float64)
         covariance = torch.as_tensor(covariance, dtype=torch.float64)
         if mean.ndim == 0:
-            raise ValueError("mean must have the shape of one state, for instance (2,); got ().")
+            raise UserError("mean must have the shape of one state, for instance (2,); got ().")
         if covariance.ndim > 0:
             covariance = covariance[None]
         super().__init__([1.0], mean[None], covariance)

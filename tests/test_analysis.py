@@ -148,7 +148,7 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
         (["--num_samples=0"], "num_samples must be >= 1"),
         (["--bound=elbo"], "--bound must be one of none, chain"),
         (["--repeats=0"], "repeats and batch_size must be >= 1"),
-        (["--probes=0"], "probes must be >= 1"),
+        (["--probes=0"], "probes must be at least 1"),
         (["--option", "solver=euler"], "solver 'euler' is unknown"),
         (["--option", "nfes=3"], "no option 'nfes'; available: atol, divergence"),
     ],

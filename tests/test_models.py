@@ -122,7 +122,7 @@ def test_sampling_mode_and_conditions_pass_through():
         ({"target": "noise"}, "model.target 'noise' is unknown"),
         ({"time_input": "sigma"}, "model.time_input"),
         ({"precision": "fp8"}, "model.precision"),
-        ({"data_std": 0}, "positive"),
+        ({"data_std": 0}, "greater than 0"),
     ],
 )
 def test_bad_settings_are_explained(arguments, message):

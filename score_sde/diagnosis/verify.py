@@ -33,7 +33,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from score_sde.checks import checked
+from score_sde.checks import UserError, checked
 from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.processes.sdes import SDE
 from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler, sample
@@ -358,7 +358,7 @@ def verify(
     Gaussian and for what `sample` refuses.
     """
     if data is not None and data.components != 1:
-        raise ValueError(f"data must be one Gaussian; got a mixture of {data.components}.")
+        raise UserError(f"data must be one Gaussian; got a mixture of {data.components}.")
     setup = _Setup(sde, method, options, grid, denoise)
     facts = setup.predictor()
     adaptive = getattr(facts, "evaluations", 1) == 0

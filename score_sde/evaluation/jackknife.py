@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 
 class Estimate(NamedTuple):
     """A statistic, its values without each block in turn, and its value without the bias in 1/n.
@@ -47,6 +49,6 @@ def bias(value: float, without: Sequence[float]) -> float:
 def block_of(n: int, blocks: int, seed: int = 0) -> Tensor:
     """The block of each of n samples, (n,) int64, at random and of sizes that differ by one."""
     if not 2 <= blocks <= n:
-        raise ValueError(f"blocks must be between 2 and the number of samples {n} (got {blocks}).")
+        raise UserError(f"blocks must be between 2 and the number of samples {n} (got {blocks}).")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return torch.arange(n).remainder(blocks)[order]

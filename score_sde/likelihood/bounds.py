@@ -64,7 +64,7 @@ class Bound:
     def bits_per_dim(self) -> Tensor:
         """nats / (D log 2), (B,): L_0 is a probability already. ValueError without levels."""
         if self.levels is None:
-            raise ValueError("bits/dim needs discrete levels; this data has none. Use .nats.")
+            raise UserError("bits/dim needs discrete levels; this data has none. Use .nats.")
         return self.nats / (self.dim * math.log(2))
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class _Reader:
 def chain_times(sde: SDE, steps: int) -> Tensor:
     """t_1 < ... < t_n: i t_max / n, the times of DDPM's chain; float64."""
     if steps < 1:
-        raise ValueError(f"steps must be >= 1 (got {steps}).")
+        raise UserError(f"steps must be >= 1 (got {steps}).")
     return torch.arange(1, steps + 1, dtype=torch.float64) * (sde.t_max / steps)
 
 
@@ -137,7 +137,7 @@ def variational_bound(
     scale: float = 2.0,
     seeds: Sequence[int] | None = None,
     noise: NoiseFactory = SeededNoise,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: bool = False,
 ) -> Bound:
     """The negative ELBO of the chain at `times`, per term; x (B, ...) in the model's range.
@@ -152,13 +152,13 @@ def variational_bound(
     _check_levels(x, levels, low, scale)
     t = chain_times(sde, steps) if times is None else torch.as_tensor(times, dtype=torch.float64)
     if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
-        raise ValueError("times must be positive and rise strictly.")
+        raise UserError("times must be positive and rise strictly.")
     learned = variance == "learned"
     if learned and not hasattr(score, "score_and_v"):
-        raise ValueError("variance=learned needs a model trained with learned variances.")
+        raise UserError("variance=learned needs a model trained with learned variances.")
     between = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}.get(str(variance), variance)
     if isinstance(between, str) or not 0 <= between <= 1:
-        raise ValueError(
+        raise UserError(
             f"variance {variance!r}: choose posterior, transition, learned or a number in [0, 1]."
         )
     seeds = check_seeds(seeds, len(x))
@@ -210,14 +210,14 @@ def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> No
     if levels is None:
         return
     if levels < 2 or not scale > 0:
-        raise ValueError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
+        raise UserError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
     index = (x.double() - low) / scale * (levels - 1)
     if (
         float((index - index.round()).abs().max()) > 0.02
         or float(index.min()) < -0.02
         or float(index.max()) > levels - 0.98
     ):
-        raise ValueError(
+        raise UserError(
             f"x is not on {levels} levels from {low} to {low + scale}: give the data as they are, "
             "not dequantised, or levels=None."
         )
@@ -236,7 +236,7 @@ def continuous_bound(
     low: float = -1.0,
     scale: float = 2.0,
     seeds: Sequence[int] | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: bool = False,
 ) -> Bound:
     """The negative ELBO of the SDE between t_min and t_max; x (B, ...) in the model's range.

@@ -27,9 +27,9 @@ def encode(
     x: Tensor,
     *,
     nfe: int = 64,
-    data_std: float | None = None,
+    data_std: Positive | None = None,
     gaussian: Gaussian | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: bool = False,
 ) -> Tensor:
     """x_T (B, ...) at t_max of data x (B, ...), by nfe evaluations of the probability flow.
@@ -47,9 +47,9 @@ def decode(
     x_T: Tensor,
     *,
     nfe: int = 64,
-    data_std: float | None = None,
+    data_std: Positive | None = None,
     gaussian: Gaussian | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: bool = False,
 ) -> Tensor:
     """The inverse of `encode`: x (B, ...) of latents x_T (B, ...); one of the two is needed."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 
 @dataclass(frozen=True, repr=False)
 class Likelihood:
@@ -36,7 +38,7 @@ class Likelihood:
         on [-1, 1].
         """
         if self.levels is None:
-            raise ValueError(
+            raise UserError(
                 "bits/dim needs discrete levels; this data has none (levels is None). Use .nats."
             )
         return math.log2(self.levels / self.scale)
@@ -59,7 +61,7 @@ class Likelihood:
         if probes is None:
             return self.nats, self.nats
         if probes < 2:
-            raise ValueError("one probe has no interval; take probes >= 2.")
+            raise UserError("one probe has no interval; take probes >= 2.")
         half = float(student.ppf(0.5 + level / 2, probes - 1)) * self.stderr
         return self.nats - half, self.nats + half
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
 from score_sde.nets.layers import FilteredConv, Resample, conv, group_norm, normalized
 
 
@@ -80,7 +81,7 @@ class AttentionBlock(nn.Module):
         if self.heads < 1 or channels % self.heads or channels != self.heads * size:
             wanted = options.head_channels or options.heads
             what = "channels per attention head" if options.head_channels else "attention heads"
-            raise ValueError(f"{channels} channels do not divide into {wanted} {what}.")
+            raise UserError(f"{channels} channels do not divide into {wanted} {what}.")
         self.options = options
         self.norm = options.norm(channels)
         self.qkv = conv(channels, 3 * channels, kernel=1)  # rows: all of q, of k, of v

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
+
 
 class SinusoidalEmbedding(nn.Module):
     """sin and cos of the noise label at geometric frequencies from 1 to 1/max_period (2006.11239).
@@ -31,7 +33,7 @@ class SinusoidalEmbedding(nn.Module):
     ):
         super().__init__()
         if dim < 4 or dim % 2:
-            raise ValueError(f"an embedding needs an even dim of at least 4 (got {dim}).")
+            raise UserError(f"an embedding needs an even dim of at least 4 (got {dim}).")
         self.dim, self.max_period, self.endpoint, self.powers = dim, max_period, endpoint, powers
         self.divide_last = divide_last
 
@@ -58,7 +60,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, dim: int, scale: float = 16.0):
         super().__init__()
         if dim < 2 or dim % 2:
-            raise ValueError(f"an embedding needs an even dim of at least 2 (got {dim}).")
+            raise UserError(f"an embedding needs an even dim of at least 2 (got {dim}).")
         self.frequencies = nn.Parameter(torch.randn(dim // 2) * scale, requires_grad=False)
 
     def forward(self, noise_label: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def group_norm(
     """GroupNorm of at least ``group_channels`` channels a group and at most ``groups`` groups."""
     count = min(channels // group_channels, groups)
     if count < 1 or channels % count:
-        raise ValueError(
+        raise UserError(
             f"{channels} channels do not divide into {max(count, 1)} groups. "
             f"Take a multiple of {group_channels} (up to {groups} groups) or of {groups} (above)."
         )
@@ -145,7 +147,7 @@ class Resample(nn.Module):
     def __init__(self, direction: str, taps: tuple[int, ...] = (1, 1)):
         super().__init__()
         if len(taps) < 2 or not sum(taps) > 0:
-            raise ValueError(f"taps {tuple(taps)}: at least two numbers of positive sum.")
+            raise UserError(f"taps {tuple(taps)}: at least two numbers of positive sum.")
         self.direction, self.taps = direction, tuple(taps)
         row = torch.tensor(self.taps, dtype=torch.float32)
         kernel = torch.outer(row, row) / row.sum() ** 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import Size, checked
+from score_sde.checks import Size, UserError, checked
 from score_sde.nets.layers import SinusoidalEmbedding
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
 from score_sde.nets.blocks import BlockOptions
 from score_sde.nets.layers import conv, linear
 
@@ -39,7 +40,7 @@ class TextInput(nn.Module):
     def __init__(self, width: int, table: int, channels: int, embedding: int):
         super().__init__()
         if not width and not table:
-            raise ValueError("a network of captions needs net.text, net.text_table, or both.")
+            raise UserError("a network of captions needs net.text, net.text_table, or both.")
         self.width, self.channels = width, channels
         self.norm = nn.LayerNorm(width) if width else None
         self.project = linear(width, channels) if width else None
@@ -95,7 +96,7 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, tokens: int, heads: int, options: BlockOptions):
         super().__init__()
         if channels % heads:
-            raise ValueError(f"{channels} channels do not divide into {heads} text heads.")
+            raise UserError(f"{channels} channels do not divide into {heads} text heads.")
         self.heads, self.options = heads, options
         self.norm = options.norm(channels)
         self.query = conv(channels, channels, kernel=1)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Fraction, Index, Positive, Size, Sizes, checked
+from score_sde.checks import Fraction, Index, Positive, Size, Sizes, UserError, checked
 from score_sde.nets.blocks import (
     BlockOptions,
     InputPyramid,
@@ -159,11 +159,11 @@ class UNet(nn.Module):
         given = locals()
         for name, choices in CHOICES.items():
             if given[name] not in choices:
-                raise ValueError(f"{name} {given[name]!r} is unknown; choose from {list(choices)}.")
+                raise UserError(f"{name} {given[name]!r} is unknown; choose from {list(choices)}.")
         heights = _level_heights(size, patch, len(multipliers), attention)
         decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
         if not 1 <= decoder_blocks <= blocks + 1:
-            raise ValueError(
+            raise UserError(
                 f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
             )
         self.channels, self.size, self.patch = channels, tuple(size), patch
@@ -222,7 +222,7 @@ class UNet(nn.Module):
             if part == "block":
                 self.middle.append(ResidualBlock(h, h, options, attention=follows))
             elif part != "attention" or j == 0 or middle[j - 1] != "block":
-                raise ValueError(f"middle {list(middle)}: 'block', each with 'attention' or not.")
+                raise UserError(f"middle {list(middle)}: 'block', each with 'attention' or not.")
         self.middle_cross = CrossAttention(h, text_channels, max(1, h // text_head_channels),
                                            options) if told and self.middle else None  # fmt: skip
 
@@ -251,7 +251,7 @@ class UNet(nn.Module):
         for name, count in groups.items():
             if name not in known or count < 1 or known[name].num_channels % count:
                 what = f"has {known[name].num_channels} channels" if name in known else "is unknown"
-                raise ValueError(f"norm_groups: {name} {what}; it cannot have {count} groups.")
+                raise UserError(f"norm_groups: {name} {what}; it cannot have {count} groups.")
             known[name].num_groups = count
 
     def _make_embedding(self, width: int, kind: str) -> None:
@@ -280,7 +280,7 @@ class UNet(nn.Module):
     def preset(cls, name: str, channels: int, size: tuple[int, int], **changes: Any) -> UNet:
         """A published (or proven) setting by name, a key of `PRESETS`, with changes."""
         if name not in PRESETS:
-            raise ValueError(f"unknown U-Net preset {name!r}; choose from {list(PRESETS)}.")
+            raise UserError(f"unknown U-Net preset {name!r}; choose from {list(PRESETS)}.")
         return cls(channels, size, **{**PRESETS[name], **changes})
 
     def modulated(self) -> Iterator[tuple[str, Any]]:
@@ -326,7 +326,7 @@ class UNet(nn.Module):
             rows = F.one_hot(class_labels.long().clamp(min=0), self.classes).to(dtype)
             return rows * (class_labels >= 0)[:, None]  # -1: without a class, `scores.nothing_like`
         if class_labels.shape != (noise_label.shape[0], self.classes):
-            raise ValueError(
+            raise UserError(
                 f"class_labels must be integers (B,) or rows (B, {self.classes}); "
                 f"got shape {tuple(class_labels.shape)}."
             )
@@ -350,7 +350,7 @@ class UNet(nn.Module):
         L, D), text_mask (B, L), pooled (B, D), text_ids (B, L): see `TextInput`. picture: (B, C,
         h, w), in the range of x; picture_level: (B,), the noise in it, 0 (None) to 1."""
         if x.shape[1:] != (self.channels, *self.size):
-            raise ValueError(
+            raise UserError(
                 f"this U-Net was built for states (B, {self.channels}, {self.size[0]}, "
                 f"{self.size[1]}); got {tuple(x.shape)}."
             )
@@ -366,7 +366,7 @@ class UNet(nn.Module):
             words = self.words(len(x), text, text_mask, pooled, text_ids)
             embedding = embedding + words.vector
         elif text is not None or text_ids is not None:
-            raise ValueError("this U-Net was built without captions; drop text.")
+            raise UserError("this U-Net was built without captions; drop text.")
         x = self._with_picture(x, picture)
         shares = iter(self.modulation(F.silu(embedding)).split(self.shares, dim=1))
 
@@ -403,7 +403,7 @@ class UNet(nn.Module):
         """x and, as more channels, the picture at its size; zeros without one."""
         if not self.picture:
             if picture is not None:
-                raise ValueError("this U-Net was built without a picture; drop picture.")
+                raise UserError("this U-Net was built without a picture; drop picture.")
             return x
         if picture is None:
             return torch.cat([x, x.new_zeros(len(x), self.picture, *self.size)], 1)
@@ -435,14 +435,14 @@ def _level_heights(
         if value % divisor:
             below, above = value // divisor * divisor, -(-value // divisor) * divisor
             nearest = f"{below} or {above}" if below else f"{above}"
-            raise ValueError(
+            raise UserError(
                 f"{name} {value} is not divisible by {divisor} ({levels} levels, patch {patch}). "
                 f"Use {nearest} (data.size with data.resize=pad), or fewer levels "
                 "(net.multipliers)."
             )
     heights = [size[0] // patch // 2**level for level in range(levels)]
     if attention and not set(attention) & set(heights):
-        raise ValueError(
+        raise UserError(
             f"attention={list(attention)}: the levels of this network have heights {heights}. "
             "None matches; choose among them, or () for none but the middle."
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.scores import ScoreFn
 
 CHUNK = 64  # products at a time for the exact trace, each as large as the network's activations
@@ -38,7 +39,7 @@ def score_and_traces(score: ScoreFn, x: Tensor, t: Tensor, probes: Tensor | None
         x = x.detach().requires_grad_(True)
         value = score(x, t)
         if not value.requires_grad:
-            raise ValueError(
+            raise UserError(
                 "the score cannot be differentiated by x: it was computed without a graph "
                 "(under no_grad, detached, or through numpy)."
             )

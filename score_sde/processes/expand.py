@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from score_sde.checks import UserError
+
 
 def as_time(t: Tensor | float) -> Tensor:
     """A time () or (B,) that coefficients can be computed of: numbers, integers and half precision
@@ -35,7 +37,7 @@ def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
     """
     c = torch.as_tensor(coefficient)
     if c.ndim > 1 or (c.ndim == 1 and c.shape[0] not in (1, x.shape[0])):
-        raise ValueError(
+        raise UserError(
             f"time and its coefficients must have shape () or (B,) = ({x.shape[0]},); "
             f"got {tuple(c.shape)}. Flatten t, for instance with t.reshape(-1)."
         )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, checked
+from score_sde.checks import Positive, UserError, checked
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels
@@ -110,7 +110,7 @@ def calibrate(
     nfe: int = 10,
     *,
     x_T: Tensor | None = None,
-    data_std: float | None = None,
+    data_std: Positive | None = None,
     denoise: bool = True,
     thorough: bool = False,
     seed: int = 0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde import distributed
+from score_sde.checks import UserError
 from score_sde.training.sharding import local
 
 
@@ -18,7 +19,7 @@ def power_of(sigma_rel: float) -> float:
     sigma_rel is the standard deviation of the averaged window as a fraction of the run so far.
     """
     if not 0 < sigma_rel < 0.28:
-        raise ValueError(f"training.ema_sigma_rel must lie in (0, 0.28) (got {sigma_rel}).")
+        raise UserError(f"training.ema_sigma_rel must lie in (0, 0.28) (got {sigma_rel}).")
     inverse = sigma_rel**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(np.max(roots.real))
@@ -48,10 +49,10 @@ class EMA:
     ):
         if halflife is not None:
             if not halflife > 0:
-                raise ValueError(f"training.ema_halflives must be above 0 (got {halflife}).")
+                raise UserError(f"training.ema_halflives must be above 0 (got {halflife}).")
             decay = 0.5 ** (1 / halflife)
         if not 0 <= decay < 1:
-            raise ValueError(f"training.ema_decay must lie in [0, 1) (got {decay}).")
+            raise UserError(f"training.ema_decay must lie in [0, 1) (got {decay}).")
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay, self.updates = decay, 0
         self.power = None if sigma_rel is None else power_of(sigma_rel)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
+from score_sde.checks import UserError
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels sigma/alpha that separate the bins
 BIN_NAMES = (
@@ -143,7 +144,7 @@ def _start_wandb(run: Path, settings: dict[str, Any], resumed: bool) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "training.wandb=True needs Weights & Biases: pip install 'score-sde[wandb]'."
         ) from error
     path = run / "wandb_id.txt"

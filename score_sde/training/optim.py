@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from score_sde.checks import UserError
 from score_sde.training.sharding import as_part, local, rows_of, whole
 
 OPTIMIZERS = ("adam", "muon")
@@ -97,7 +98,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Adam for everything, or Muon for the weights of convolutions and Adam for the rest."""
     if name not in OPTIMIZERS:
-        raise ValueError(f"training.optimizer {name!r} is unknown; choose from {OPTIMIZERS}.")
+        raise UserError(f"training.optimizer {name!r} is unknown; choose from {OPTIMIZERS}.")
     named = list(net.named_parameters())
     matrices = [p for n, p in named if p.ndim >= 4] if name == "muon" else []
     chosen = {id(p) for p in matrices}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from score_sde.checks import UserError
+
 
 def set_precision(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Set up the device for model.precision; returns the scaler of its gradients.
@@ -14,7 +16,7 @@ def set_precision(precision: str, device: torch.device) -> torch.amp.GradScaler:
     without CUDA.
     """
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(
+        raise UserError(
             f"model.precision=fp16 needs CUDA (training on {device.type}); use bf16 or fp32."
         )
     if device.type == "cuda":
