@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from score_sde.checks import UserError, lookup, unknown
+from score_sde.checks import Count, UserError, lookup, unknown, validated, whole_seeds
 from score_sde.conditioning.text import make_text_encoder
 from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataSpec, load_data

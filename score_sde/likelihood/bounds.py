@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from score_sde.checks import Count, UserError, checked
 from score_sde.likelihood.setting import check_state
 from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
 from score_sde.noise import NoiseFactory, SeededNoise, check_seeds
@@ -248,7 +249,7 @@ def continuous_bound(
     check_density(score)
     _check_levels(x, levels, low, scale)
     if points < 2:
-        raise ValueError(f"points must be >= 2 (got {points}).")
+        raise UserError(f"points must be >= 2 (got {points}).")
     seeds = check_seeds(seeds, len(x))
     ends = torch.tensor([sde.t_min if t_min is None else t_min, sde.t_max], dtype=torch.float64)
     high, low_snr = sde.log_snr(ends).tolist()

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import UserError
+from score_sde.checks import Count, Positive, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.result import Likelihood
 from score_sde.likelihood.setting import check_state, clock_of, frame_of

@@ -31,9 +31,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[1:].numel() != self.dim:
-            raise ValueError(
-                f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}."
-            )
+            raise UserError(f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}.")
         features = self.embedding[0](noise_label).to(self.last.weight.dtype)
         embedding = self.embedding[1:](features)
         h = self.first(x.flatten(1))
