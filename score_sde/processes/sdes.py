@@ -199,7 +199,7 @@ def check_ends(sde: SDE) -> None:
     )
 
 
-def _is_usable(sde: SDE, t: float, rate: float = 1.01e4) -> bool:
+def _is_usable(sde: SDE, t: float, rate: float = 1.01e7) -> bool:
     """Whether alpha and sigma are finite at t, and t alpha'/alpha of the drift at most ``rate``."""
     time = torch.tensor(t, dtype=torch.float64)
     alpha, sigma = float(sde.alpha(time)), float(sde.sigma(time))
