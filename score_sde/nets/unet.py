@@ -355,7 +355,7 @@ class UNet(nn.Module):
                 f"{self.size[1]}); got {tuple(x.shape)}."
             )
         if class_labels is not None and not self.classes:
-            raise ValueError("this U-Net was built without classes; drop class_labels.")
+            raise UserError("this U-Net was built without classes; drop class_labels.")
         if picture is not None and self.training and self.picture_noise:
             picture_level = self.picture_noise * torch.rand_like(noise_label)
             noise = torch.randn_like(picture)
