@@ -43,6 +43,9 @@ def get_config(variant: str = "vp") -> ConfigDict:
 
     config.conditioning = conditioning = ConfigDict()
     conditioning.classes = False  # tell the network the classes of the data
+    conditioning.text = placeholder(str)  # a text encoder for captions; see text_emoji.py
+    conditioning.text_length = 24  # the most tokens of a caption
+    conditioning.picture = 0  # a picture so many times smaller; see sr_emoji.py
     conditioning.others = ()  # and further conditions that a data set of yours brings, by name
     conditioning.dropout = 0.0  # how often a row is told nothing of all that, for guidance
 

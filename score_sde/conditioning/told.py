@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from score_sde.checks import Count, Row, require, validated
+from score_sde.checks import Count, Index, Row, require, validated
 from score_sde.conditioning.classes import LabelError, classes_of
 from score_sde.models import conditions_of
 
@@ -22,6 +22,7 @@ class Conditioning:
     classes: the classes of the data, as class_labels.
     text: a text encoder for the captions of the data, see `text.make_text_encoder`; text_length:
         the most tokens of a caption.
+    picture: how many times smaller a picture is that a network which enlarges is told, or 0.
     others: further conditions that the data bring, by name, such as "pooled".
     dropout: probability that a row is told nothing of all that, so that one network learns the
         conditional and the unconditional score, for guidance (2207.12598). Which rows is a
@@ -32,6 +33,7 @@ class Conditioning:
     classes: bool = False
     text: str | None = None
     text_length: Count = 24
+    picture: Index = 0
     others: Row[str] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -45,7 +47,8 @@ class Conditioning:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the conditions that the network is told."""
-        return ("class_labels",) * self.classes + tuple(self.others)
+        smaller = ("picture",) * bool(self.picture)
+        return ("class_labels",) * self.classes + smaller + tuple(self.others)
 
     def with_text(self, condition: Iterable[str], net: nn.Module) -> Conditioning:
         """Told also what a text encoder makes of captions, as far as the network takes it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from score_sde import build, distributed
 from score_sde.checks import trusting, trusts_files
@@ -146,6 +147,8 @@ def _build(config: Mapping[str, Any], device: torch.device) -> Parts:
     if conditioning.text:
         data, named = _with_captions(config, data)
         conditioning = conditioning.with_text(named, model.net)
+    if conditioning.picture:
+        data = _with_smaller(data, conditioning.picture)
     known = data.condition_items(range(min(len(data), 2)))
     check_told(conditioning, known, data.spec.classes, model.net)
     data_std = float(data.reference(1000).std())
@@ -166,15 +169,45 @@ def _build(config: Mapping[str, Any], device: torch.device) -> Parts:
     return Parts(data, conditioning, trainer, pictures, facts | {"version": __version__})
 
 
+def _with_smaller(data: Data, factor: int) -> Data:
+    """The data with each picture, in the model's range, at a part of its height and width."""
+    height, width = data.spec.shape[-2:]
+    if not data.spec.is_image or height % factor or width % factor:
+        raise RunError(
+            f"conditioning.picture={factor} needs images whose sides {factor} divides; items have "
+            f"shape {data.spec.shape}."
+        )
+    parts = [range(i, min(i + 512, len(data))) for i in range(0, len(data), 512)]
+    small = [avg_pool2d(data.spec.to_model(data.raw_items(rows)), factor) for rows in parts]
+    return data.with_condition(picture=torch.cat(small))
+
+
 def _with_captions(config: Mapping[str, Any], data: Data) -> tuple[Data, list[str]]:
     """The data with what the text encoder makes of their captions, and the names of that."""
     if data.captions is None:
         raise RunError("conditioning.text needs data with captions; these have none.")
+    encoder = build.build_text_encoder(config)
+    _check_width(encoder, config.get("net") or {})
     with distributed.writer_first():  # it may have to download the encoder, and fills the cache
-        encoded = encode(build.build_text_encoder(config), data.captions)
+        encoded = encode(encoder, data.captions)
     if encoded.cut:
         distributed.say(said_of(encoded.cut))
     return data.with_condition(**encoded.condition), list(encoded.condition)
+
+
+def _check_width(encoder: Any, net: Mapping[str, Any]) -> None:
+    """RunError unless the network takes captions, and states of the encoder's width."""
+    wanted, width = net.get("text") or net.get("text_dim") or 0, getattr(encoder, "width", None)
+    if not wanted and not net.get("text_table"):
+        raise RunError(
+            "conditioning.text tells the network captions that it does not take: set "
+            f"{f'net.text={width}' if width else 'net.text_table=8192'}."
+        )
+    if isinstance(wanted, int) and wanted and width is not None and width != wanted:
+        fix = f"net.text={width}" if width else "net.text=0 and net.text_table=8192"
+        raise RunError(
+            f"the text encoder's states have {width} numbers, net.text is {wanted}: set {fix}."
+        )
 
 
 def _pictures(
