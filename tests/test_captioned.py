@@ -198,3 +198,8 @@ def test_missing_and_broken_captions_are_named(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, more)))
     data = load_data(str(tmp_path))
     assert "1 captions are of files not here: ../gone.png" in "\n".join(data.notes)
+
+
+def test_balanced_families_are_repeated():
+    captions = ["woman: dark skin tone", "pizza", "large blue square", "light blue heart"]
+    assert emoji.balanced_places(captions) == [0] * 2 + [1] * 3 + [2] * 12 + [3] * 12

@@ -15,7 +15,7 @@ from score_sde.data.batches import ArrayData, Data, StreamData, check_batch
 from score_sde.data.datasets import from_dataset
 from score_sde.data.decoding import Size
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
-from score_sde.data.emoji import emoji
+from score_sde.data.emoji import balanced_places, emoji
 from score_sde.data.files import list_files, listed
 from score_sde.data.images import ScannedImages, check_image_options, scan_images
 from score_sde.data.layout import check_layout
@@ -78,8 +78,9 @@ def load_data(
     flip: mirror images at random in training.
     strict: an unreadable image is an error; otherwise it is skipped and named.
     workers: loader processes for sets that do not fit into memory.
-    options: of a Dataset its arguments; of an .npz the keys items and labels; of a table label and
-        drop, names of columns; of images captions, False to leave them aside.
+    options: of emoji balance, whether rare families count more; of a Dataset its arguments; of an
+        .npz the keys items and labels; of a table label and drop, names of columns; of images
+        captions, False to leave them aside.
 
     Raises DataError, whose message says what was found and what to set.
     """
@@ -148,7 +149,7 @@ def _found(
     suffix = Path(name).suffix.lower()
     said = {key: value for key, value in options.items() if value is not None}
     if name in BUILT_IN:
-        data = _built_in(name, split, shaping)
+        data = _built_in(name, split, shaping, balanced=said.get("balance") is True)
         data.split = split
         return data
     if suffix in (".npy", ".npz"):
@@ -178,7 +179,7 @@ def _captioned(options: dict[str, Any]) -> bool:
     return options.get("captions") is not False
 
 
-def _built_in(name: str, split: str, shaping: dict[str, Any]) -> ArrayData:
+def _built_in(name: str, split: str, shaping: dict[str, Any], balanced: bool = False) -> ArrayData:
     if name in TOYS:
         seed = 0 if split == "train" else 1
         points = TOYS[name](TOY_POINTS, torch.Generator().manual_seed(seed))
@@ -190,6 +191,9 @@ def _built_in(name: str, split: str, shaping: dict[str, Any]) -> ArrayData:
         return from_arrays(images, labels, name, classes, layout="HWC", **shaping)
     if name == "emoji":
         images, captions = emoji(split, 32 if shaping["size"] in (None, (32, 32)) else 64)
+        if balanced and split == "train":
+            places = balanced_places(captions)
+            images, captions = images[places], tuple(captions[i] for i in places)
     else:
         images, captions = shapes(split)
     data = from_arrays(images, None, name, layout="HWC", **shaping)
