@@ -21,6 +21,7 @@ from score_sde.processes.sdes import FlowSDE as FlowSDE
 from score_sde.processes.sdes import SubVPSDE as SubVPSDE
 from score_sde.processes.sdes import TableSDE as TableSDE
 from score_sde.restoration import restore as restore
+from score_sde.runs.diagnose import diagnose as diagnose
 from score_sde.runs.exchange import export_run as export_run
 from score_sde.runs.exchange import import_checkpoint as import_checkpoint
 from score_sde.runs.run import load as load

@@ -27,7 +27,17 @@ from score_sde.conditioning.guidance import RULES
 from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Flag, UsageError, parse
 from score_sde.restoration import METHODS
-from score_sde.runs import evaluate, exchange, latents, likelihood, sample, suggest, train, verify
+from score_sde.runs import (
+    diagnose,
+    evaluate,
+    exchange,
+    latents,
+    likelihood,
+    sample,
+    suggest,
+    train,
+    verify,
+)
 from score_sde.runs.configs import Config, available_configs
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
@@ -146,6 +156,14 @@ MODES: dict[str, Mode] = {
             Flag("measures", str, "which numbers, with commas; all that apply if not given"),
         ),
         evaluate.evaluate_to_files,
+    ),
+    "diagnose": Mode(
+        "say why a run's samples are bad, with the evidence and the fix",
+        (
+            WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, DATA, NUM_SAMPLES,
+            Flag("items", int, "items at each noise level"),
+        ),
+        diagnose.diagnose_to_file,
     ),
     "suggest": Mode(
         "settings for data, with reasons, and a config that trains",

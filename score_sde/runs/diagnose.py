@@ -1,0 +1,132 @@
+"""Why a run's samples are bad, as a report: `--mode diagnose`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde.data import DataError
+from score_sde.diagnosis.diagnose import Diagnosis, Subject, diagnose_model
+from score_sde.ode.solve import ODEError
+from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.items import items_of
+from score_sde.runs.run import Run, load
+
+CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
+MOST_ITEMS = 5000
+
+
+def diagnose(
+    run: Run | str | Path,
+    data: str | None = None,
+    num_samples: int | None = None,
+    items: int = 512,
+    weights: str = "ema",
+    device: str = "auto",
+) -> Diagnosis:
+    """What is wrong with a run, with the evidence and the fix, or that nothing was found.
+
+    run: a run directory, or a run that is loaded. data: in place of the run's own. num_samples: by
+    the run's sampler and by a careful one (500, 64 for images; 0 for none). items: at each noise
+    level.
+    """
+    path = run.path if isinstance(run, Run) else Path(run)
+    loaded = run if isinstance(run, Run) else load(path, weights, device)
+    raw = _raw(path, loaded, str(next(loaded.score.parameters()).device))
+    train, held_out = _items(loaded, data)
+    if num_samples is None:
+        num_samples = 64 if loaded.data_spec.is_image else 500
+    samples, careful, said = None, None, ""
+    if num_samples and _is_finite(loaded):
+        try:
+            result = loaded.sample(num_samples)
+            said = f"{result.settings['method']} with {result.nfe} evaluations"
+            samples, careful = result.x.cpu(), loaded.sample(num_samples, **CAREFUL).x.cpu()
+        except ODEError as error:  # samples that are not finite: what the weights show comes first
+            print(f"no samples to judge: {error}")
+    subject = Subject(
+        loaded.score, raw, train, held_out, loaded.data_spec, _log(path), samples, careful, said
+    )
+    return diagnose_model(subject, items)
+
+
+def diagnose_to_file(
+    workdir: str | Path,
+    data: str | None = None,
+    num_samples: int | None = None,
+    items: int = 512,
+    weights: str = "ema",
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Diagnosis:
+    """`diagnose` a run, print what was found and write <workdir>/evaluation/diagnosis.json."""
+    found = diagnose(workdir, data, num_samples, items, weights, device)
+    print(found)
+    path = (Path(out) if out else Path(workdir) / "evaluation") / "diagnosis.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_plain(found), indent=1, default=str) + "\n")
+    print(f"wrote {path}")
+    return found
+
+
+def as_plain(found: Diagnosis) -> dict[str, Any]:
+    """For JSON."""
+    facts = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in found.facts.items()}
+    return {
+        "findings": [asdict(f) for f in found.findings],
+        "levels": [asdict(level) for level in found.levels],
+        "facts": facts,
+        "checked": list(found.checked),
+    }
+
+
+def _raw(path: Path, loaded: Run, device: str) -> Any:
+    """The weights as trained, or those that are loaded where there are no others."""
+    try:
+        return load(path, "model", device).score
+    except RunError:
+        return loaded.score
+
+
+def _is_finite(run: Run) -> bool:
+    return all(bool(torch.isfinite(v).all()) for v in run.score.net.state_dict().values())
+
+
+def _items(run: Run, name: str | None) -> tuple[Tensor, Tensor | None]:
+    """Training items and held-out ones in the model's range; None where no split holds any."""
+    train = items_of(run, "train", None, name)[0]
+    try:
+        other = items_of(run, "test", None, name)[0]
+    except DataError:
+        other = None
+    if other is not None and other.fingerprint() == train.fingerprint():
+        other = None
+    spec = run.data_spec
+
+    def some(data: Any) -> Tensor:
+        return spec.to_model(data.raw_items(range(min(len(data), MOST_ITEMS))))
+
+    return some(train), None if other is None else some(other)
+
+
+def _log(path: Path) -> list[Mapping[str, Any]]:
+    """Lines of log.jsonl that can be read."""
+    lines: list[Mapping[str, Any]] = []
+    try:
+        text = RunDirectory(path).log.read_text()
+    except OSError:
+        return lines
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "loss" in found:
+            lines.append(found)
+    return lines
