@@ -45,7 +45,8 @@ class Subject:
     model, raw: the averaged weights and those as trained. train, held_out: items (n, ...) in the
     model's range; held_out None where there are none. spec: of the data. log: lines of the
     training log, oldest first. samples: (n, ...) in the model's range by the run's own sampler, and
-    careful: by a careful one from the same seeds; None if they are not to be judged.
+    careful: by a careful one from the same seeds; None if they are not to be judged. trained: the
+    range of sigma/alpha that holds 99 % of the training times, None if it is not known.
     """
 
     model: ScoreModel
@@ -57,6 +58,7 @@ class Subject:
     samples: Tensor | None = None
     careful: Tensor | None = None
     sampler: str = "the sampler"
+    trained: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -467,16 +469,25 @@ def _finite(value: Any) -> bool:
 
 
 def _coverage(subject: Subject, levels: Levels, facts: Mapping[str, Any]) -> Finding | None:
-    """Some noise levels are learned and others not at all."""
-    ratios = [(v.model / v.linear, v) for v in levels if v.optimal < 0.9 * v.linear or True]
-    good = [v for r, v in ratios if r < 1.05]
-    bad = [v for r, v in ratios if r > 1.5]
-    if len(good) >= 2 and len(bad) >= 2:
+    """Noise levels that sampling asks about, training does not, and the model knows nothing of."""
+    if subject.trained is None:
+        return None
+    low, high = subject.trained
+    outside = [v for v in levels if v.at < low / 1.5 or v.at > 1.5 * high]
+    bad = [
+        v
+        for v in outside
+        if v.model > 1.3 * v.linear
+        or (v.at > 0.02 and v.linear - v.model < 0.3 * (v.linear - v.optimal) - 0.05 * v.linear)
+    ]
+    if bad:
         at = ", ".join(f"{v.at:.2g}" for v in bad)
         return Finding(
             "noise levels not trained",
-            f"at sigma/alpha = {at} the model errs up to {max(r for r, _ in ratios):.2g} times a "
-            f"linear denoiser, elsewhere {min(r for r, _ in ratios):.2g} times",
+            f"99 % of the training times lie at sigma/alpha from {low:.2g} to {high:.2g}; at {at} "
+            f"the model errs up to {max(v.model / v.linear for v in bad):.3g} times as much as a "
+            f"linear denoiser, {max(v.model / max(v.optimal, 1e-12) for v in bad):.3g} times the "
+            "optimum",
             "widen the density of training times: loss.times=uniform, or a larger "
             "loss.log_sigma_std, and loss.t_min at or below sde.t_min",
         )

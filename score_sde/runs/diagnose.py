@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde import build
 from score_sde.data import DataError
 from score_sde.diagnosis.diagnose import Diagnosis, Subject, diagnose_model
 from score_sde.ode.solve import ODEError
@@ -51,8 +52,9 @@ def diagnose(
         except ODEError as error:  # samples that are not finite: what the weights show comes first
             print(f"no samples to judge: {error}")
     subject = Subject(
-        loaded.score, raw, train, held_out, loaded.data_spec, _log(path), samples, careful, said
-    )
+        loaded.score, raw, train, held_out, loaded.data_spec, _log(path), samples, careful, said,
+        _trained(loaded),
+    )  # fmt: skip
     return diagnose_model(subject, items)
 
 
@@ -84,6 +86,17 @@ def as_plain(found: Diagnosis) -> dict[str, Any]:
         "facts": facts,
         "checked": list(found.checked),
     }
+
+
+def _trained(run: Run) -> tuple[float, float] | None:
+    """The range of sigma/alpha with 99 % of the times that the run's objective draws."""
+    if not run.config.get("loss"):
+        return None  # imported: how it was trained is not known
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        times = build.build_objective(run.config).draw_times(run.score, 4000, "cpu").double()
+    noise = torch.exp(-0.5 * run.sde.log_snr(times))
+    return float(noise.quantile(0.005)), float(noise.quantile(0.995))
 
 
 def _raw(path: Path, loaded: Run, device: str) -> Any:
