@@ -13,7 +13,8 @@ from torch import Tensor
 
 from score_sde import build
 from score_sde.data import DataError
-from score_sde.diagnosis.diagnose import Diagnosis, Subject, diagnose_model
+from score_sde.diagnosis.denoising import Subject
+from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.ode.solve import ODEError
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.items import items_of
