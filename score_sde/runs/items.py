@@ -55,7 +55,7 @@ def labels_of(run: Run, data: Any, n: int, given: ClassLabels) -> Tensor | None:
                 f"the data have {len(data.spec.classes)} classes, this network has "
                 f"{classes_of(run.score.net)}: they are not the same ones."
             )
-    return class_labels_of(run.score.net, given, n)
+    return class_labels_of(run.score.net, given, n, run.data_spec.classes)
 
 
 def to_model(run: Run, raw: Tensor) -> Tensor:

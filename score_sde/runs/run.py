@@ -96,7 +96,7 @@ class Run:
         net = self.score.net
         if given is None and needs_labels(net):
             return drawn_labels(classes_of(net), seeds)
-        return class_labels_of(net, given, len(seeds))
+        return class_labels_of(net, given, len(seeds), self.data_spec.classes)
 
     def score_of_classes(self, labels: Tensor | None, pack: bool = False) -> ScoreModel:
         """The score of samples of these classes; of ``pack`` see `packed`."""

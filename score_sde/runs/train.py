@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from score_sde import build, distributed
 from score_sde.checks import trusting, trusts_files
 from score_sde.conditioning.text import encode, said_of
 from score_sde.conditioning.told import Conditioning, check_told, unused
-from score_sde.data import Data
+from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
@@ -69,7 +70,7 @@ def train(
     directory.check(bool(resume), overwrite)
     with distributed.processes(pick_device(device)) as chosen:
         with nullcontext() if own else trusting(False):
-            parts = _build(settings, chosen)
+            parts = _build(settings, chosen, directory.read_config() if resume else {})
         if resume:
             _check_same_run(directory, parts.facts, resume_changed)
         distributed.wait()  # all that can be wrong with the config has been found, by all
@@ -132,14 +133,19 @@ def _resolve(
     return directory, with_changes(config, changes)
 
 
-def _build(config: Mapping[str, Any], device: torch.device) -> Parts:
-    """Everything, in memory only. Raises ConfigError, DataError, LabelError, TrainingError."""
+def _build(config: Mapping[str, Any], device: torch.device, saved: Mapping[str, Any]) -> Parts:
+    """Everything, in memory only. Raises ConfigError, DataError, LabelError, TrainingError.
+
+    saved: what config.json of the run that is resumed holds.
+    """
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_objective(config)
     conditioning, seed = build.build_conditioning(config), build.build_seed(config)
     sampling = build.build_sampling(config)
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
+    if _same(data.spec.to_dict(), saved.get("data_spec")):
+        data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
     _say_of_data(data, settings.batch_size, conditioning)
     torch.manual_seed(seed)
     model = build.build_model(config, data.spec)
@@ -180,6 +186,19 @@ def _with_smaller(data: Data, factor: int) -> Data:
     parts = [range(i, min(i + 512, len(data))) for i in range(0, len(data), 512)]
     small = [avg_pool2d(data.spec.to_model(data.raw_items(rows)), factor) for rows in parts]
     return data.with_condition(picture=torch.cat(small))
+
+
+def _same(spec: Mapping[str, Any], saved: Any) -> bool:
+    """Whether a spec is the saved one but for rounding: a mean depends on the threads that add."""
+    if not isinstance(saved, dict):
+        return False
+    pairs = [(value, _as_json(spec.get(key))) for key, value in saved.items()]
+    return all(
+        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
+        if isinstance(a, float) and isinstance(b, float)
+        else a == b
+        for a, b in pairs
+    )
 
 
 def _with_captions(config: Mapping[str, Any], data: Data) -> tuple[Data, list[str]]:
@@ -273,8 +292,10 @@ def _check_same_run(directory: RunDirectory, facts: Mapping[str, Any], changed: 
             for key, what in (("items", "the number of items"), ("fingerprint", "their content"))
             if saved.get(key) is not None and saved[key] != facts[key]
         ]
-    if not learned and saved.get("data_spec") != facts["data_spec"]:
-        learned = [f"the data ({saved.get('data_spec')} there, {facts['data_spec']} here)"]
+    if not learned:
+        there, here = {"spec": saved.get("data_spec")}, {"spec": facts["data_spec"]}
+        here["spec"] = {key: here["spec"].get(key) for key in there["spec"] or {}}
+        learned = _differences(there, here, ("spec",))
     if learned and not changed:
         raise RunError(
             f"The run in {directory.path} was trained on something else: {', '.join(learned)}. Use "

@@ -222,6 +222,10 @@ def _put(partial: Path, target: Path) -> None:
     _sync(target.parent)
     if aside.exists():
         _remove(aside)
+    if aside.exists():  # files that are not of a checkpoint stay where they were
+        for file in aside.iterdir():
+            file.rename(target / file.name)
+        aside.rmdir()
 
 
 def _meta_sum(meta: Mapping[str, Any]) -> str:

@@ -161,16 +161,21 @@ def _start_wandb(run: Path, settings: dict[str, Any], resumed: bool) -> Any:
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Keep the lines up to a step; a last line that a crash has cut off goes too."""
+    """Keep the lines up to a step; a last line that a crash has cut off goes too.
+
+    Lines before it that are none of ours go as well, and are named.
+    """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept, odd, lines = [], [], path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
-            continue
+            odd.append(number)
+    if odd and odd != [len(lines)]:
+        print(f"{path}: lines {odd[:5]} are not of a log and are left out")
     partial = path.with_name(".partial_log.jsonl")
     partial.write_text("".join(kept))
     partial.replace(path)
