@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import score_sde
 from score_sde import cli, load
@@ -149,7 +150,7 @@ def test_edited_and_damaged_files_are_noticed(run, capsys):
     assert load(run).step == 2
     train(run, resume=True)
     assert "checkpoint 4 is damaged (meta.json says step 3)" in capsys.readouterr().out
-    state = {"a": score_sde.sample.__globals__["torch"].arange(5.0)}
+    state = {"a": torch.arange(5.0)}
     save_tensors(run / "x.safetensors", state)
     assert load_tensors(run / "x.safetensors")["a"].tolist() == [0, 1, 2, 3, 4]
     content = bytearray((run / "x.safetensors").read_bytes())
