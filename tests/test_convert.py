@@ -372,7 +372,7 @@ def test_learned_variances_of_openai_are_those_of_the_paper(openai_run, i):
     assert float(v.std()) > 0.01  # it makes a difference
     mean = (x - beta / (1 - bars[i]).sqrt() * eps) / (1 - beta) ** 0.5
     want = mean + torch.exp(0.5 * (v * math.log(beta) + (1 - v) * math.log(tilde))) * z
-    got = sample(run.sde, run.score_of_classes(classes), x_T=x, method="ancestral",
+    got = sample(run.sde, run.score.bind(class_labels=classes), x_T=x, method="ancestral",
                  variance="learned", grid=[i / 1000, (i - 1) / 1000], denoise=False,
                  noise=lambda *_: GivenNoise(z))  # fmt: skip
     assert gap(got.double(), want) < 1e-5

@@ -50,7 +50,7 @@ def test_the_score_of_a_class_is_diffusers_own_at_every_time(tmp_path):
     x = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     for labels in (torch.arange(7), torch.full((7,), 4), torch.arange(7).flip(0)):
         eps = net(x, steps, class_labels=labels).sample
-        got = run.score_of_classes(labels)(x, times)
+        got = run.score.bind(class_labels=labels)(x, times)
         assert gap(got, -eps / run.sde.sigma(times).to(eps)[:, None, None, None]) < 1e-4
     with pytest.raises(ValueError, match="class_labels should be provided"):
         net(x, steps)  # so a label is drawn for every sample that is given none

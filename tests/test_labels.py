@@ -318,7 +318,7 @@ def test_likelihood_under_the_classes_of_the_data(labelled, tmp_path):
         assert found[given]["class_labels"].tolist() == want
         protocol = json.loads((out / "likelihood.json").read_text())["protocol"]
         assert protocol["class_labels"] == given and protocol["data"] == str(data)
-        score = run.score_of_classes(torch.tensor(want))
+        score = run.score.bind(class_labels=torch.tensor(want))
         nats = log_likelihood(run.sde, score, x, nfe=10, probes=1, seeds=range(3), prior="sde",
                               truncation="bound", data_std=run.data_std).nats  # fmt: skip
         np.testing.assert_allclose(found[given]["nats"], nats, rtol=1e-4)
@@ -334,7 +334,7 @@ def test_encode_and_interpolate_under_classes(labelled, tmp_path):
     assert saved["class_labels"].tolist() == [0, 9]
     run = load(labelled, device="cpu")
     x = torch.from_numpy(saved["items"])
-    want = [encode(run.sde, run.score_of_classes(torch.tensor([c])), x[i : i + 1], nfe=8,
+    want = [encode(run.sde, run.score.bind(class_labels=torch.tensor([c])), x[i : i + 1], nfe=8,
                    data_std=run.data_std) for i, c in enumerate([0, 9])]  # fmt: skip
     assert gap(torch.from_numpy(saved["latents"]), torch.cat(want)) < 1e-4
     out = tmp_path / "i"

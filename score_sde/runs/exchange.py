@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from score_sde import build
@@ -17,6 +19,7 @@ from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.outputs import new_folder
 from score_sde.runs.run import Run, load
 from score_sde.runs.signature import sign
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, tensor_sum
@@ -54,8 +57,7 @@ def import_checkpoint(
     config = _config(foreign)
     model = build.build_model(config, foreign.spec)
     model.net.load_state_dict(foreign.averaged)
-    partial = workdir.with_name(f".{workdir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = workdir.with_name(f".{workdir.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
         meta = {"seconds": 0.0, "imported": foreign.layout}
@@ -144,24 +146,18 @@ def export_run(
         state = diffusers_export.to_theirs(run.score.net)  # type: ignore[arg-type]
         for note in notes:
             print(note)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        if layout == "safetensors":
-            files["config.json"] = _facts(run.config, run.data_spec, run.data_std)
-        for file, contents in files.items():
-            (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
-        if layout == "safetensors" and run.trusted:
-            sign(partial / "config.json")
-        save_file(state, partial / name, {"format": "pt", "checksum": tensor_sum(state)})
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror}).") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial:
+            if layout == "safetensors":
+                files["config.json"] = _facts(run.config, run.data_spec, run.data_std)
+            for file, contents in files.items():
+                (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
+            if layout == "safetensors" and run.trusted:
+                sign(partial / "config.json")
+            save_file(state, partial / name, {"format": "pt", "checksum": tensor_sum(state)})
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise RunError(f"{folder} cannot be written ({said}).") from error
     print(f"wrote {folder}")
     return folder
 

@@ -57,7 +57,7 @@ def encode_to_files(
             if part is None:
                 own = None if labels is None else labels[rows.start : rows.stop]
                 x = to_model(run, items.raw_items(rows))
-                part = _round_trip(run, run.score_of_classes(own), x, nfe, temperature)
+                part = _round_trip(run, run.score.bind(class_labels=own), x, nfe, temperature)
                 output.write_part(rows, part)
             parts.append(part)
         values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -136,7 +136,8 @@ def _ways(run: Run, x: Tensor, labels: Tensor | None, points: int, nfe: int) -> 
 
     def score(each: int) -> ScoreFn:
         """Of as many states for each pair."""
-        return run.score_of_classes(None if labels is None else labels.repeat_interleave(each))
+        told = None if labels is None else labels.repeat_interleave(each)
+        return run.score.bind(class_labels=told)
 
     setting: dict[str, Any] = {"nfe": nfe, "data_std": run.data_std, "batch_size": BATCH}
     ends = encode(run.sde, score(2), x, **setting)

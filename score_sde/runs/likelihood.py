@@ -136,7 +136,7 @@ def _evaluate(
         if output.read_part(rows) is not None:
             continue
         own = None if labels is None else labels[rows.start : rows.stop]
-        score, raw = run.score_of_classes(own), items.raw_items(rows)
+        score, raw = run.score.bind(class_labels=own), items.raw_items(rows)
         values, facts = _batch(run, score, raw, rows, settings, bound, repeats)
         if own is not None:
             values["class_labels"] = own.numpy()

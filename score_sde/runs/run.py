@@ -21,7 +21,6 @@ from score_sde.conditioning.classes import (
 )
 from score_sde.data import DataSpec
 from score_sde.models import ScoreModel
-from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
@@ -97,11 +96,6 @@ class Run:
         if given is None and needs_labels(net):
             return drawn_labels(classes_of(net), seeds)
         return class_labels_of(net, given, len(seeds), self.data_spec.classes)
-
-    def score_of_classes(self, labels: Tensor | None, pack: bool = False) -> ScoreModel:
-        """The score of samples of these classes; of ``pack`` see `packed`."""
-        model = packed(self.score) if pack else self.score
-        return model.bind(class_labels=labels)
 
     def sample(
         self,

@@ -253,7 +253,7 @@ def calibrate_run(
     run = load(workdir, weights, device)
     where = next(run.score.parameters()).device
     shape = (64, *run.data_spec.shape)
-    score = run.score_of_classes(run.class_labels(None, range(shape[0])))
+    score = run.score.bind(class_labels=run.class_labels(None, range(shape[0])))
     found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
     )

@@ -30,7 +30,7 @@ from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.runs.signature import is_signed
 from score_sde.training import Interrupted, Logger, Pictures, Session, Trainer
 from score_sde.training.checkpoints import load_checkpoint, steps_of, strays
-from score_sde.training.posthoc import reconstruct, save_average
+from score_sde.training.posthoc import load_average, reconstruct, save_average
 from score_sde.version import __version__
 
 FEW_IMAGES = 500
@@ -369,12 +369,17 @@ def make_average(
 ) -> Run:
     """An average of relative width sigma_rel from a run's snapshots (2312.02696), kept in the run.
 
-    It is then the weights "sigma_rel_<width>" of `load` and of --weights. step: of the snapshot it
+    It is then the weights "sigma_rel_<width>" of `load` and of --weights, or
+    "sigma_rel_<width>_step_<step>" where there is one of another step. step: of the snapshot it
     ends at, the last when None. Raises CheckpointError for a run without snapshots.
     """
     workdir = Path(workdir)
     at, state = reconstruct(workdir, sigma_rel, step)
-    name = save_average(workdir, sigma_rel, at, state)
+    name = f"sigma_rel_{sigma_rel:g}"
+    there = load_average(workdir, name)
+    if there is not None and there[0] != at:  # an average of another step is not replaced
+        name = f"{name}_step_{at}"
+    save_average(workdir, name, at, state)
     print(f"the average of relative width {sigma_rel:g} at step {at}; use it with --weights {name}")
     return load(workdir, name, device)
 

@@ -143,12 +143,10 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[i
     return step, single
 
 
-def save_average(run: Path, sigma_rel: float, step: int, state: State) -> str:
-    """Keep a reconstructed average in the run; returns its name, for ``weights``."""
-    name = f"sigma_rel_{sigma_rel:g}"
+def save_average(run: Path, name: str, step: int, state: State) -> None:
+    """Keep a reconstructed average in the run by a name, for ``weights``."""
     save_tensors(run / "averages" / f"{name}.safetensors", state)
     (run / "averages" / f"{name}.json").write_text(json.dumps({"step": step}) + "\n")
-    return name
 
 
 def load_average(run: Path, name: str) -> tuple[int, State] | None:
