@@ -2,8 +2,9 @@ r"""Independent samples: from level to level by E[x_0 | x, y], without weights.
 
 The Gaussian kernel draws x_0 ~ N(D_y, C_nu given y), with D_y the mean of any of `means.MEANS`, and
 goes to s < nu by q(x_s | x, x_0): exact for Gaussian data at any length of step. Pictures are far
-better known from x_t than a Gaussian says, and few steps leave grain; the DDPM kernel goes by D_y
-itself, `renoise` forgets x but for D_y and a share of its noise (2305.08995, eq. 14).
+better known from x_t than a Gaussian says, and few steps leave grain. The kernel "seen" keeps of
+that noise only what A sees, where the noise of y and not the picture decides; "ddpm" goes by D_y
+itself, and "renoise" forgets x but for D_y and a share of its noise (2305.08995, eq. 14).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from score_sde.restoration.levels import humped, starting_level
 from score_sde.restoration.means import Method, mean_at
 from score_sde.restoration.measurement import Measurement
 
-KERNELS = ("gaussian", "ddpm", "renoise")
+KERNELS = ("gaussian", "seen", "ddpm", "renoise")
 
 
 class SampleDraws:
@@ -52,6 +53,14 @@ def given_spread(level: Level, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
     """(C_nu - G_nu A C_nu) v: the covariance given y times v (B, D)."""
     spread = level.spread(v)
     return spread - level.gain(m.jvp(D, spread))
+
+
+def seen_part(level: Level, m: Measurement, D: Tensor, noise: Tensor) -> Tensor:
+    """What A sees of noise (B, D): A^+ A e where A A' is diagonal, else G_nu A e."""
+    if not m.operator.linear or m.operator.gram(m.shape) is None:
+        return level.gain(m.jvp(D, noise))
+    seen = m.operator(noise.reshape(-1, *m.shape))
+    return m.operator.pinv(seen, m.shape).flatten(1)
 
 
 def run_kernel(
@@ -91,7 +100,10 @@ def run_kernel(
         level, k = system.at(nu, D), (s / nu) ** 2
         if kernel == "gaussian" and foretold is not None:
             x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
-        x0 = D_y + given_noise(level, m, D, draws) if kernel == "gaussian" else D_y
+        x0 = D_y
+        if kernel in ("gaussian", "seen"):
+            noise = given_noise(level, m, D, draws)
+            x0 = D_y + (noise if kernel == "gaussian" else seen_part(level, m, D, noise))
         if s == 0:
             return x0
         e = draws.state()

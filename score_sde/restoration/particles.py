@@ -48,7 +48,8 @@ class Cloud:
     """What a run of particles ends with: x (K, D) of x_0, log-weights (K,), and how it went.
 
     log_evidence: of log p(y). temper: the smallest power that weights were raised to. surprise: per
-    step, see `levels.fitted`. ancestors: how many of the first particles have descendants.
+    step, see `levels.fitted`. unevenness: the variance of the log-weights of all steps together;
+    the more, the more particles are needed. ancestors: how many of the first have descendants.
     """
 
     x: Tensor
@@ -56,6 +57,7 @@ class Cloud:
     log_evidence: float
     temper: float
     surprise: list[float]
+    unevenness: float
     ancestors: int
 
 
@@ -121,6 +123,7 @@ class Particles:
     least: float = 0.3
     log_evidence: float = 0.0
     temper: float = 1.0
+    unevenness: float = 0.0
     surprise: list[float] = field(default_factory=list)
 
     def run(self, levels: Sequence[float]) -> Cloud:
@@ -133,7 +136,7 @@ class Particles:
         x, log_w = self.finish(levels[-1])
         evidence = self.log_evidence + float(log_w.logsumexp(0)) - math.log(self.count)
         ancestors = len(self.origin.unique())
-        return Cloud(x, log_w, evidence, self.temper, self.surprise, ancestors)
+        return Cloud(x, log_w, evidence, self.temper, self.surprise, self.unevenness, ancestors)
 
     def start(self, nu: float) -> None:
         """x = draw of the Gaussian given y + nu e, weighed by what the Gaussian had foretold."""
@@ -172,7 +175,9 @@ class Particles:
         self.surprise.append(float((weights * surprise.square().sum(1)).sum()))
         moved = (1 - k) / 2 * surprise
         self.x, self.D = x + moved, D + level.spread(moved) / s**2
-        self.log_w = self.log_w + _twist(system, s, self.D) - expected
+        news_of_y = _twist(system, s, self.D) - expected
+        self.unevenness += float((weights * (news_of_y - weights @ news_of_y) ** 2).sum())
+        self.log_w = self.log_w + news_of_y
 
     def finish(self, nu: float) -> tuple[Tensor, Tensor]:
         """x_0 and the last weights: the true likelihood against that of the proposal."""
@@ -207,12 +212,17 @@ def _foretold(system: System, nu: float, D: Tensor, mean: Tensor) -> Tensor:
 class Plan:
     """The levels to go through, the rows that finding them took, and what it showed.
 
-    temper: the power that the pilot's weights needed; 1 without a pilot.
+    unevenness: of the pilot's weights, see `Cloud`; 0 without a pilot.
     """
 
     levels: Sequence[float]
     spent: int = 0
-    temper: float = 1.0
+    unevenness: float = 0.0
+
+
+def count_levels(nfe: int) -> int:
+    """How many levels share nfe evaluations a draw; the rest of the budget is for particles."""
+    return max(3, round(2.5 * nfe**0.55))
 
 
 def plan(
@@ -232,7 +242,7 @@ def plan(
     low, high = denoiser.range
     largest = float(system.lam.max().sqrt())
     high = starting_level(largest, high)
-    count = max(3, round(2.5 * nfe**0.55))
+    count = count_levels(nfe)
     affordable = int(PILOT_SHARE * budget) // PILOT_LEVELS
     if affordable < PILOT_LEAST and not always:
         return Plan(humped(high, low, count, largest))
@@ -240,7 +250,7 @@ def plan(
     pilot = _particles(system, denoiser, max(affordable, PILOT_LEAST), seeds, 1, temper)
     cloud = pilot.run(tried)
     levels = fitted(tried, cloud.surprise, count)
-    return Plan(levels, pilot.count * PILOT_LEVELS, cloud.temper)
+    return Plan(levels, pilot.count * PILOT_LEVELS, cloud.unevenness)
 
 
 def _particles(

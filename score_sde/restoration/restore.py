@@ -22,7 +22,7 @@ from score_sde.restoration.kernel import run_kernel
 from score_sde.restoration.means import MEANS, options_of
 from score_sde.restoration.measurement import Noise
 from score_sde.restoration.operators import Operator
-from score_sde.restoration.particles import effective, plan, run_particles
+from score_sde.restoration.particles import count_levels, effective, plan, run_particles
 from score_sde.restoration.posterior import find_mean, make_system
 from score_sde.restoration.published import SAMPLERS
 from score_sde.restoration.reference import SmoothGaussian
@@ -30,8 +30,9 @@ from score_sde.scores import ScoreFn, take
 
 METHODS = ("particles", *MEANS, *SAMPLERS)
 OF_KERNEL = ("kernel", "fresh", "levels")
-COLLAPSED = 0.2
-"""The power of weights below which particles give way to the hybrid, where it may choose."""
+UNEVEN, FEW = 20.0, 50
+"""Unevenness of weights (`particles.Cloud`) above which particles give way to the hybrid, and the
+number of particles below which they do without a pilot, where `restore` may choose."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,12 @@ class _Job:
         n, collapsed = len(seeds), False
         facts, nfe, planned = [1.0, 1.0, float("nan")], self.nfe, None
         if may_choose:
-            planned = plan(system, denoiser, n * nfe, nfe, seeds, always=True)
-            if planned.temper < COLLAPSED:
-                name, collapsed = "hybrid", True
-                nfe -= -(-planned.spent // n)
+            collapsed = n * nfe < FEW * count_levels(nfe)
+            if not collapsed:
+                planned = plan(system, denoiser, n * nfe, nfe, seeds, always=True)
+                collapsed = planned.unevenness > UNEVEN
+                nfe -= -(-planned.spent // n) * collapsed
+            name = "hybrid" if collapsed else name
         if name == "particles":
             options = {**self.options, "planned": planned}
             x, cloud = run_particles(system, denoiser, n, nfe, seeds, **options)
