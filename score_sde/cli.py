@@ -39,6 +39,7 @@ from score_sde.runs import (
     verify,
 )
 from score_sde.runs.configs import Config, available_configs
+from score_sde.runs.restore import TASKS, restore_to_files
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import Interrupted
@@ -83,6 +84,7 @@ CLASS_LABELS = Flag(
     "class_labels", str,
     "a class for all, some to take in turn (0,1,2), all; or data, the classes of a split",
 )  # fmt: skip
+RESTORATION = Flag("restoration", str, f"a method of restore: {', '.join(METHODS)}, or a path")
 OUT = Flag("out", str, "folder for what is written; inside workdir if not given")
 STEERING = (
     Flag("prompt", str, "a caption for all samples, of a run that was trained with captions"),
@@ -196,11 +198,25 @@ MODES: dict[str, Mode] = {
         (WORKDIR, CONFIG, OUT, WEIGHTS, Flag("format", exchange.LAYOUTS, "of the files", "layout")),
         exchange.export_run,
     ),
+    "restore": Mode(
+        "draw what pictures may have been from what is left of them",
+        (
+            Flag("task", TASKS, "what is measured of the pictures"),
+            WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, CLASS_LABELS, DATA, SPLIT, NUM_SAMPLES, NFE,
+            FIRST_SEED, BATCH_SIZE, OPTION,
+            Flag("items", int, "how many pictures of a set"),
+            Flag("mask", str, "of inpaint: a picture, white where the pictures are seen"),
+            Flag("factor", int, "of upscale, deblur and fourier"),
+            Flag("noise", float, "standard deviation in the model's range"),
+            RESTORATION,
+        ),
+        restore_to_files,
+    ),
     "verify": Mode(
         "measure a sampler on data whose score is known, or a --restoration on exact posteriors",
         (
             CONFIG, SAMPLER, STEPS, GRID, OPTION, OUT, NFE,
-            Flag("restoration", str, f"a method of restore: {', '.join(METHODS)}, or a path"),
+            RESTORATION,
             Flag("calibrate", int, "measurements to draw for the calibration of --restoration"),
         ),
         verify.verify_to_files,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from score_sde.restoration.published import SAMPLERS
 from score_sde.restoration.reference import SmoothGaussian
 from score_sde.scores import ScoreFn, take
 
-METHODS = ("particles", *MEANS, *SAMPLERS)
+AnyOperator = Operator | Callable[[Tensor], Tensor]
+METHODS = tuple(dict.fromkeys(["particles", *MEANS, *SAMPLERS]))
 OF_KERNEL = ("kernel", "fresh", "levels")
 UNEVEN, FEW = 20.0, 50
 """Unevenness of weights (`particles.Cloud`) above which particles give way to the hybrid, and the
@@ -69,13 +70,26 @@ class Restored:
         return f"{text}, {self.seconds:.1f} s" + (f"\n{self.said}" if self.said else "")
 
 
+@overload
+def restore(
+    sde: SDE, score: ScoreFn, y: Tensor, operator: AnyOperator, *, noise_std: Noise,
+    return_info: Literal[True], **options: Any,
+) -> Restored: ...  # fmt: skip
+
+
+@overload
+def restore(
+    sde: SDE, score: ScoreFn, y: Tensor, operator: AnyOperator, *, noise_std: Noise, **options: Any
+) -> Tensor: ...
+
+
 @torch.no_grad()
 @checked
 def restore(
     sde: SDE,
     score: ScoreFn,
     y: Tensor,
-    operator: Operator | Callable[[Tensor], Tensor],
+    operator: AnyOperator,
     *,
     noise_std: Noise,
     gaussian: Gaussian | SmoothGaussian | None = None,
@@ -132,7 +146,7 @@ def _options(name: str) -> list[str]:
     """The settings that a method has."""
     if name == "particles":
         return ["temper"]
-    if name in MEANS:
+    if name not in SAMPLERS:
         return [*options_of(MEANS[name].mean), *OF_KERNEL]
     return options_of(SAMPLERS[name])
 
@@ -157,6 +171,11 @@ class _Job:
     dtype: torch.dtype
     options: dict[str, Any]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one state."""
+        return self.system.measurement.shape
+
     def _at(self, which: int) -> tuple[System, Denoiser]:
         measurement = self.system.measurement
         rows = torch.tensor([which], device=measurement.y.device)
@@ -180,18 +199,25 @@ class _Job:
             options = {**self.options, "planned": planned}
             x, cloud = run_particles(system, denoiser, n, nfe, seeds, **options)
             facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
-        elif name in MEANS:
-            x = self._independent(system, denoiser, name, seeds, nfe)
+        elif name not in SAMPLERS:
+            options = {"kernel": "seen"} if collapsed and len(self.shape) == 3 else self.options
+            x = self._independent(system, denoiser, name, seeds, nfe, options)
         else:
             x = SAMPLERS[name](system, denoiser, seeds, nfe, **self.options)
         spent = [denoiser.rows / n, denoiser.products / n]
         return _Part(x, [*facts, *spent, float(collapsed)])
 
     def _independent(
-        self, system: System, denoiser: Denoiser, name: str, seeds: Sequence[int], nfe: int
+        self,
+        system: System,
+        denoiser: Denoiser,
+        name: str,
+        seeds: Sequence[int],
+        nfe: int,
+        options: dict[str, Any],
     ) -> Tensor:
-        of_kernel = {key: v for key, v in self.options.items() if key in OF_KERNEL}
-        own = {key: v for key, v in self.options.items() if key not in OF_KERNEL}
+        of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
+        own = {key: v for key, v in options.items() if key not in OF_KERNEL}
         size = self.batch_size or len(seeds)
         chunks = [
             run_kernel(system, denoiser, MEANS[name], own, seeds[i : i + size], nfe, **of_kernel)

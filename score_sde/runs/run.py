@@ -20,8 +20,15 @@ from score_sde.conditioning.classes import (
     needs_labels,
 )
 from score_sde.data import DataSpec
+from score_sde.exact import Gaussian
 from score_sde.models import ScoreModel
 from score_sde.processes.sdes import SDE
+from score_sde.restoration.reference import (
+    SmoothGaussian,
+    load_gaussian,
+    reference_gaussian,
+    save_gaussian,
+)
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
@@ -85,6 +92,28 @@ class Run:
         """The newest grid that was drawn in training, for notebooks."""
         drawn = [p for p in self.path.glob("progress/step_*.png") if "raw" not in p.name]
         return max(drawn).read_bytes() if drawn else None
+
+    @property
+    def gaussian(self) -> Gaussian | SmoothGaussian:
+        """The Gaussian of the training data in the model's range, kept with the run.
+
+        Made of at most 20 000 items when it is first asked for. Raises RunError for a run that was
+        imported without its data: make one by `reference_gaussian`.
+        """
+        path = self.path / "gaussian.safetensors"
+        if not path.is_file():
+            if (self.config.get("data") or {}).get("name", "imported") == "imported":
+                raise RunError(
+                    "this run was imported without its data, so their Gaussian is not known: give "
+                    "one of your own, reference_gaussian(data), to score_sde.restore."
+                )
+            with trusting(self.trusted):
+                data = build.build_data(self.config, "train")
+            items = self.data_spec.to_model(data.raw_items(range(min(len(data), 20_000))))
+            if distributed.is_writer():
+                save_gaussian(reference_gaussian(items), path)
+            distributed.wait()
+        return load_gaussian(path)
 
     def class_labels(self, given: ClassLabels, seeds: Sequence[int]) -> Tensor | None:
         """The classes of samples with these seeds, (B,) int64; None for samples without a class.
