@@ -30,7 +30,7 @@ from score_sde.data.spec import DataError, DataSpec
 STOPS = {signal.SIGINT, signal.SIGTERM}
 VALUE_KEYS = ("x0", "image")  # of the value itself in an item that is a dictionary
 LABEL_KEYS = ("class_labels", "label")
-REFERENCE_BYTES = 1 << 28
+REFERENCE_BYTES = 1 << 27
 
 
 class Batch(NamedTuple):
@@ -332,7 +332,7 @@ Data = ArrayData | StreamData
 
 
 def _most_items(spec: DataSpec) -> int:
-    """How many items may be looked at at once: 256 MiB of them as float32."""
+    """How many items may be looked at at once: 128 MiB of them as float32."""
     return max(1, REFERENCE_BYTES // (4 * math.prod(spec.shape)))
 
 
