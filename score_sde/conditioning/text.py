@@ -11,6 +11,7 @@ place of captions that it drops. How far rows are padded never matters: padding 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import zlib
@@ -150,14 +151,18 @@ def without(condition: Condition, rows: Tensor) -> Condition:
     }
 
 
+@functools.lru_cache(maxsize=2)
 def _load(name: str) -> tuple[Any, Any]:
     """Tokenizer and model by folder or hub id; `TextError` if they cannot be had."""
     try:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
     except ImportError as error:
         raise TextError(
             "captions need the transformers library: pip install 'score-sde[text]'."
         ) from error
+
+    logging.disable_progress_bar()
 
     def load(source: str, **options: Any) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
