@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -74,12 +75,18 @@ def values_from_text(cls: type, texts: Mapping[str, str], what: str) -> dict[str
     }
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The declared types of a class's fields; none where they cannot be resolved."""
+    try:
+        return typing.get_type_hints(cls)
+    except (NameError, TypeError):
+        return {}
+
+
 def _kinds(cls: type, name: str) -> tuple[type, ...]:
     """The types that an option may have; none for one that says nothing we understand."""
-    try:
-        hint = typing.get_type_hints(cls)[name]
-    except (NameError, TypeError, KeyError):  # annotations that cannot be resolved
-        return ()
+    hint = _hints(cls).get(name)
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     parts = typing.get_args(hint) if union else (hint,)
     kinds = tuple(typing.get_origin(part) or part for part in parts)
