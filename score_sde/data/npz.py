@@ -85,6 +85,9 @@ def _read_npz(
     found = _key_of_split(keys, ITEM_FORMS, names_of(split))
     if found is not None:
         labels = _key_of_split(keys, LABEL_FORMS, names_of(split))
+        alone = {_key_of_split(keys, ITEM_FORMS, names) for names in (TRAIN, TEST)} <= {found, None}
+        if labels is None and alone:  # one split, and labels without a name of a split
+            labels = next((keys[k] for k in LABEL_KEYS if k in keys), None)
         every = [_key_of_split(keys, LABEL_FORMS, (name,)) for name in TRAIN + TEST]
         others = [_first_axis(read(key)) for key in every if key is not None]
         notes = () if labels or not others else (f"{path}: the {split} split has no labels",)
