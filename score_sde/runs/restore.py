@@ -93,7 +93,7 @@ def restore_to_files(
         y = y + noise * e.to(y)
         seeds = range(first_seed, first_seed + num_samples)
         result = restore(
-            run.sde, run.score_of_classes(labels), y, operator, noise_std=noise or ROUNDING,
+            run.sde, run.score.bind(class_labels=labels), y, operator, noise_std=noise or ROUNDING,
             gaussian=run.gaussian, method=restoration, n=num_samples, nfe=nfe, seeds=seeds,
             batch_size=batch_size, device=chosen, return_info=True, **dict(options or {}),
         )  # fmt: skip
