@@ -225,6 +225,17 @@ def test_a_workdir_deleted_while_training_stops_with_a_sentence(tmp_path, monkey
 
 # Signals ------------------------------------------------------------------------------------------
 
+
+class Points(torch.utils.data.Dataset):
+    """A user's data set, read by workers."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        return torch.tensor([i / 25 - 1, 1 - i / 50])
+
+
 STREAM = """
 import sys, torch
 from score_sde import cli
@@ -237,8 +248,8 @@ sys.exit(cli.main(["score-sde", *sys.argv[1:]]))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_to_the_group_with_loader_workers_save_and_exit(tmp_path, number):
     words = [
-        "--config=arrays", "--data=test_batches.Described", "--config.data.workers=2",
-        "--config.net.name=mlp", f"--workdir={tmp_path / 'run'}", "--device=cpu",
+        "--config=toy2d", "--data=test_directory.Points", "--config.data.workers=2",
+        f"--workdir={tmp_path / 'run'}", "--device=cpu",
         "--config.training.batch_size=4", "--config.training.steps=100000",
         "--config.training.log_every=1", "--config.training.tensorboard=False",
     ]  # fmt: skip
