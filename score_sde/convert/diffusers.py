@@ -54,6 +54,12 @@ def read(
         {key: value for key, value in found.items() if key != "attended" or attended},
     )
     channels, size = options.pop("channels"), options.pop("size")
+    learned = (scheduler or {}).get("variance_type") in ("learned", "learned_range")
+    if options.get("out_channels", channels) not in (channels, 2 * channels * learned):
+        raise ConversionError(
+            f"this U-Net has {channels} channels in and {options['out_channels']} out: it is told "
+            "a second picture, or predicts something else than its input's noise; neither is known."
+        )
     with torch.device("meta"):
         net = UNet(channels, size, **options)
     weights = to_ours(net, theirs, bool(said.get("flip_sin_to_cos", True)))

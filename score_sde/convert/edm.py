@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.convert.limits import check_pickle, check_tensors
 from score_sde.convert.parts import (
     ConversionError,
     Foreign,
@@ -112,8 +113,9 @@ class RestrictedUnpickler(pickle.Unpickler):
 def load_pickle(path: Path) -> tuple[str, dict[str, Any], State]:
     """Class of the network, its arguments and its tensors; nothing in the file is executed."""
     try:
-        with path.open("rb") as file:
-            found = RestrictedUnpickler(file).load()
+        data = path.read_bytes()
+        check_pickle(data, path.name)
+        found = RestrictedUnpickler(io.BytesIO(data)).load()
     except ConversionError:
         raise
     except Exception as error:  # whatever a damaged pickle provokes
@@ -123,6 +125,7 @@ def load_pickle(path: Path) -> tuple[str, dict[str, Any], State]:
         raise ConversionError(f"{path.name} is a pickle without a network under 'ema'.")
     tensors: State = {}
     _collect(net, "", tensors)
+    check_tensors(tensors, len(data), path.name)
     return net.name, dict(net.contents.get("_init_kwargs") or {}), tensors
 
 

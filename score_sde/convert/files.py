@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from score_sde.checks import UserError
 from score_sde.convert import diffusers, diffusers_transformer, edm, ho, openai, song
+from score_sde.convert.limits import check_archive, check_finite, check_tensors
 from score_sde.convert.parts import ConversionError, Foreign, strip_prefix
 
 KNOWN = (
@@ -35,9 +37,16 @@ def _numpy_scalars() -> list[Any]:
 
 def load_torch(path: Path) -> Any:
     """A file of torch.save: tensors and plain values, with weights_only."""
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            check_archive(path)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        check_tensors({"": found}, path.stat().st_size, path.name)
+        return found
+    except ConversionError:
+        raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"asks for {named[1]}" if named else "holds more than weights"
@@ -64,8 +73,17 @@ def read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
     given: what files of some layouts do not say, see `OPTIONS` of each.
     """
     try:
-        return _read(path, given)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        foreign = _read(path, given)
+        check_finite(foreign.averaged | foreign.trained, str(path))
+        return foreign
+    except UserError as error:
+        raise (
+            error if isinstance(error, ConversionError) else ConversionError(str(error))
+        ) from error
+    except (
+        AttributeError, IndexError, KeyError, MemoryError, OverflowError, RuntimeError, TypeError,
+        ValueError, ZeroDivisionError,
+    ) as error:  # fmt: skip
         # Whatever settings of the wrong kind and tensors of the wrong shape provoke.
         first = (str(error).strip().splitlines() or [""])[0]
         raise ConversionError(
@@ -167,12 +185,12 @@ def _folder(folder: Path, given: Mapping[str, Any]) -> Foreign:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except OSError as error:
         raise ConversionError(
             f"{path.parent} has no {path.name}, so it is not a folder of diffusers."
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path} is not JSON ({error}).") from error
     if not isinstance(found, dict):
         raise ConversionError(f"{path} holds {type(found).__name__}, not settings.")

@@ -75,7 +75,7 @@ def process_of(
             f"{', '.join((*CHAINS[:6], '...', *FLOWS))}."
         )
     _check_fields(said, kind)
-    steps = int(said.get("num_train_timesteps") or 1000)
+    steps = _steps(said)
     target = said.get("prediction_type") or "epsilon"
     if target not in TARGETS:
         raise ConversionError(f"prediction_type {target!r} is unknown; {list(TARGETS)} are.")
@@ -92,10 +92,17 @@ def process_of(
     return sde, model
 
 
+def _steps(said: Mapping[str, Any]) -> int:
+    steps = said.get("num_train_timesteps") or 1000
+    if type(steps) is not int or not 1 <= steps <= 10**6:
+        raise ConversionError(f"num_train_timesteps must be a number of steps (got {steps!r}).")
+    return steps
+
+
 def _flow(said: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The straight path; the network is told ``num_train_timesteps`` times t."""
     _check_fields({k: v for k, v in said.items() if k != "use_flow_sigmas"}, kind)
-    steps = int(said.get("num_train_timesteps") or 1000)
+    steps = _steps(said)
     # At t = 1 alpha is 0; 1e-6 below a float64 state keeps ten digits of x_0.
     sde = {"name": "flow", "t_min": 1e-4, "t_max": 1 - 1e-6}
     return sde, {"target": "velocity", "time_scale": float(steps), "time_shift": 0.0}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from score_sde import build
 from score_sde.checks import checked
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
+from score_sde.convert.limits import check_finite
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
 from score_sde.runs.directory import RunDirectory, RunError
@@ -138,6 +139,7 @@ def export_run(
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise RunError(f"{folder} holds files; give an empty or new folder as --out.")
     state = {key: value.contiguous() for key, value in run.score.net.state_dict().items()}
+    check_finite(state, str(workdir))
     files: dict[str, Any] = {}
     name = "model.safetensors"
     if layout == "diffusers":
