@@ -54,8 +54,7 @@ def read(
         {key: value for key, value in found.items() if key != "attended" or attended},
     )
     channels, size = options.pop("channels"), options.pop("size")
-    learned = (scheduler or {}).get("variance_type") in ("learned", "learned_range")
-    if options.get("out_channels", channels) not in (channels, 2 * channels * learned):
+    if options.get("out_channels", channels) not in (channels, 2 * channels):
         raise ConversionError(
             f"this U-Net has {channels} channels in and {options['out_channels']} out: it is told "
             "a second picture, or predicts something else than its input's noise; neither is known."
