@@ -62,7 +62,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 T = TypeVar("T")
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, lt=1e100)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -71,6 +71,8 @@ Extended = Annotated[float, Field(allow_inf_nan=True)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 """A count that memory or time is taken for: of channels, layers, steps of a table."""
+Few = Annotated[int, Field(ge=0, le=2**20)]
+"""As `Size`, or none."""
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -177,7 +179,7 @@ def whole_seeds(seeds: Iterable[Any]) -> list[int]:
         isinstance(seeds, Iterable), f"seeds are one whole number a sample (got {_shown(seeds)})."
     )
     found = []
-    for seed in seeds:
+    for seed in seeds.reshape(-1) if isinstance(seeds, Tensor) else seeds:
         try:
             value = operator.index(_plain(seed))
         except TypeError:

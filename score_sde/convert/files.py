@@ -138,7 +138,7 @@ def _known(given: Mapping[str, Any], names: tuple[str, ...], layout: str) -> Map
 def _fetch(name: str) -> Path:
     """The folder of a hub id, through huggingface_hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).suffix in (".pth", ".pt", ".pkl"):
-        raise ConversionError(f"there is no file or folder {name}.")
+        raise ConversionError(f"there is no file or folder {name!r}.")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

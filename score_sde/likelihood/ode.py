@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import Count, Positive, UserError, checked
+from score_sde.checks import Count, Positive, Size, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.result import Likelihood
 from score_sde.likelihood.setting import check_state, clock_of, frame_of
@@ -75,15 +75,15 @@ def log_likelihood(
     probes: Count = 4,
     probe_kind: str = "rademacher",
     solver: str = "adams",
-    nfe: int = 64,
+    nfe: Size = 64,
     rtol: Positive = 1e-5,
     atol: Positive = 1e-5,
-    max_evaluations: int = 10_000,
+    max_evaluations: Count = 10_000,
     truncation: str = "corrected",
     t_min: Positive | None = None,
     prior: str = "matched",
     gaussian: Gaussian | None = None,
-    data_std: float | None = None,
+    data_std: Positive | None = None,
     levels: int | None = None,
     scale: float = 1.0,
     seeds: Sequence[int] | None = None,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Fraction, Index, Positive, Size, UserError, checked
+from score_sde.checks import Few, Fraction, Positive, Size, UserError, checked
 from score_sde.nets.attention import (
     axial_angles,
     patches_per_side,
@@ -89,7 +89,7 @@ class Transformer(nn.Module):
         mlp_norm_eps: float | None = None,
         qk_norm: bool = False,
         qkv_bias: bool = True,
-        classes: Index = 0,
+        classes: Few = 0,
         class_dropout: Fraction = 0.0,
         class_tokens: int = 0,
         class_tokens_from: int = 0,

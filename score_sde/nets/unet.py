@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Fraction, Index, Positive, Size, Sizes, UserError, checked
+from score_sde.checks import Few, Fraction, Positive, Size, Sizes, UserError, checked
 from score_sde.nets.blocks import (
     BlockOptions,
     InputPyramid,
@@ -138,10 +138,10 @@ class UNet(nn.Module):
         groups: Size = 32,
         norm_eps: Positive = 1e-6,
         embedding: str = "positional",
-        classes: Index = 0,
+        classes: Few = 0,
         class_dropout: Fraction = 0.0,
         class_embedding: str = "input",
-        augment: Index = 0,
+        augment: Few = 0,
         taps: tuple[int, ...] = (1, 1),
         text: int = 0,
         text_table: int = 0,

@@ -92,7 +92,10 @@ def make_grid(
             raise UserError(f"grid {grid!r} needs a number of steps.")
         times = GRIDS[grid](sde, steps, data_std)
     else:
-        times = torch.as_tensor(grid, dtype=torch.float64)
+        try:
+            times = torch.as_tensor(grid, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"a grid is a name or a list of times; got {grid!r:.80}.") from error
         if times.ndim != 1 or len(times) < 2:
             raise UserError(f"a grid is a list of at least two times; got {times.tolist()}.")
         if steps is not None and steps != len(times) - 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from score_sde.checks import UserError, checked
+from score_sde.checks import Size, UserError, checked
 from score_sde.noise import NoiseFactory, NoiseSource
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
@@ -59,8 +59,8 @@ def sample(
     *,
     x_T: Tensor | None = None,
     method: str | Predictor[Any] | None = None,
-    steps: int | None = None,
-    nfe: int | None = None,
+    steps: Size | None = None,
+    nfe: Size | None = None,
     grid: Any = None,
     seeds: Sequence[int] | None = None,
     denoise: bool = True,

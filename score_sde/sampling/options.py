@@ -40,6 +40,8 @@ def make(
             raise UserError(f"give the options {sorted(options)} to the {what} itself: {chosen}.")
         return chosen
     cls = lookup(table, chosen, what, kind=kind)
+    if not isinstance(cls, type):
+        raise UserError(f"{what} {chosen!r} is no class, so it makes no {what}.")
     known = options_of(cls)
     for name, value in options.items():
         if name not in known:
