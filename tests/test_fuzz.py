@@ -73,8 +73,8 @@ CALLS = {
 WRONG = [
     "5", "", "nan", "Nonsense", "os.system", "a..b", "\n", "é", True, False, 0, -1, 1.5, -0.5,
     10**10, 2**70, math.nan, math.inf, -math.inf, 1e300, [], [1, "a"], (1.5,), {}, {"a": 1},
-    b"x", object(), torch.tensor([1.0, 2.0]), torch.tensor(math.nan), np.array(["a"]), np.float32(-1),
-    range(0), Ellipsis, 1j,
+    b"x", object(), torch.tensor([1.0, 2.0]), torch.tensor(math.nan), np.array(["a"]),
+    np.float32(-1), range(0), Ellipsis, 1j,
 ]  # fmt: skip
 FIELDS = [(name, field) for name, (_, right) in CALLS.items() for field in right]
 OPEN = ("sample", "sampler", "build_sde", "build_net", "build_data")  # take what they do not know
