@@ -163,7 +163,7 @@ MODES: dict[str, Mode] = {
         "say why a run's samples are bad, with the evidence and the fix",
         (
             WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, DATA, NUM_SAMPLES,
-            Flag("items", int, "items at each noise level"),
+            Flag("items", int, "how many items of the data to look at"),
         ),
         diagnose.diagnose_to_file,
     ),
@@ -204,7 +204,7 @@ MODES: dict[str, Mode] = {
             Flag("task", TASKS, "what is measured of the pictures"),
             WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, CLASS_LABELS, DATA, SPLIT, NUM_SAMPLES, NFE,
             FIRST_SEED, BATCH_SIZE, OPTION,
-            Flag("items", int, "how many pictures of a set"),
+            Flag("items", int, "how many items of the data to look at"),
             Flag("mask", str, "of inpaint: a picture, white where the pictures are seen"),
             Flag("factor", int, "of upscale, deblur and fourier"),
             Flag("noise", float, "standard deviation in the model's range"),
