@@ -40,6 +40,7 @@ from score_sde.runs import (
 )
 from score_sde.runs.configs import Config, available_configs
 from score_sde.runs.restore import TASKS, restore_to_files
+from score_sde.runs.sweep import AXES
 from score_sde.sampling import SAMPLERS, list_samplers
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import Interrupted
@@ -86,11 +87,14 @@ CLASS_LABELS = Flag(
 )  # fmt: skip
 RESTORATION = Flag("restoration", str, f"a method of restore: {', '.join(METHODS)}, or a path")
 OUT = Flag("out", str, "folder for what is written; inside workdir if not given")
+GUIDANCE = Flag(
+    "guidance", float, "how strongly samples are led to what they are told: 1 is as trained"
+)
 STEERING = (
     Flag("prompt", str, "a caption for all samples, of a run that was trained with captions"),
     Flag("prompts", str, "a file of captions, a line each, taken in turn"),
     Flag("negative_prompt", str, "a caption to lead away from, with guidance"),
-    Flag("guidance", float, "how strongly samples are led to what they are told: 1 is as trained"),
+    GUIDANCE,
     Flag("guidance_interval", tuple, "log-SNR from,to within which guidance acts"),
     Flag("guidance_rule", tuple(RULES), "how, see docs/steering.md"),
     Flag("against", str, "directory of a weaker run to lead away from (autoguidance)"),
@@ -156,6 +160,8 @@ MODES: dict[str, Mode] = {
             Flag("save", str, "file for the statistics of the reference"),
             Flag("few", bool, "a Frechet distance of fewer samples than features, too"),
             Flag("measures", str, "which numbers, with commas; all that apply if not given"),
+            GUIDANCE, Flag("sweep", AXES, "the same at several points, and the best of them"),
+            Flag("values", str, "the points of --sweep, with commas"),
         ),
         evaluate.evaluate_to_files,
     ),

@@ -9,9 +9,11 @@ import torch
 from score_sde import cli
 from score_sde.data import DataError, load_data
 from score_sde.data.pictures import image_array, save_png
+from score_sde.evaluation import Measure, Report
 from score_sde.evaluation.statistics import load_statistics
 from score_sde.runs import drawn
 from score_sde.runs.evaluate import evaluate_to_files
+from score_sde.runs.sweep import summary
 from score_sde.runs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,3 +122,29 @@ def test_wrong_questions_have_sentences(run, tmp_path, capsys):
     ):
         assert cli.main(["x", "--mode", "evaluate", "--device", "cpu", *words]) == 2, words
         assert said in capsys.readouterr().err, words
+
+
+def test_a_sweep_says_what_cannot_be_told_apart(run, capsys):
+    evaluate_to_files(run, num_samples=100, measures="energy", device="cpu", sweep="nfe",
+                      values="3,5,41", method="heun")  # fmt: skip
+    said = capsys.readouterr().out.splitlines()
+    assert any("best: nfe" in line and "energy" in line for line in said)
+    saved = json.loads((run / "evaluation" / "sweep_nfe" / "sweep.json").read_text())
+    assert [point["protocol"]["nfe"] for point in saved["points"]] == [3, 5, 41]
+    for words, said in (
+        (["--sweep", "nfe", "--values", "10,many"], "are not all numbers"),
+        (["--sweep", "checkpoints"], "at least two points (got 5)"),
+    ):
+        assert cli.main(["x", "--mode", "evaluate", "--workdir", str(run), *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_best_of_a_sweep_is_named_with_what_is_as_good():
+    def at(value, stderr):
+        measure = Measure("energy", "energy", value, stderr, value, None, {"n": 9})
+        return Report({"energy": measure}, {})
+
+    said = summary("nfe", [("10", at(3.0, 0.1)), ("20", at(1.1, 0.1)), ("40", at(1.0, 0.1))])
+    assert "best: nfe 40" in said and "not distinguishable from 20 by 9 samples" in said
+    said = summary("nfe", [("10", at(3.0, 0.1)), ("20", at(1.0, 0.1))])
+    assert "better than all others" in said

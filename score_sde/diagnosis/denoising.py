@@ -29,7 +29,6 @@ from score_sde.evaluation import distances
 from score_sde.evaluation.jackknife import block_of
 from score_sde.evaluation.memorisation import FEWEST, memorisation
 from score_sde.models import ScoreModel
-from score_sde.processes.expand import expand
 from score_sde.processes.targets import TARGETS
 
 LEVELS = 9
@@ -227,21 +226,24 @@ def _prior_kl(x: Tensor, alpha: float, sigma: float, prior: float) -> float:
 
 
 def _targets(subject: Subject, n: int) -> dict[str, float]:
-    """How far the raw network's output is from each target, over the target's variance."""
-    model = subject.raw
+    """What errors are if the raw network's output is read as each target: the mean logarithm of
+    their ratio to a linear denoiser's, over noise of 0.05 to 20 times the signal."""
+    sde, whole = subject.raw.sde, subject.train.flatten(1).double()
     found: dict[str, list[float]] = {name: [] for name in TARGETS}
-    for t in times_of(model)[1:-1:2]:
+    for time in times_of(subject.raw):
+        alpha, sigma = float(sde.alpha(time)), float(sde.sigma(time))
+        if not 0.05 < sigma / alpha < 20:
+            continue
         x0 = _some(subject.train, n)
-        eps = torch.randn_like(x0)
-        alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)
-        with torch.no_grad():
-            out = model.output((alpha * x0 + sigma * eps).float(), t.float().expand(n))
-        for name, make in TARGETS.items():
-            a, b = make(model.sde, t, model.data_std)
-            target = expand(a, x0) * x0 + expand(b, x0) * eps
-            spread = float(target.double().square().mean())
-            found[name].append(_error(target, out) / max(spread, 1e-30))
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        x = alpha * x0 + sigma * torch.randn_like(x0)
+        linear = _linear(whole, x.flatten(1).double(), alpha, sigma)
+        usual = _error(x0.flatten(1).double(), linear)
+        for name in TARGETS:
+            read = copy.copy(subject.raw)
+            read.target, read.row_of = name, TARGETS[name]
+            error = _error(x0, _denoise(read, x, float(time)))
+            found[name].append(math.log(max(error, 1e-30) / usual) if error == error else math.inf)
+    return {name: sum(values) / max(len(values), 1) for name, values in found.items()}
 
 
 def _sample_facts(subject: Subject) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def draw(
     weights: str,
     changes: Mapping[str, Any],
     class_labels: ClassLabels = None,
+    guidance: float | None = None,
 ) -> Drawn:
     """n samples with seeds from first_seed on; what an earlier call has drawn of them is read.
 
@@ -68,6 +69,9 @@ def draw(
     facts |= {"weights_checksum": weights_checksum(run), "sampling": settings}
     if class_labels is not None:
         facts["class_labels"] = str(class_labels)
+    more: dict[str, Any] = dict(changes)
+    if guidance is not None:
+        facts["guidance"] = more["guidance"] = guidance
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = run.path / "evaluation" / f"samples_{key}"
     labels = run.class_labels(class_labels, range(first_seed, first_seed + n))
@@ -79,7 +83,7 @@ def draw(
         if part is None:
             own = None if labels is None else labels[start : start + count]
             distributed.say(f"drawing samples {start} to {start + count} of {n}")
-            result = run.sample_shared(count, first_seed + start, False, own, **changes)
+            result = run.sample_shared(count, first_seed + start, False, own, **more)
             part = as_stored(result.x, run.data_spec)
             said = {"nfe": result.nfe, **result.settings}
             if distributed.is_writer():

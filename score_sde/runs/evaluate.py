@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from score_sde.evaluation.statistics import kept, load_statistics, save_statisti
 from score_sde.runs.drawn import draw
 from score_sde.runs.items import items_of
 from score_sde.runs.run import Run, RunError, load, pick_device
+from score_sde.runs.sweep import as_plain, points, summary
+from score_sde.training.checkpoints import load_weights, steps_of
 
 
 def evaluate_to_files(
@@ -45,6 +49,10 @@ def evaluate_to_files(
     out: str | Path | None = None,
     device: str = "auto",
     class_labels: ClassLabels = None,
+    guidance: float | None = None,
+    sweep: str | None = None,
+    values: str | None = None,
+    step: int | None = None,
     method: str | None = None,
     steps: int | None = None,
     nfe: int | None = None,
@@ -61,14 +69,19 @@ def evaluate_to_files(
     reference: an .npz file of statistics in place of data, for the Frechet distance alone.
     save: write the statistics of the reference to this file; without workdir and samples, only so.
     features: see `evaluation.features`; measures: names with commas. few: see `evaluate`.
-    Sampler settings and class_labels are those of `sample_to_files`. Returns the report.
+    sweep, values: the same for several points of an axis, see `sweep`; the last report is returned.
+    step: of the checkpoint whose weights are taken, the newest when None.
+    Sampler settings, class_labels and guidance are those of `sample_to_files`. Returns the report.
     """
+    if sweep is not None:
+        given = {k: v for k, v in locals().items() if k not in ("sweep", "values")}
+        return _sweep(sweep, values, given)
     changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
     changes |= {"batch_size": batch_size, "options": options}
     changes = dict(sampling or {}) | {k: v for k, v in changes.items() if v is not None}
     _check_sources(workdir, samples, data, reference, save)
     with distributed.processes(pick_device(device)) as chosen:
-        run = None if workdir is None else load(workdir, weights, str(chosen))
+        run = None if workdir is None else _load(Path(workdir), weights, step, str(chosen))
         real = None if reference is not None else _reference_data(run, data, split)
         target: Featured | Statistics | None = None
         if workdir is None and samples is None:
@@ -78,7 +91,7 @@ def evaluate_to_files(
             return None
         if run is not None:
             n = 2000 if num_samples is None else num_samples
-            found = draw(run, n, first_seed, weights, changes, class_labels)
+            found = draw(run, n, first_seed, weights, changes, class_labels, guidance)
             items, facts = found.items, found.facts
         else:
             items, facts = _read_samples(str(samples), num_samples)
@@ -102,6 +115,36 @@ def evaluate_to_files(
         if folder is not None and distributed.is_writer():
             _write(folder, result, split, copies, items, train)
     return result
+
+
+def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | None:
+    """`evaluate_to_files` at each point of an axis: the curve, and a sentence on the best."""
+    if given["workdir"] is None:
+        raise RunError("--sweep needs --workdir: it is over the ways to sample a run.")
+    workdir = Path(given["workdir"])
+    folder = Path(given["out"]) if given["out"] else workdir / "evaluation" / f"sweep_{axis}"
+    found: list[tuple[str, Report]] = []
+    for name, changed in points(workdir, axis, values):
+        print(f"{axis} {name}")
+        result = evaluate_to_files(**given | changed | {"out": folder / name})
+        assert result is not None
+        found.append((name, result))
+    print(summary(axis, found))
+    text = json.dumps(as_plain(axis, found), indent=1)
+    (folder / "sweep.json").write_text(text + "\n")
+    print(f"wrote {folder / 'sweep.json'}")
+    return found[-1][1]
+
+
+def _load(workdir: Path, weights: str, step: int | None, device: str) -> Run:
+    """A run with the weights of a step, the newest when None."""
+    run = load(workdir, weights, device)
+    if step is None or step == run.step:
+        return run
+    if step not in steps_of(workdir):
+        raise RunError(f"{workdir} keeps no checkpoint {step}, but {steps_of(workdir)}.")
+    run.score.net.load_state_dict(load_weights(workdir, step, weights))
+    return replace(run, step=step)
 
 
 def _check_sources(workdir: Any, samples: Any, data: Any, reference: Any, save: Any) -> None:
