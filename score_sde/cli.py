@@ -415,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sentence_of(error: Exception) -> str | None:
     """What to tell a user of an error that is not a mistake of ours; None if it is one."""
-    if isinstance(error, UserError) or _is_said_here(error):
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -424,15 +424,6 @@ def sentence_of(error: Exception) -> str | None:
     if no_room or (type(error) is RuntimeError and "allocate memory" in str(error)):
         return "out of memory. Take fewer at a time (--batch_size), or a smaller network."
     return None
-
-
-def _is_said_here(error: Exception) -> bool:
-    """Whether it is a ValueError that a ``raise`` of this package made, with a sentence of ours."""
-    if type(error) is not ValueError or error.__traceback__ is None:
-        return False
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(__file__).parent in Path(place.filename).parents
-    return ours and (place.line or "").startswith("raise ")
 
 
 def _mistake(error: Exception) -> str:
