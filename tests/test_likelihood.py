@@ -588,7 +588,7 @@ def test_bad_input_is_explained():
     sde, data = VPSDE(), correlated_gaussian((2,))
     score, x = data.score(sde), data.sample(3, 1)
     cases = [
-        ({"probes": 0}, "probes must be >= 1"),
+        ({"probes": 0}, "probes must be at least 1"),
         ({"divergence": "approximate"}, "divergence 'approximate' is unknown"),
         ({"solver": "rk4"}, "solver 'rk4' is unknown"),
         ({"nfe": 3}, "nfe must be >= 8"),

@@ -217,8 +217,8 @@ def test_dtype_and_start_are_kept():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, r"steps must be >= 1 \(got 0\)"),
-        ({"steps": -3}, r"steps must be >= 1 \(got -3\)"),
+        ({"steps": 0}, r"steps must be at least 1 \(got 0\)"),
+        ({"steps": -3}, r"steps must be at least 1 \(got -3\)"),
         ({"nfe": 1}, "too few"),
         ({"nfe": 5, "steps": 5}, "not both"),
         ({"method": "heum"}, "sampler 'heum' is unknown. Did you mean 'heun'"),
