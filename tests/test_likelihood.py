@@ -592,14 +592,14 @@ def test_bad_input_is_explained():
         ({"divergence": "approximate"}, "divergence 'approximate' is unknown"),
         ({"solver": "rk4"}, "solver 'rk4' is unknown"),
         ({"nfe": 3}, "nfe must be >= 8"),
-        ({"t_min": -1.0}, "t_min must lie in"),
+        ({"t_min": -1.0}, "t_min must be greater than 0"),
         ({"seeds": [1]}, "3 samples need 3 seeds"),
-        ({"batch_size": 0}, "batch_size must be >= 1"),
-        ({"data_std": -1.0}, "data_std must be a positive"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"data_std": -1.0}, "data_std must be greater than 0"),
         ({"levels": 1}, "levels must be >= 2"),
-        ({"rtol": -1}, "rtol must be a positive"),
-        ({"atol": math.nan}, "atol must be a positive"),
-        ({"seeds": 4}, "one whole number a sample"),
+        ({"rtol": -1}, "rtol must be greater than 0"),
+        ({"atol": math.nan}, "atol must be finite"),
+        ({"seeds": 4}, "seeds must be a list"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
