@@ -301,7 +301,7 @@ def test_a_score_that_misbehaves_is_explained():
     [
         ({"method": "adams"}, "data_std must be a positive number"),
         ({"method": "pc", "snr": 0}, "corrector snr must be > 0"),
-        ({"method": "pc", "corrector": "lagevin"}, "choose from"),
+        ({"method": "pc", "corrector": "lagevin"}, "Did you mean .langevin."),
         ({"method": "pc", "corrector_steps": 0}, "corrector_steps must be >= 1"),
         ({"method": "ddim", "eta": 1.5}, "at most 1"),
         ({"method": "edm_stochastic", "churn": -1}, "churn must be at least 0"),
