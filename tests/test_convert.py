@@ -616,7 +616,7 @@ def test_bad_edm_pickles_are_explained(tmp_path, edm_modules):
         import_checkpoint(path, tmp_path / "run")
     edm_file(case, path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ConversionError, match="not a readable EDM pickle"):
+    with pytest.raises(ConversionError, match="has 5000 bytes and asks for .* it is damaged"):
         import_checkpoint(path, tmp_path / "run")
     path.write_bytes(pickle.dumps({"G_ema": 1}))
     with pytest.raises(ConversionError, match="without a network under 'ema'"):

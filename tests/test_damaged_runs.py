@@ -11,6 +11,7 @@ from test_run import command
 from score_sde import load
 from score_sde.runs import listing
 from score_sde.runs.directory import RunError
+from score_sde.training import CheckpointError
 
 STEP = "checkpoints/step_00000003"
 
@@ -141,5 +142,5 @@ def test_an_exported_folder_has_one_set_of_weights(points, tmp_path):
     with pytest.raises(RunError, match="has one set of weights; leave out weights='nonsense'"):
         load(tmp_path / "exported", weights="nonsense")
     (tmp_path / "exported" / "model.safetensors").write_bytes(b"x" * 50)
-    with pytest.raises(RunError, match=r"model.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
         load(tmp_path / "exported")

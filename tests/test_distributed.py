@@ -28,6 +28,7 @@ COMMON = [
     "--device=cpu",
 ]
 POINTS = ["--config=toy2d", "--config.sampling.batch_size=3", "--config.sampling.steps=3", *COMMON]
+ENDLESS = [a.replace("training.steps=50", "training.steps=100000") for a in POINTS]
 IMAGES = [
     "--config=vp_fashion",
     "--config.model.precision=fp32",
@@ -227,9 +228,10 @@ def test_exactly_n_samples_on_any_number_of_processes(tmp_path, processes):
 
 
 def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path, processes):
-    long = ["--config.training.steps=100000", "--config.training.save_every=5", "--workdir=run"]
-    started = processes.start(command, 2, *POINTS, *long)
+    long = ["--config.training.save_every=5", "--workdir=run"]
+    started = processes.start(command, 2, *ENDLESS, *long)
     while len(steps_of(tmp_path / "run")) < 2:
+        assert started[0].is_alive(), processes.output(0)
         time.sleep(0.01)
     os.kill(started[1].pid, signal.SIGKILL)
     started[0].join(30)
@@ -241,9 +243,10 @@ def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path, processes):
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, processes):
-    long = ["--config.training.steps=100000", "--config.training.save_every=0", "--workdir=run"]
-    started = processes.start(command, 2, *POINTS, *long)
+    long = ["--config.training.save_every=0", "--workdir=run"]
+    started = processes.start(command, 2, *ENDLESS, *long)
     while not (tmp_path / "run" / "log.jsonl").is_file() or not losses(tmp_path / "run").size:
+        assert started[0].is_alive(), processes.output(0)
         time.sleep(0.01)
     os.kill(started[1].pid, signal.SIGTERM)
     for process in started:
@@ -299,7 +302,8 @@ def test_more_processes_than_gpus_and_a_taken_port_are_explained(monkeypatch):
 
 
 def test_a_batch_smaller_than_the_processes_is_explained(processes):
-    small = [*POINTS, "--config.training.batch_size=2", "--workdir=run"]
+    small = [a.replace("batch_size=16", "batch_size=2") for a in POINTS]
+    small.append("--workdir=run")
     assert 2 in processes.run(command, 3, *small)
     assert "batch_size=2 leaves nothing to some of the 3 processes" in processes.output(0)
 

@@ -36,7 +36,7 @@ def test_a_folder_of_mixed_pictures_trains_at_its_size(tmp_path):
         "images", "32", training__steps=2, training__batch_size=4, sampling__nfe=2,
         training__sample_images=4, net__width=16, data__workers=0,
     )  # fmt: skip
-    run = train_as_asked(small, tmp_path / "run", data=str(tmp_path / "pictures"), device="cpu")
+    run = train_as_asked(tmp_path / "run", small, data=str(tmp_path / "pictures"), device="cpu")
     assert run.data_spec.shape == (3, 32, 32)
     assert run.data_spec.classes in ((), ("a", "b"))
 
@@ -59,7 +59,7 @@ def test_every_size_builds(variant, size, monkeypatch):
 @pytest.mark.parametrize("name", ["images", "arrays"])
 def test_forgotten_data_is_a_sentence_before_anything_is_made(tmp_path, name):
     with pytest.raises(DataError, match="data.name is empty: say what to train on with --data"):
-        train_as_asked(config(name), tmp_path / "run", device="cpu")
+        train_as_asked(tmp_path / "run", config(name), device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -83,7 +83,7 @@ def test_arrays_train_and_sample_in_their_own_units(tmp_path, kind):
         "arrays", training__steps=2, training__batch_size=8, net__width=16, net__depth=1,
         sampling__batch_size=2, sampling__steps=2,
     )  # fmt: skip
-    run = train_as_asked(small, tmp_path / "run", data=str(file), device="cpu")
+    run = train_as_asked(tmp_path / "run", small, data=str(file), device="cpu")
     data = load_data(str(file), scaling="columns")
     assert load(tmp_path / "run", device="cpu").sample(3).x.shape == (3, *data.spec.shape)
     x = data.reference(300)
@@ -108,7 +108,7 @@ def test_what_has_no_test_split_is_never_called_one(tmp_path, capsys):
         "arrays", training__steps=2, training__batch_size=8, net__width=16, net__depth=1,
         sampling__batch_size=2, sampling__steps=2,
     )  # fmt: skip
-    train_as_asked(small, tmp_path / "run", data=str(tmp_path / "x.npy"), device="cpu")
+    train_as_asked(tmp_path / "run", small, data=str(tmp_path / "x.npy"), device="cpu")
     likelihood_to_files(tmp_path / "run", "test", 4, device="cpu")
     printed = capsys.readouterr().out
     assert "(test)" not in printed and "(all)" in printed

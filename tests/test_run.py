@@ -283,13 +283,13 @@ def test_bad_command_lines_get_a_sentence_and_exit_2(work, capsys, arguments, me
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "steps must be >= 1 \\(got 0\\)"),
+        (["--steps", "0"], "steps must be at least 1 \\(got 0\\)"),
         (["--num_samples", "0"], "num_samples must be >= 1"),
         (["--steps", "3", "--nfe", "3"], "not both"),
         (["--sampler", "heun", "--option", "eta=1"], "option of heun: 'eta' is unknown"),
         (["--option", "eta"], "must read name=value"),
         (["--weights", "averaged"], "must be one of .*ema.*model.*averaged"),
-        (["--batch_size", "0"], "batch_size must be >= 1"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
     ],
 )
 def test_bad_sampling_gets_a_sentence(trained, capsys, arguments, message):

@@ -276,6 +276,8 @@ def _check_same_run(directory: RunDirectory, facts: Mapping[str, Any], changed: 
     """
     saved = directory.read_config()
     old, new = saved.get("config") or {}, facts["config"]
+    if (old.get("data") or {}).get("name") == "imported":
+        raise RunError(f"{directory.path} was imported without its optimiser: no resuming it.")
     model = _differences(old, new, KEPT)
     optimizers = [(c.get("training") or {}).get("optimizer", "adam") for c in (old, new)]
     if optimizers[0] != optimizers[1]:
