@@ -104,6 +104,7 @@ def test_figures_exist_and_have_their_command(path):
         assert "make_figures.py" in after or "main.py" in text, name
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_figures(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(ROOT / "docs")
