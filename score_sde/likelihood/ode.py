@@ -97,7 +97,8 @@ def log_likelihood(
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
     solver: "adams", at most ``nfe`` evaluations of equal step; or "dopri5", where every sample has
         steps of its own, by ``rtol``, ``atol`` and at most ``max_evaluations``. The solver_error is
-        the difference to the integral by one order less.
+        the difference to the integral by one order less; of dopri5 the sum of its steps' errors,
+        which the flow may enlarge on the way where neighbours part.
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own.
     prior: "matched" or "sde".
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
