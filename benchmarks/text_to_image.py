@@ -6,10 +6,10 @@ A  the 6 held-out colours of shapes, 8 samples each: the mean colour of what is 
    to the asked one of 9, and its mask has the largest overlap, over 0.75, with the asked shape.
 B  the 99 held-out tones of persons: the mean colour over the pixels that differ between the tones
    of this person is nearest to the asked one of 6.
-C  all 195 held-out captions: the nearest of all 3 786 drawings, in 8 x 8 mean colours and 16 x 16
+C  all 195 held-out captions: the nearest of all 3 785 drawings, in 8 x 8 mean colours and 16 x 16
    strengths of edges, has this caption (r@1), is among the 5 nearest (r@5), shows the same role
    (the caption without tone, man, woman and person).
-D  the share that is nearer, pixel by pixel, to its own drawing than to any of the 3 591 for
+D  the share that is nearer, pixel by pixel, to its own drawing than to any of the 3 590 for
    training, and that lies within 0.03 of one of these.
 """
 

@@ -1,6 +1,6 @@
 """Text to image in small: emoji drawn from their captions, in fifteen minutes on two CPU cores.
 
-3 591 captioned drawings of 32 x 32 (fetched once by npm), 195 captions held out. The quick start's
+3 590 captioned drawings of 32 x 32 (fetched once by npm), 195 captions held out. The quick start's
 network and recipe (vp_fashion.py) with captions: states of a frozen text encoder, looked at after
 every block, a learned table of word pieces beside them, and the caption dropped one time in ten.
 All fields are documented in vp_cifar.py.

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from score_sde.checks import UserError, as_it_looks, did_you_mean, trusting
-from score_sde.conditioning.guidance import RULES
+from score_sde.conditioning.rules import RULES
 from score_sde.evaluation.features import FEATURES
 from score_sde.flags import Flag, UsageError, parse
 from score_sde.restoration import METHODS
