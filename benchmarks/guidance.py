@@ -20,8 +20,8 @@ import time
 import torch
 
 from score_sde import VPSDE, GaussianMixture, ScoreModel, guide, sample
-from score_sde.conditioning.rules import PlusPlus
 from score_sde.conditioning.particles import sample_tilted
+from score_sde.conditioning.rules import PlusPlus
 from score_sde.nets import UNet
 
 CENTRES = [[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9], [-1.0, 0.0], [0.5, -0.9], [0.5, 0.9]]
