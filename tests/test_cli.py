@@ -1,6 +1,7 @@
 """The command line as data: what a mode takes, how words are read, what errors say."""
 
 import inspect
+import json
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from score_sde import cli
 from score_sde.build import change_sampling
 from score_sde.checks import UserError
-from score_sde.cli import MODES, understand
+from score_sde.cli import MODES, modes, understand
 
 
 def refused(*words: str) -> str:
@@ -118,6 +119,21 @@ def test_what_does_not_fit_is_a_sentence(words, message):
     assert re.search(message, refused(*words)), refused(*words)
 
 
+def test_fields_without_a_config_are_of_the_run_in_workdir(tmp_path):
+    config = {"sde": {"beta_max": 20.0}, "net": {"size": [1]}, "sampling": {"steps": 5}}
+    facts = {"data_spec": {"name": "x", "shape": [2]}, "data_std": 1.0, "config": config}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    flag = f"--workdir={tmp_path}"
+    words = ["--config.sde.beta_max=5", "--config.net.size=3,4", "--resume", flag]
+    arguments = understand(words).arguments
+    assert arguments["changes"] == {"sde.beta_max": 5.0, "net.size": [3, 4]}
+    assert "config" not in arguments
+    sampling = understand(["--mode=sample", "--config.sampling.steps=9", flag]).arguments
+    assert sampling["sampling"] == {"steps": 9}
+    assert "no effect in --mode sample" in refused("--mode=sample", words[0], flag)
+    assert "Did you mean 'sde.beta_max'" in refused("--config.sde.beta_mix=1", flag)
+
+
 def test_a_config_of_the_package_goes_before_one_in_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     mine = "def get_config():\n    raise ValueError('mine')\n"
@@ -141,7 +157,7 @@ def test_mistakes_of_ours_are_told_apart_from_the_users(monkeypatch, capsys):
         raise {"key": KeyError("x"), "disk": OSError(28, "No space left on device", "f.npz"),
                "room": MemoryError(), "user": UserError("Give more.")}[workdir]  # fmt: skip
 
-    monkeypatch.setitem(MODES, "break", cli.Mode("", (cli.WORKDIR,), broken))
+    monkeypatch.setitem(MODES, "break", cli.Mode("", (modes.WORKDIR,), broken))
     expected = {
         "key": (1, r"this is a mistake of score_sde \(KeyError: 'x'; test_cli.py line \d+\)"),
         "plain": (1, r"this is a mistake of score_sde \(ValueError: invalid literal"),

@@ -36,7 +36,7 @@ from score_sde.likelihood import (
     variational_bound,
 )
 from score_sde.nets import UNet
-from score_sde.runs import sample as generate
+from score_sde.runs import calibrate as calibration
 from score_sde.sampling import Recipe
 from score_sde.scores import ScoreError
 
@@ -354,7 +354,7 @@ def test_a_grid_is_calibrated_to_drawn_classes(labelled, tmp_path, monkeypatch):
         asked.append((score, shape))
         return Recipe((1.0, 0.5), 2, 0.25, str(sde))
 
-    monkeypatch.setattr(generate, "calibrate", recorded)
-    generate.calibrate_run(labelled, recipe=tmp_path / "recipe.json", device="cpu")
+    monkeypatch.setattr(calibration, "calibrate", recorded)
+    calibration.calibrate_run(labelled, recipe=tmp_path / "recipe.json", device="cpu")
     score, shape = asked[0]
     assert torch.equal(score.condition["class_labels"], drawn_labels(10, range(shape[0])))

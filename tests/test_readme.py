@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from score_sde import cli
+from score_sde.sampling import SAMPLERS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -29,7 +30,7 @@ def test_commands_parse(monkeypatch):
 
 
 def test_every_sampler_is_in_the_table():
-    for name in cli.SAMPLERS:
+    for name in SAMPLERS:
         assert f"`{name}`" in README.split("## Samplers")[1]
 
 

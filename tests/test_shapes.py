@@ -3,7 +3,7 @@
 import pytest
 
 from score_sde.data.shapes import HELD_OUT, caption_of, score_shapes
-from score_sde.flags import load_config
+from score_sde.runs.configs import load_config
 from score_sde.runs.train import train
 
 

@@ -22,12 +22,14 @@ class Config:
     """A config file as it was asked for, and which of its fields the command line changed.
 
     fields: what its get_config returned, a ConfigDict or nested dictionaries.
+    of_run: whether it is that of a run, whose directory is then its path.
     """
 
     path: str
     variant: str
     fields: Any
     changed: dict[str, Any] = field(default_factory=dict)
+    of_run: bool = False
 
     @property
     def run_name(self) -> str:

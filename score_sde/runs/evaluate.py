@@ -29,6 +29,7 @@ from score_sde.evaluation.statistics import kept, load_statistics, save_statisti
 from score_sde.runs.drawn import draw
 from score_sde.runs.items import items_of
 from score_sde.runs.run import Run, RunError, load, pick_device
+from score_sde.runs.sampler import given_settings
 from score_sde.runs.sweep import as_plain, points, summary
 from score_sde.training.checkpoints import load_weights, steps_of
 
@@ -76,9 +77,7 @@ def evaluate_to_files(
     if sweep is not None:
         given = {k: v for k, v in locals().items() if k not in ("sweep", "values")}
         return _sweep(sweep, values, given)
-    changes: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
-    changes |= {"batch_size": batch_size, "options": options}
-    changes = dict(sampling or {}) | {k: v for k, v in changes.items() if v is not None}
+    changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     _check_sources(workdir, samples, data, reference, save)
     with distributed.processes(pick_device(device)) as chosen:
         run = None if workdir is None else _load(Path(workdir), weights, step, str(chosen))

@@ -145,12 +145,7 @@ def _evaluate(
 
 def _write(output: Output, n: int, spec: Any, protocol: Mapping[str, Any]) -> None:
     """All batches are there: their means, values and picture."""
-    parts = []
-    for rows in _batches(output):
-        part = output.read_part(rows)
-        if part is None:
-            raise RunError(f"{output.part(rows)} has gone: give the same command again.")
-        parts.append(part)
+    parts = output.parts(_batches(output))
     facts = json.loads(str(parts[0]["facts"]))
     values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "facts"}
     summary = _summary(values, spec, protocol, facts)

@@ -21,7 +21,7 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,14 @@ class Output:
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             print(f"{path} is damaged ({error}); it is made again.")
             return None
+
+    def parts(self, batches: Sequence[range]) -> list[dict[str, np.ndarray]]:
+        """The results of all batches; RunError if one has gone."""
+        found = {rows: self.read_part(rows) for rows in batches}
+        for rows, part in found.items():
+            if part is None:
+                raise RunError(f"{self.part(rows)} has gone: give the same command again.")
+        return [part for part in found.values() if part is not None]
 
     def write_part(self, rows: range, values: Mapping[str, np.ndarray]) -> None:
         """Keep the results of these items."""

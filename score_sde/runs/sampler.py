@@ -91,6 +91,21 @@ def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float)
     return Sampler(settings, grid, options)
 
 
+def given_settings(
+    sampling: Mapping[str, Any] | None = None,
+    method: str | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | None = None,
+    batch_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a command changes of a run's sampler: what it was given, and ``sampling`` by name."""
+    named: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
+    named |= {"batch_size": batch_size, "options": options}
+    return dict(sampling or {}) | {k: v for k, v in named.items() if v is not None}
+
+
 class _Silent(nn.Module):
     """A network that says zero, of as many times the channels."""
 

@@ -13,10 +13,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from score_sde.checks import UserError, did_you_mean
-from score_sde.runs.configs import Config, is_section, load_config
+from score_sde.runs.configs import Config, is_section
 
 
 class UsageError(UserError):
@@ -44,12 +44,20 @@ class Flag:
         return self.argument or self.name
 
 
+class Field(NamedTuple):
+    """`--config.section.field=text`; the next word, which is its text if it has none of its own."""
+
+    name: str
+    text: str | None
+    after: str | None = None
+
+
 @dataclass
 class Words:
-    """A command line taken apart: flags by name, and the config, if any."""
+    """A command line taken apart: flags by name, and fields of a config."""
 
     flags: dict[str, Any]
-    config: Config | None
+    fields: list[Field]
 
 
 def parse(argv: Sequence[str], known: Mapping[str, Flag], near: Sequence[str] = ()) -> Words:
@@ -57,8 +65,8 @@ def parse(argv: Sequence[str], known: Mapping[str, Flag], near: Sequence[str] = 
 
     near: the flags that a misspelt one is first looked for among.
     """
-    config, changes = None, []
     found: dict[str, Any] = {}
+    fields: list[Field] = []
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -67,32 +75,28 @@ def parse(argv: Sequence[str], known: Mapping[str, Flag], near: Sequence[str] = 
             raise UsageError(f"unexpected argument {word!r}; flags look like --name=value.")
         name, text = match.group(1), match.group(2)
         if name.startswith(("config.", "noconfig.")):
-            changes.append((name, text, words[0] if text is None and words else None))
+            fields.append(Field(name, text, words[0] if text is None and words else None))
             if text is None and words and not words[0].startswith("--"):
                 words.pop(0)
             continue
-        if name == "config":
-            value: Any = _text_of("config", text, words)
-            if config is not None:
-                raise UsageError("--config is given twice.")
-            config = load_config(value)
-            continue
         flag, value = _read_flag(name, text, words, known, near)
         if flag.kind is list:
-            key, equals, text = value.partition("=")
-            if not (key and equals):
-                raise UsageError(f"--{flag.name} {value!r} must read name=value.")
-            options = found.setdefault(flag.name, {})
-            if key in options:
-                raise UsageError(f"--{flag.name} {key} is given twice ({options[key]}, {text}).")
-            options[key] = text
+            _add_pair(found.setdefault(flag.name, {}), flag.name, value)
             continue
+        if flag.name == "config" and "config" in found:
+            raise UsageError("--config is given twice.")
         found[flag.name] = value  # the last one counts, as in other commands
-    for name, text, after in changes:
-        if config is None:
-            raise UsageError(f"--{name} changes a field of a config: give --config too.")
-        change_field(config, name, after if text is None else text)
-    return Words(found, config)
+    return Words(found, fields)
+
+
+def _add_pair(pairs: dict[str, str], name: str, text: str) -> None:
+    """Take the name=value of a flag that may be given several times."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"--{name} {text!r} must read name=value.")
+    if key in pairs:
+        raise UsageError(f"--{name} {key} is given twice ({pairs[key]}, {value}).")
+    pairs[key] = value
 
 
 def _read_flag(
@@ -176,8 +180,9 @@ def _whole(text: str) -> int:
 # Fields of configs --------------------------------------------------------------------------------
 
 
-def change_field(config: Config, name: str, text: str | None) -> None:
-    """Set the field that `config.section.field` names; UsageError for one that is not there."""
+def change_field(config: Config, field: Field) -> None:
+    """Set a field of a config; UsageError for one that is not there, and what does not fit."""
+    name, text = field.name, field.after if field.text is None else field.text
     negative, key = name.startswith("noconfig."), name.partition(".")[2]
     known = _names(config.fields)
     if key not in known:

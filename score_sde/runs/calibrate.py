@@ -1,0 +1,39 @@
+"""A time grid of `adams` fitted to a run: `--mode calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from score_sde.runs.outputs import write_beside
+from score_sde.runs.run import load
+from score_sde.sampling import Recipe, calibrate, load_recipe
+
+
+def calibrate_run(
+    workdir: str | Path,
+    nfe: int = 20,
+    thorough: bool = False,
+    weights: str = "ema",
+    recipe: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run.
+
+    A recipe that is there and differs is not replaced; the path of the new one is returned.
+    """
+    if recipe is not None and Path(recipe).exists():
+        load_recipe(recipe)  # another file is not replaced, nor is the work done for nothing
+    run = load(workdir, weights, device)
+    where = next(run.score.parameters()).device
+    shape = (64, *run.data_spec.shape)
+    score = run.score.bind(class_labels=run.class_labels(None, range(shape[0])))
+    found: Recipe = calibrate(
+        run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
+    )
+    wanted = Path(recipe) if recipe else Path(workdir) / f"recipe_{nfe}.json"
+    path = write_beside(wanted, found.to_json())
+    print(f"{len(found.times) - 1} steps of order {found.order}, data_std {found.data_std:.3g}")
+    if path != wanted:
+        print(f"{wanted} holds another recipe and stays as it is")
+    print(f"saved {path}; use it with --sampler adams --grid {path}")
+    return path

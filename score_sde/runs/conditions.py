@@ -1,0 +1,55 @@
+"""Data with what a network is told of their items: encoded captions, smaller pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.functional import avg_pool2d
+
+from score_sde import build, distributed
+from score_sde.conditioning.text import encode, said_of
+from score_sde.data import Data
+from score_sde.runs.directory import RunError
+
+
+def with_smaller(data: Data, factor: int) -> Data:
+    """The data with each picture, in the model's range, at a part of its height and width."""
+    height, width = data.spec.shape[-2:]
+    if not data.spec.is_image or height % factor or width % factor:
+        raise RunError(
+            f"conditioning.picture={factor} needs images whose sides {factor} divides; items have "
+            f"shape {data.spec.shape}."
+        )
+    parts = [range(i, min(i + 512, len(data))) for i in range(0, len(data), 512)]
+    small = [avg_pool2d(data.spec.to_model(data.raw_items(rows)), factor) for rows in parts]
+    return data.with_condition(picture=torch.cat(small))
+
+
+def with_captions(config: Mapping[str, Any], data: Data) -> tuple[Data, list[str]]:
+    """The data with what the text encoder makes of their captions, and the names of that."""
+    if data.captions is None:
+        raise RunError("conditioning.text needs data with captions; these have none.")
+    encoder = build.build_text_encoder(config)
+    _check_width(encoder, config.get("net") or {})
+    with distributed.writer_first():  # it may have to download the encoder, and fills the cache
+        encoded = encode(encoder, data.captions)
+    if encoded.cut:
+        distributed.say(said_of(encoded.cut))
+    return data.with_condition(**encoded.condition), list(encoded.condition)
+
+
+def _check_width(encoder: Any, net: Mapping[str, Any]) -> None:
+    """RunError unless the network takes captions, and states of the encoder's width."""
+    wanted, width = net.get("text") or net.get("text_dim") or 0, getattr(encoder, "width", None)
+    if not wanted and not net.get("text_table"):
+        raise RunError(
+            "conditioning.text tells the network captions that it does not take: set "
+            f"{f'net.text={width}' if width else 'net.text_table=8192'}."
+        )
+    if isinstance(wanted, int) and wanted and width is not None and width != wanted:
+        fix = f"net.text={width}" if width else "net.text=0 and net.text_table=8192"
+        raise RunError(
+            f"the text encoder's states have {width} numbers, net.text is {wanted}: set {fix}."
+        )

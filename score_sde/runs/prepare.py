@@ -1,0 +1,137 @@
+"""What a training needs, built from its config and checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde import build, distributed
+from score_sde.conditioning.told import Conditioning, check_told, unused
+from score_sde.data import Data, DataSpec
+from score_sde.data.pictures import picture_of
+from score_sde.models import ScoreModel
+from score_sde.nets import packed
+from score_sde.runs.conditions import with_captions, with_smaller
+from score_sde.runs.configs import plain
+from score_sde.runs.sampler import Sampler, make_sampler
+from score_sde.training import Pictures, Trainer
+from score_sde.version import __version__
+
+FEW_IMAGES = 500
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a training needs, built and checked. facts: what config.json will hold."""
+
+    data: Data
+    conditioning: Conditioning
+    trainer: Trainer
+    pictures: Pictures | None
+    facts: dict[str, Any]
+
+
+def prepare(config: Mapping[str, Any], device: torch.device, saved: Mapping[str, Any]) -> Parts:
+    """Everything, in memory only. Raises ConfigError, DataError, LabelError, TrainingError.
+
+    saved: what config.json of the run that is resumed holds.
+    """
+    build.check_sections(config)
+    settings, objective = build.build_training(config), build.build_objective(config)
+    conditioning, seed = build.build_conditioning(config), build.build_seed(config)
+    sampling = build.build_sampling(config)
+    with distributed.writer_first():  # it may have to download them
+        data = build.build_data(config)
+    if _same_spec(data.spec.to_dict(), saved.get("data_spec")):
+        data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
+    _say_of_data(data, settings.batch_size, conditioning)
+    torch.manual_seed(seed)
+    model = build.build_model(config, data.spec)
+    objective.check(model.sde)
+    if conditioning.text:
+        data, named = with_captions(config, data)
+        conditioning = conditioning.with_text(named, model.net)
+    if conditioning.picture:
+        data = with_smaller(data, conditioning.picture)
+    known = data.condition_items(range(min(len(data), 2)))
+    check_told(conditioning, known, data.spec.classes, model.net)
+    data_std = float(data.reference(1000).std())
+    sampler = make_sampler(sampling, model, data_std)
+    sampler.rehearse(model, data.spec.shape)
+    if settings.sample_nfe:
+        cheap = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
+        quick = build.change_sampling(config.get("sampling"), cheap)
+        sampler = make_sampler(build.build_sampling({"sampling": quick}), model, data_std)
+        sampler.rehearse(model, data.spec.shape)
+    trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)
+    pictures = None
+    if picture_of(data.reference(4), data.spec) is not None:
+        count = settings.sample_images if data.spec.is_image else 20 * sampling.batch_size
+        pictures = _pictures(trainer, sampler, data, conditioning, count)
+    facts = {"config": _as_json(config), "data_spec": _as_json(data.spec.to_dict())}
+    facts |= {"data_std": data_std, "items": len(data), "fingerprint": _fingerprint(data)}
+    return Parts(data, conditioning, trainer, pictures, facts | {"version": __version__})
+
+
+def _pictures(
+    trainer: Trainer, sampler: Sampler, data: Data, conditioning: Conditioning, count: int
+) -> Pictures:
+    """Grids of ``count`` samples: of all classes in turn, and told what the first items are."""
+    known = conditioning.of(data.condition_items(range(min(count, len(data)))))
+    told = {name: value[torch.arange(count) % len(value)] for name, value in known.items()}
+    if conditioning.classes:
+        told["class_labels"] = torch.arange(count) % len(data.spec.classes)
+
+    def draw(model: ScoreModel) -> Tensor:
+        score, shape = packed(model).bind(**told), (count, *data.spec.shape)
+        # A network that is divided over the processes is called by all of them equally often.
+        way = sampler.draw if trainer.sharded else sampler.draw_shared
+        return way(score, shape, range(count)).x
+
+    models = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
+    return Pictures(draw, models, data.spec)
+
+
+def _say_of_data(data: Data, batch_size: int, conditioning: Conditioning) -> None:
+    """What is worth knowing of the data before training on them."""
+    for note in (*data.notes, unused(conditioning, data.spec.classes)):
+        if note:
+            distributed.say(note)
+    n = len(data)
+    if n < batch_size:
+        distributed.say(f"{n} items < batch {batch_size}: items repeat within a batch.")
+    if data.spec.is_image and n < FEW_IMAGES:
+        distributed.say(
+            f"{n} images are few: a model of usual size learns them by heart, and its samples "
+            "are copies. Compare them with the training images, or train a smaller one."
+        )
+
+
+def _fingerprint(data: Data) -> str | None:
+    """Of the data; None if its items are others whenever one looks, as augmented ones are."""
+    few = range(min(len(data), 4))
+    return data.fingerprint() if torch.equal(*(data.raw_items(few) for _ in "ab")) else None
+
+
+def _same_spec(spec: Mapping[str, Any], saved: Any) -> bool:
+    """Whether a spec is the saved one but for rounding: a mean depends on the threads that add."""
+    if not isinstance(saved, dict):
+        return False
+    pairs = [(value, _as_json(spec.get(key))) for key, value in saved.items()]
+    return all(
+        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
+        if isinstance(a, float) and isinstance(b, float)
+        else a == b
+        for a, b in pairs
+    )
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON would return it."""
+    return json.loads(json.dumps(plain(value)))
