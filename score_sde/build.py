@@ -8,6 +8,10 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
     net       a network (NETS)             sampling   SamplingSettings
     model     models.ScoreModel            seed       a number
     conditioning   conditioning.told.Conditioning
+    codec     CodecSettings, of a run whose states are latents
+
+The config of an autoencoder has autoencoder (AUTOENCODERS) and reconstruction
+(training.autoencoding.Reconstruction) in place of sde, net, model, loss and sampling.
 
 ``name`` in sde and net is a key of a table here or the dotted path of a class of yours.
 """
@@ -26,10 +30,13 @@ from torch import nn
 from score_sde.checks import Count, UserError, lookup, unknown, validated, whole_seeds
 from score_sde.conditioning.text import make_text_encoder
 from score_sde.conditioning.told import Conditioning
+from score_sde.convert.live_autoencoder import autoencoder_of
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import MLP, Transformer, UNet
+from score_sde.nets.autoencoder import KLAutoencoder
+from score_sde.nets.magnitude import MagnitudeUNet
 from score_sde.processes.sdes import (
     EDMSDE,
     SDE,
@@ -43,6 +50,7 @@ from score_sde.processes.sdes import (
 from score_sde.sampling import make_sampler, options_from_text
 from score_sde.sampling.grids import GRIDS
 from score_sde.training import TrainingSettings
+from score_sde.training.autoencoding import Reconstruction
 
 SDES = {
     "vp": VPSDE,
@@ -53,7 +61,8 @@ SDES = {
     "edm": EDMSDE,
     "table": TableSDE,
 }
-NETS = {"unet": UNet, "transformer": Transformer, "mlp": MLP}
+NETS = {"unet": UNet, "edm2": MagnitudeUNet, "transformer": Transformer, "mlp": MLP}
+AUTOENCODERS = {"kl": KLAutoencoder, "diffusers": autoencoder_of}
 Config = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -83,6 +92,14 @@ class SamplingSettings:
         make_sampler(self.method, **dict(self.options or {}))
         if self.grid is not None and not self.grid.endswith(".json") and self.grid not in GRIDS:
             raise unknown("sampling.grid", self.grid, GRIDS, also=", or a recipe's .json file")
+
+
+@validated("codec")
+@dataclass(frozen=True)
+class CodecSettings:
+    """Of a run whose states are latents. path: the run of an autoencoder, or a diffusers VAE."""
+
+    path: str
 
 
 def change_sampling(settings: Config | None, changes: Config) -> dict[str, Any]:
@@ -116,7 +133,9 @@ SECTIONS: dict[str, Callable[..., Any] | None] = {
     "loss": ScoreMatching,
     "training": TrainingSettings,
     "sampling": SamplingSettings,
+    "codec": CodecSettings,
 }
+OF_AUTOENCODERS = ("data", "autoencoder", "reconstruction", "training")
 
 
 def _call(make: Callable[..., Any], section: str, values: Config, given: Config) -> Any:
@@ -133,14 +152,22 @@ def _call(make: Callable[..., Any], section: str, values: Config, given: Config)
     return make(**values, **given)
 
 
+def is_autoencoder(config: Config) -> bool:
+    """Whether a config is that of an autoencoder."""
+    return "autoencoder" in config
+
+
 def check_sections(config: Config) -> None:
     """Raises UserError for a section that does not exist, is missing or is none, and the seed."""
+    needed: tuple[str, ...] = ("data", "sde", "net")
     known = [*SECTIONS, "seed"]
+    if is_autoencoder(config):
+        needed, known = ("data",), [*OF_AUTOENCODERS, "seed"]
     whole_seeds([config.get("seed", 0)])
     for key in config:
         if key not in known:
             raise unknown("the section", key, known)
-    missing = [key for key in ("data", "sde", "net") if key not in config]
+    missing = [key for key in needed if key not in config]
     if missing:
         raise ConfigError(f"the config lacks the sections {missing}.")
 
@@ -196,6 +223,31 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
     return _call(make, "net", values, given)
 
 
+def build_autoencoder(config: Config, spec: DataSpec) -> Any:
+    """The autoencoder of a config for pictures of this spec."""
+    values = _section(config, "autoencoder")
+    make = lookup(AUTOENCODERS, values.pop("name", "kl"), "autoencoder.name", kind=nn.Module)
+    if len(spec.shape) != 3:
+        raise ConfigError(
+            f"autoencoders here are of pictures (C, H, W); items have shape {spec.shape}."
+        )
+    accepted = inspect.signature(make).parameters
+    facts: dict[str, Any] = {"channels": spec.shape[0], "size": spec.shape[1:]}
+    given = {key: value for key, value in facts.items() if key in accepted}
+    return in_fast_layout(_call(make, "autoencoder", values, given))
+
+
+def build_reconstruction(config: Config) -> Reconstruction:
+    """The objective of an autoencoder."""
+    return _call(Reconstruction, "reconstruction", _section(config, "reconstruction"), {})
+
+
+def build_codec(config: Config) -> CodecSettings | None:
+    """Where the codec of a run of latents is; None for other runs."""
+    values = _section(config, "codec")
+    return _call(CodecSettings, "codec", values, {}) if values.get("path") else None
+
+
 def build_conditioning(config: Config) -> Conditioning:
     """What the network is told of its data."""
     return _call(Conditioning, "conditioning", _section(config, "conditioning"), {})
@@ -236,6 +288,11 @@ def build_objective(config: Config) -> ScoreMatching:
         raise ConfigError(
             f"model.learned_variance is {learned} but loss.variance_weight is "
             f"{objective.variance_weight:g}: set both (0.001) or neither."
+        )
+    if objective.uncertainty and not _section(config, "net").get("log_variance"):
+        raise ConfigError(
+            "loss.uncertainty=True needs a network that learns how uncertain it is: "
+            "net.name=edm2 with net.log_variance=True."
         )
     return objective
 

@@ -51,6 +51,9 @@ class NoisePredictor(Protocol):
     def row(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) with the network's output = a x_0 + b eps, like t."""
 
+    def log_variance(self, t: Tensor) -> Tensor:
+        """How uncertain the network says it is, (B,), for models that learn it."""
+
 
 def _simple(model: NoisePredictor, t: Tensor) -> Tensor:
     return torch.ones_like(t)
@@ -107,6 +110,9 @@ class ScoreMatching:
     reduction: "mean" over the coordinates, or Song's "half_sum".
     variance_weight: of the bound's terms, for models with learned variances and discrete times;
         0.001 in the paper, times ``steps`` terms, in bits per coordinate.
+    uncertainty: each time's error is divided by the variance exp(u) that the network expects there,
+        L / exp(u) + u: all times then count alike, however the weighting has them (2312.02696,
+        eq. 16). For networks that learn u.
     """
 
     weighting: str = "simple"
@@ -118,6 +124,7 @@ class ScoreMatching:
     stratified: bool = False
     reduction: Literal["mean", "half_sum"] = "mean"
     variance_weight: NonNegative = 0.0
+    uncertainty: bool = False
     weight: Callable[[NoisePredictor, Tensor], Tensor] = field(
         init=False, repr=False, compare=False
     )
@@ -192,6 +199,9 @@ class ScoreMatching:
         squared = (guess - eps).square().flatten(1)
         error = squared.mean(1) if self.reduction == "mean" else 0.5 * squared.sum(1)
         loss = self.weights(model, t).to(error) * error + bound.to(error)
+        if self.uncertainty:
+            u = model.log_variance(t)
+            loss = loss / u.exp() + u
         return LossTerms(loss, t, squared.detach().mean(1))
 
     def _variance_terms(

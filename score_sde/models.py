@@ -184,9 +184,7 @@ class ScoreModel(nn.Module):
     def _outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """All channels of the network at (x, t), in the dtype of x."""
         t, dtype = as_time(t), self.dtype
-        noise_label = self.time_scale * self._time(t) + self.time_shift
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        noise_label = noise_label.to(wide).to(x.device).expand(x.shape[0])
+        noise_label = self._label(t).to(x.device).expand(x.shape[0])
         told = {**self._bound(x), **condition}
         numbers = (n for n, v in told.items() if isinstance(v, Tensor) and v.is_floating_point())
         told |= {name: told[name].to(dtype) for name in numbers}
@@ -198,6 +196,24 @@ class ScoreModel(nn.Module):
         with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
             out = self.net(inputs.to(dtype), noise_label, **told)
         return out.to(x.dtype)
+
+    def _label(self, t: Tensor) -> Tensor:
+        """What the network is told of t, like t."""
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return (self.time_scale * self._time(t) + self.time_shift).to(wide)
+
+    def log_variance(self, t: Tensor) -> Tensor:
+        """How uncertain the network says it is at times t (B,): log of a variance (B,).
+
+        Raises UserError for a network that does not learn it.
+        """
+        net: Any = getattr(self.net, "module", self.net)  # of a network on many processes
+        if not hasattr(net, "log_variance"):
+            raise UserError(
+                f"{type(net).__name__} does not learn how uncertain it is: set "
+                "loss.uncertainty=False, or use net.name=edm2 with net.log_variance=True."
+            )
+        return net.log_variance(self._label(as_time(t)))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 from score_sde.conditioning.guidance import guide
-from score_sde.convert.live_nets import FAMILIES, Condition, LiveNet, codec_of
+from score_sde.convert.live_autoencoder import codec_of
+from score_sde.convert.live_nets import FAMILIES, Condition, LiveNet
 from score_sde.convert.live_text import PROMPTS
 from score_sde.convert.parts import ConversionError
 from score_sde.convert.schedulers import process_of

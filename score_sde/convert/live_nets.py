@@ -1,4 +1,4 @@
-"""Networks and autoencoders of the diffusers library under our signature; nothing is converted."""
+"""Networks of the diffusers library under our signature; nothing is converted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.checks import UserError
-from score_sde.nets.codec import Codec, Moments
 
 Condition = dict[str, Tensor]
 
@@ -131,33 +130,3 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "SD3Transformer2DModel": ("text", "pooled"),
     "FluxTransformer2DModel": ("text", "pooled"),
 }
-
-
-class LiveAutoencoder(nn.Module):
-    """A `AutoencoderKL` of diffusers as an autoencoder for `Codec`, in its own precision."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module: Any = module.eval().requires_grad_(False)
-
-    def moments(self, x: Tensor) -> Moments:
-        """Mean and standard deviation of the latents of x."""
-        dtype = next(self.module.parameters()).dtype
-        law = self.module.encode(x.to(dtype)).latent_dist
-        return Moments(law.mean.to(x.dtype), law.std.to(x.dtype))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels in [-1, 1]."""
-        dtype = next(self.module.parameters()).dtype
-        return self.module.decode(latents.to(dtype)).sample.to(latents.dtype)
-
-
-def codec_of(module: Any) -> Codec:
-    """The codec of an autoencoder: its config's scale and shift, or mean and spread a channel."""
-    said = module.config
-    scale = float(said.get("scaling_factor") or 1.0)
-    mean, spread = said.get("latents_mean"), said.get("latents_std")
-    if mean is not None and spread is not None:
-        shift, scales = torch.tensor(mean).flatten(), scale / torch.tensor(spread).flatten()
-        return Codec(LiveAutoencoder(module), shift, scales)
-    return Codec(LiveAutoencoder(module), float(said.get("shift_factor") or 0.0), scale)

@@ -81,3 +81,13 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         latent_channels=3,
     ),
 }  # fmt: skip
+
+# 2312.02696, table 6: of latents 4 x 64 x 64.
+EDM2: dict[str, dict[str, Any]] = {
+    "xs": dict(width=128),
+    "s": dict(width=192),
+    "m": dict(width=256, dropout=0.1),
+    "l": dict(width=320, dropout=0.1),
+    "xl": dict(width=384, dropout=0.1),
+    "xxl": dict(width=448, dropout=0.1),
+}

@@ -47,9 +47,10 @@ def diagnose(
     samples, careful, said = None, None, ""
     if num_samples and _is_finite(loaded):
         try:
-            result = loaded.sample(num_samples)
+            result = loaded.sample(num_samples, pixels=False)
             said = f"{result.settings['method']} with {result.nfe} evaluations"
-            samples, careful = result.x.cpu(), loaded.sample(num_samples, **CAREFUL).x.cpu()
+            samples = result.x.cpu()
+            careful = loaded.sample(num_samples, pixels=False, **CAREFUL).x.cpu()
         except ODEError as error:  # samples that are not finite: what the weights show comes first
             print(f"no samples to judge: {error}")
     subject = Subject(
@@ -121,10 +122,10 @@ def _items(run: Run, name: str | None) -> tuple[Tensor, Tensor | None]:
         other = None
     if other is not None and other.fingerprint() == train.fingerprint():
         other = None
-    spec = run.data_spec
 
     def some(data: Any) -> Tensor:
-        return spec.to_model(data.raw_items(range(min(len(data), MOST_ITEMS))))
+        raw = data.raw_items(range(min(len(data), MOST_ITEMS)))
+        return run.to_states(run.item_spec.to_model(raw))
 
     return some(train), None if other is None else some(other)
 

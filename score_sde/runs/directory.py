@@ -10,6 +10,7 @@ runs/vp_fashion/
     progress/        grids of the same noise as training goes on, by averaged and by raw weights
     samples/         what `--mode sample` writes
     gaussian.safetensors  mean and covariance of the training data, when something asked for them
+    codec.safetensors  of a run of latents, and of one that has trained an autoencoder (`codecs`)
     snapshots/       what `--mode ema` makes averages/ from
     .replaced/       the run that was here before, until the new one has its first checkpoint
 
@@ -45,7 +46,7 @@ OURS = re.compile(
             rf"progress/{_STEP}(?:_raw)?\.png",
             rf"snapshots/{_STEP}\.safetensors",
             r"averages/sigma_rel_[\w.-]+\.(?:safetensors|json)",
-            r"gaussian\.safetensors",
+            r"(?:gaussian|codec)\.safetensors",
         )
     )
 )

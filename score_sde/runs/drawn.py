@@ -84,7 +84,7 @@ def draw(
             own = None if labels is None else labels[start : start + count]
             distributed.say(f"drawing samples {start} to {start + count} of {n}")
             result = run.sample_shared(count, first_seed + start, False, own, **more)
-            part = as_stored(result.x, run.data_spec)
+            part = as_stored(result.x, run.item_spec)
             said = {"nfe": result.nfe, **result.settings}
             if distributed.is_writer():
                 folder.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,9 @@ def items_of(run: Run, split: str, limit: int | None, name: str | None) -> tuple
     named = {"data": {**said, "name": name}} if name else {}
     with trusting(run.trusted or bool(name)):
         data = build.build_data(run.config | named, split)
-    if data.spec.shape != run.data_spec.shape:
+    if data.spec.shape != run.item_spec.shape:
         raise DataError(
-            f"the {split} items have shape {data.spec.shape}, the model's {run.data_spec.shape}."
+            f"the {split} items have shape {data.spec.shape}, the model's {run.item_spec.shape}."
         )
     if limit is not None and limit < 1:
         raise RunError(f"num_samples must be >= 1 (got {limit}).")
@@ -59,8 +59,8 @@ def labels_of(run: Run, data: Any, n: int, given: ClassLabels) -> Tensor | None:
 
 
 def to_model(run: Run, raw: Tensor) -> Tensor:
-    """Raw items in the model's range; DataError for what cannot be such an item."""
-    spec = run.data_spec
+    """Raw items as states of the model; DataError for what cannot be such an item."""
+    spec = run.item_spec
     if not bool(torch.isfinite(raw.double()).all()):
         raise DataError("the data hold values that are not finite.")
     low, high = float(raw.min()), float(raw.max())
@@ -69,4 +69,10 @@ def to_model(run: Run, raw: Tensor) -> Tensor:
             f"values from {low:g} to {high:g} lie outside the data's range {spec.low:g} to "
             f"{spec.high:g}: give data of the range that the model was trained on."
         )
-    return spec.to_model(raw).to(next(run.score.parameters()).device)
+    return run.to_states(spec.to_model(raw)).to(next(run.score.parameters()).device)
+
+
+def refuse_latents(run: Run, what: str, instead: str) -> None:
+    """RunError where a mode is not for runs of latents. instead: what such a user can do."""
+    if run.codec is not None:
+        raise RunError(f"{run.path} is a run of latents, {what}. {instead}")

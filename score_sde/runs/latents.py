@@ -37,8 +37,10 @@ def encode_to_files(
 
     latents.npz holds x_T, the items and what comes back, in the model's range; grid.png shows items
     above what comes back. temperature multiplies the latents before decoding. The round trip's
-    error is printed, and in settings.json. class_labels, data: as of `likelihood_to_files`. A
-    command that was stopped goes on when it is given again. Returns the folder.
+    error is printed, and in settings.json. Of a run of latents all arrays are its states, the
+    autoencoder's latents, and the grid shows them decoded. class_labels, data: as of
+    `likelihood_to_files`. A command that was stopped goes on when it is given again. Returns the
+    folder.
     """
     if not 0 < temperature < float("inf"):
         raise RunError(f"temperature must be positive (got {temperature}).")
@@ -153,7 +155,7 @@ def _request(run: Run, items: Any, labels: Tensor | None, weights: str) -> dict[
 
 def _draw(run: Run, x: Tensor, path: Path, columns: int) -> list[str]:
     """A grid of images as a file; [] for what is none."""
-    if not run.data_spec.is_image:
+    if not run.item_spec.is_image:
         return []
-    write_png(path, grid_array(run.data_spec.to_uint8(x).cpu(), columns=columns))
+    write_png(path, grid_array(run.item_spec.to_uint8(run.to_items(x)).cpu(), columns=columns))
     return [path.name]

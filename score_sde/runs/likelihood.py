@@ -31,7 +31,7 @@ from score_sde.likelihood import (
     variational_bound,
 )
 from score_sde.runs.directory import RunError
-from score_sde.runs.items import items_of, labels_of, to_model
+from score_sde.runs.items import items_of, labels_of, refuse_latents, to_model
 from score_sde.runs.outputs import Output, open_output, replacing, write_json, write_npz
 from score_sde.runs.run import Run, load, pick_device
 from score_sde.scores import ScoreFn
@@ -87,6 +87,12 @@ def likelihood_to_files(
         raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen))
+        refuse_latents(
+            run,
+            "and a density of latents is none of pictures: it depends on the scale that the "
+            "autoencoder happens to give them",
+            "Likelihoods are of runs of pixels.",
+        )
         items, n = items_of(run, split, num_samples, data)
         split = items.split  # "all" of data without parts, whatever was asked for
         labels = labels_of(run, items, n, class_labels)

@@ -158,6 +158,8 @@ def identity(run: Run) -> dict[str, Any]:
     """
     model = {key: run.config.get(key) for key in ("sde", "net", "model")}
     made = {**model, "data": run.data_spec.to_dict(), "std": run.data_std, "process": str(run.sde)}
+    if run.codec is not None:
+        made["codec"] = run.codec.checksum
     settings = zlib.crc32(json.dumps(plain(made), sort_keys=True).encode())
     return {
         "run": RunDirectory(run.path).identity,

@@ -17,8 +17,10 @@ from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
+from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_captions, with_smaller
 from score_sde.runs.configs import plain
+from score_sde.runs.directory import RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.training import Pictures, Trainer
 from score_sde.version import __version__
@@ -35,12 +37,18 @@ class Parts:
     trainer: Trainer
     pictures: Pictures | None
     facts: dict[str, Any]
+    codec: RunCodec | None = None
 
 
-def prepare(config: Mapping[str, Any], device: torch.device, saved: Mapping[str, Any]) -> Parts:
+def prepare(
+    config: Mapping[str, Any],
+    device: torch.device,
+    saved: Mapping[str, Any],
+    directory: RunDirectory,
+) -> Parts:
     """Everything, in memory only. Raises ConfigError, DataError, LabelError, TrainingError.
 
-    saved: what config.json of the run that is resumed holds.
+    saved: what config.json of the run that is resumed holds, {} for a new one.
     """
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_objective(config)
@@ -48,9 +56,11 @@ def prepare(config: Mapping[str, Any], device: torch.device, saved: Mapping[str,
     sampling = build.build_sampling(config)
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
-    if _same_spec(data.spec.to_dict(), saved.get("data_spec")):
+        codec = open_codec(config, directory, bool(saved), data.spec)
+        data = data if codec is None else latents_of(data, codec)
+    if same_spec(data.spec.to_dict(), saved.get("data_spec")):
         data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
-    _say_of_data(data, settings.batch_size, conditioning)
+    say_of_data(data, settings.batch_size, conditioning)
     torch.manual_seed(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
@@ -70,17 +80,30 @@ def prepare(config: Mapping[str, Any], device: torch.device, saved: Mapping[str,
         sampler = make_sampler(build.build_sampling({"sampling": quick}), model, data_std)
         sampler.rehearse(model, data.spec.shape)
     trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)
-    pictures = None
-    if picture_of(data.reference(4), data.spec) is not None:
-        count = settings.sample_images if data.spec.is_image else 20 * sampling.batch_size
-        pictures = _pictures(trainer, sampler, data, conditioning, count)
-    facts = {"config": _as_json(config), "data_spec": _as_json(data.spec.to_dict())}
+    pictures, facts = None, facts_of(config, data, data_std)
+    if codec is not None or picture_of(data.reference(4), data.spec) is not None:
+        images = codec is not None or data.spec.is_image
+        count = settings.sample_images if images else 20 * sampling.batch_size
+        pictures = _pictures(trainer, sampler, data, conditioning, count, codec)
+    if codec is not None:
+        facts["codec"] = codec.facts()
+    return Parts(data, conditioning, trainer, pictures, facts, codec)
+
+
+def facts_of(config: Mapping[str, Any], data: Data, data_std: float) -> dict[str, Any]:
+    """What config.json of a run holds."""
+    facts = {"config": as_json(config), "data_spec": as_json(data.spec.to_dict())}
     facts |= {"data_std": data_std, "items": len(data), "fingerprint": _fingerprint(data)}
-    return Parts(data, conditioning, trainer, pictures, facts | {"version": __version__})
+    return facts | {"version": __version__}
 
 
 def _pictures(
-    trainer: Trainer, sampler: Sampler, data: Data, conditioning: Conditioning, count: int
+    trainer: Trainer,
+    sampler: Sampler,
+    data: Data,
+    conditioning: Conditioning,
+    count: int,
+    codec: RunCodec | None,
 ) -> Pictures:
     """Grids of ``count`` samples: of all classes in turn, and told what the first items are."""
     known = conditioning.of(data.condition_items(range(min(count, len(data)))))
@@ -92,13 +115,14 @@ def _pictures(
         score, shape = packed(model).bind(**told), (count, *data.spec.shape)
         # A network that is divided over the processes is called by all of them equally often.
         way = sampler.draw if trainer.sharded else sampler.draw_shared
-        return way(score, shape, range(count)).x
+        x = way(score, shape, range(count)).x
+        return x if codec is None else codec.decode(x)
 
     models = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
-    return Pictures(draw, models, data.spec)
+    return Pictures(draw, models, data.spec if codec is None else codec.spec)
 
 
-def _say_of_data(data: Data, batch_size: int, conditioning: Conditioning) -> None:
+def say_of_data(data: Data, batch_size: int, conditioning: Conditioning) -> None:
     """What is worth knowing of the data before training on them."""
     for note in (*data.notes, unused(conditioning, data.spec.classes)):
         if note:
@@ -119,11 +143,11 @@ def _fingerprint(data: Data) -> str | None:
     return data.fingerprint() if torch.equal(*(data.raw_items(few) for _ in "ab")) else None
 
 
-def _same_spec(spec: Mapping[str, Any], saved: Any) -> bool:
+def same_spec(spec: Mapping[str, Any], saved: Any) -> bool:
     """Whether a spec is the saved one but for rounding: a mean depends on the threads that add."""
     if not isinstance(saved, dict):
         return False
-    pairs = [(value, _as_json(spec.get(key))) for key, value in saved.items()]
+    pairs = [(value, as_json(spec.get(key))) for key, value in saved.items()]
     return all(
         math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
         if isinstance(a, float) and isinstance(b, float)
@@ -132,6 +156,6 @@ def _same_spec(spec: Mapping[str, Any], saved: Any) -> bool:
     )
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value as JSON would return it."""
     return json.loads(json.dumps(plain(value)))

@@ -52,16 +52,23 @@ def read_facts(path: Path) -> Facts:
     for name, section in config.items():
         if name != "seed" and not (section is None or isinstance(section, dict)):
             raise RunError(f"{where}: config.{name} must be a section (got {section!r:.60}).")
+    if build.is_autoencoder(config):
+        raise RunError(
+            f"{path} holds an autoencoder, which has no score: train a run of its latents "
+            f"(--config latent_fashion --config.codec.path={path}), or read it by "
+            "score_sde.runs.codecs.load_codec."
+        )
     for name in ("sde", "net"):
         if not config.get(name):
             raise RunError(f"{where}: the section config.{name} is missing.")
     std = found.get("data_std")
     if not isinstance(std, int | float) or isinstance(std, bool) or not 0 < std < math.inf:
         raise RunError(f"{where}: data_std must be a positive number (got {std!r:.60}).")
-    return Facts(path, config, _spec(found["data_spec"], where), float(std))
+    return Facts(path, config, read_spec(found["data_spec"], where), float(std))
 
 
-def _spec(values: Any, where: Path) -> DataSpec:
+def read_spec(values: Any, where: Path) -> DataSpec:
+    """The spec of data that a config.json holds; RunError for what cannot be one."""
     shape = values.get("shape") if isinstance(values, dict) else None
     whole = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
     if not (whole and shape and math.prod(shape) <= MOST_VALUES):
@@ -84,7 +91,7 @@ def build_with(facts: Facts, state: Mapping[str, Tensor]) -> ScoreModel:
     held = sum(value.numel() for value in state.values())
     _check_numbers(facts, facts.config["net"], "net", max(SLACK, held))
     try:
-        with _no_larger_than(held):
+        with no_larger_than(held):
             model = build.build_model(facts.config, facts.spec)
         model.net.load_state_dict(dict(state))
     except UserError:
@@ -115,7 +122,7 @@ def _check_numbers(facts: Facts, value: Any, name: str, most: int) -> None:
 
 
 @contextmanager
-def _no_larger_than(numbers: int) -> Iterator[None]:
+def no_larger_than(numbers: int) -> Iterator[None]:
     """While a network is built: RunError as soon as it has many more numbers than these."""
     so_far = 0
 

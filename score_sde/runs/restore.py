@@ -28,7 +28,7 @@ from score_sde.restoration import (
     restore,
 )
 from score_sde.runs.directory import RunError
-from score_sde.runs.items import items_of, to_model
+from score_sde.runs.items import items_of, refuse_latents, to_model
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png
 from score_sde.runs.run import Run, load, pick_device
 
@@ -75,6 +75,12 @@ def restore_to_files(
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen))
+        refuse_latents(
+            run,
+            "whose measurements of pixels go through its decoder",
+            "From Python: score_sde.restore(run.sde, run.score, y, Compose(Nonlinear("
+            "run.codec.codec.decode), operator), ...), by a method for nonlinear operators.",
+        )
         if not run.data_spec.is_image:
             raise RunError("this run is not of pictures; use score_sde.restore from Python.")
         operator = operator_of(task, run.data_spec, mask, factor)

@@ -19,7 +19,7 @@ from score_sde.conditioning.classes import (
     drawn_labels,
     needs_labels,
 )
-from score_sde.data import DataSpec
+from score_sde.data import Data, DataSpec
 from score_sde.exact import Gaussian
 from score_sde.models import ScoreModel
 from score_sde.processes.sdes import SDE
@@ -29,6 +29,7 @@ from score_sde.restoration.reference import (
     reference_gaussian,
     save_gaussian,
 )
+from score_sde.runs.codecs import RunCodec, codec_of_run, latents_of
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
@@ -67,6 +68,7 @@ class Run:
     score: the score function score(x, t), with averaged weights unless loaded otherwise.
     data_std: standard deviation of the training data in the model's range.
     trusted: whether the config may name classes of other packages, see `load`.
+    codec: of a run whose states are latents, what makes them pictures; None for other runs.
     """
 
     path: Path
@@ -77,6 +79,26 @@ class Run:
     step: int
     data_std: float
     trusted: bool = True
+    codec: RunCodec | None = None
+
+    @property
+    def item_spec(self) -> DataSpec:
+        """What samples are of, once decoded: ``data_spec`` but for runs of latents."""
+        return self.data_spec if self.codec is None else self.codec.spec
+
+    def to_states(self, items: Tensor) -> Tensor:
+        """States of items in the range of ``item_spec``: their mean latents, or as they are."""
+        return items if self.codec is None else self.codec.encode(items)
+
+    def to_items(self, states: Tensor) -> Tensor:
+        """Items in the range of ``item_spec``: states decoded, or as they are."""
+        return states if self.codec is None else self.codec.decode(states)
+
+    def data(self, split: str = "train") -> Data:
+        """The run's data as it was trained on them, latents for a run of latents."""
+        with trusting(self.trusted):
+            found = build.build_data(self.config, split)
+        return found if self.codec is None else latents_of(found, self.codec)
 
     def __repr__(self) -> str:
         net, numbers = (
@@ -107,8 +129,7 @@ class Run:
                     "this run was imported without its data, so their Gaussian is not known: give "
                     "one of your own, reference_gaussian(data), to score_sde.restore."
                 )
-            with trusting(self.trusted):
-                data = build.build_data(self.config, "train")
+            data = self.data()
             items = self.data_spec.to_model(data.raw_items(range(min(len(data), 20_000))))
             if distributed.is_writer():
                 save_gaussian(reference_gaussian(items), path)
@@ -141,6 +162,7 @@ class Run:
         condition: Mapping[str, Tensor] | None = None,
         init: Picture | None = None,
         strength: float = 0.6,
+        pixels: bool = True,
         **changes: Any,
     ) -> SampleResult:
         """n samples with the run's sampler; sample i has seed first_seed + i.
@@ -148,6 +170,7 @@ class Run:
         class_labels: one integer for all or n of them, see `class_labels`. prompt: one caption for
         all or n of them. guidance, condition and what belongs to it: see `steering.Wish`.
         init: a picture to start from, and strength: the share of the steps from there, in (0, 1].
+        pixels: of a run of latents, whether they come decoded, in the range of ``item_spec``.
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
         A new method comes with its own steps, grid and options. grid may be the path of a recipe;
         the methods that need the data's scale are given it, and `ancestral` takes the variances
@@ -168,7 +191,8 @@ class Run:
         begin: dict[str, Any] = {"shape": (n, *self.data_spec.shape), "grid": sampler.grid}
         begin |= {"steps": chosen.steps, "nfe": chosen.nfe}
         if init is not None:
-            picture = read_picture(init, self.data_spec).to(device)
+            picture = read_picture(init, self.item_spec).to(device)
+            picture = self.to_states(picture)
             start = start_from(self.sde, picture, strength, seeds, chosen, self.data_std)
             begin = {"x_T": start.x, "grid": start.times}
             steered.settings["strength"] = strength
@@ -185,7 +209,8 @@ class Run:
             return_info=True,
             **sampler.options,
         )
-        return replace(result, settings=result.settings | steered.settings)
+        x = self.to_items(result.x) if pixels else result.x
+        return replace(result, x=x, settings=result.settings | steered.settings)
 
     def sample_shared(
         self,
@@ -245,8 +270,8 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bo
     if others := strays(path):
         print(f"{path}/checkpoints holds what is no checkpoint, and is left alone: {others[:5]}")
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    config, spec = facts.config, facts.spec
-    return Run(path, model.sde, model, spec, config, step, facts.data_std, trusted)
+    config, spec, codec = facts.config, facts.spec, codec_of_run(path, trusted)
+    return Run(path, model.sde, model, spec, config, step, facts.data_std, trusted, codec)
 
 
 def _exported(path: Path, weights: str) -> tuple[int, State]:

@@ -87,7 +87,7 @@ def sample_to_files(
         )  # fmt: skip
         check_wish(run, wish, n)
         if large is not None:
-            check_upscaler(large, run.data_spec)
+            check_upscaler(large, run.item_spec)
         section = build.change_sampling(run.config.get("sampling"), changes)
         settings = build.build_sampling({"sampling": section})
         task = _Task(run, seeds, labels, wish, start, changes, settings, large)

@@ -9,6 +9,8 @@ from typing import Any
 
 from score_sde import build, distributed
 from score_sde.checks import trusting, trusts_files
+from score_sde.runs.autoencoders import finish_autoencoder, prepare_autoencoder
+from score_sde.runs.codecs import RunCodec
 from score_sde.runs.configs import load_config, with_changes
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.prepare import Parts, prepare
@@ -29,8 +31,10 @@ def train(
     device: str = "auto",
     resume_changed: bool = False,
     **changes: Any,
-) -> Run:
+) -> Run | RunCodec:
     """Train (or go on with) a run; returns it loaded, with averaged weights.
+
+    A config with a section autoencoder trains one: what is returned then is its codec.
 
     config: a config's name or path with an optional :variant, a ConfigDict, or a dictionary; None
         for that of the run that is resumed. changes: of its fields, by their dotted names:
@@ -52,7 +56,8 @@ def train(
     directory.check(bool(resume), overwrite)
     with distributed.processes(pick_device(device)) as chosen:
         with nullcontext() if own else trusting(False):
-            parts = prepare(settings, chosen, directory.read_config() if resume else {})
+            make = prepare_autoencoder if build.is_autoencoder(settings) else prepare
+            parts = make(settings, chosen, directory.read_config() if resume else {}, directory)
         if resume:
             check_same_run(directory, parts.facts, resume_changed)
         distributed.wait()  # all that can be wrong with the config has been found, by all
@@ -73,11 +78,13 @@ def train(
             finally:
                 session.close()
             distributed.wait()
-        trainer = parts.trainer
-        distributed.say(
-            f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in "
-            f"{directory.path}"
-        )
+            trainer = parts.trainer
+            distributed.say(
+                f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in "
+                f"{directory.path}"
+            )
+            if build.is_autoencoder(settings):
+                return finish_autoencoder(directory, parts)
         return load(directory.path, device="cpu" if trainer.sharded else str(chosen))
 
 
@@ -100,7 +107,10 @@ def _resolve(
                 f"--mode train needs --config: {directory.path} is no run that could be resumed "
                 "with its own."
             )
-        return directory, with_changes(read_facts(directory.path).config, changes)
+        found = directory.read_config().get("config")
+        if not (isinstance(found, dict) and build.is_autoencoder(found)):
+            found = read_facts(directory.path).config
+        return directory, with_changes(found, changes)
     return directory, with_changes(config, changes)
 
 
@@ -123,6 +133,8 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
     logger, at = None, trainer.step if resume else None
     if distributed.is_writer():
         (directory.write_config if resume else directory.begin)(parts.facts, own)
+        if parts.codec is not None and not resume:
+            parts.codec.save(directory.path)
         shown = trainer.settings.tensorboard, trainer.settings.wandb
         logger = Logger(directory.path, *shown, at, config)
     saved_step = -1 if at is None else at
@@ -139,9 +151,10 @@ def _announce(directory: RunDirectory, parts: Parts) -> None:
     if settings.sharding != "none" and not trainer.sharded:
         distributed.say(f"training.sharding={settings.sharding}: one process has all of it")
     told = ", ".join(parts.conditioning.names)
+    under = f" under {process}" if (process := getattr(trainer.model, "sde", None)) else ""
     distributed.say(
         f"training {type(net).__name__} ({parameters:,} parameters){f', told {told},' * bool(told)}"
-        f" under {trainer.model.sde} on {trainer.device}{many}, into {directory.path}"
+        f"{under} on {trainer.device}{many}, into {directory.path}"
     )
 
 
@@ -161,7 +174,7 @@ def train_as_asked(
     options: Mapping[str, Any] | None = None,
     wandb: bool = False,
     changes: Mapping[str, Any] | None = None,
-) -> Run:
+) -> Run | RunCodec:
     """`train` with some of the config's fields given by themselves: ``--mode train``.
 
     config: None for that of the run that is resumed. changes: of its fields, by dotted names. data:
@@ -176,5 +189,6 @@ def train_as_asked(
     given = resume != "no" if resume != "auto" else "auto"
     directory, settings = _resolve(config, workdir, given, changes)
     asked = given_settings(None, method, steps, nfe, grid, batch_size, options)
-    changes["sampling"] = build.change_sampling(settings.get("sampling"), asked)
+    if not build.is_autoencoder(settings) or any(v is not None for v in asked.values()):
+        changes["sampling"] = build.change_sampling(settings.get("sampling"), asked)
     return train(config, directory.path, given, overwrite, device, resume_changed, **changes)

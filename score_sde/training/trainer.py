@@ -164,9 +164,7 @@ class Trainer:
         self, x0: Tensor, condition: dict[str, Tensor], random: StepRandomness
     ) -> LossTerms:
         """The gradient of the batch's mean loss, added up over passes; the terms of these rows."""
-        random.for_times()
-        times = self.objective.draw_times(self.model, self.settings.batch_size, "cpu")
-        t, eps = times[self.rows.start : self.rows.stop].to(x0.device), random.noise(x0, self.rows)
+        t, eps = self._draw(x0, random)
         terms = []
         for part, last in self._passes():
             random.for_layers(self.rows.start + part.start)
@@ -178,6 +176,12 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             terms.append(LossTerms(*(value.detach() for value in term)))
         return LossTerms(*(torch.cat(values) for values in zip(*terms, strict=True)))
+
+    def _draw(self, x0: Tensor, random: StepRandomness) -> tuple[Tensor, Tensor]:
+        """Times and noise of this process's rows x0: what is random in their loss."""
+        random.for_times()
+        times = self.objective.draw_times(self.model, self.settings.batch_size, "cpu")
+        return times[self.rows.start : self.rows.stop].to(x0.device), random.noise(x0, self.rows)
 
     def _passes(self) -> Iterator[tuple[slice, bool]]:
         """Parts of this process's rows, at most batch_per_device each, and whether it is the last.
@@ -209,10 +213,9 @@ class Trainer:
         self.bad_steps += 1
         self.skipped_steps += 1
         bad = (~torch.isfinite(terms.loss)).nonzero().flatten().tolist()
-        levels = torch.exp(-0.5 * self.model.sde.log_snr(terms.t))
         if bad:
             names = [self.name_row(i) for i in bad[:3]] + ["..."] * (len(bad) > 3)
-            where = f"noise level {', '.join(bin_names(levels[bad]))}; {', '.join(names)}"
+            where = f"{self._place_of(terms.t[bad])}{', '.join(names)}"
             what = f"the loss of {len(bad)} of {len(terms.t)} items is not finite ({where})"
         else:
             what = "the gradient is not finite though the loss is"
@@ -224,6 +227,11 @@ class Trainer:
                 f"{self.step}: {what}. The weights are those before; saved checkpoints are "
                 "untouched. Try half the lr, model.precision=fp32, or training.grad_clip=1."
             )
+
+    def _place_of(self, t: Tensor) -> str:
+        """In which noise levels these times are, to be followed by the items."""
+        levels = torch.exp(-0.5 * self.model.sde.log_snr(t))
+        return f"noise level {', '.join(bin_names(levels))}; "
 
     # Saved and resumed ------------------------------------------------------------------------
 

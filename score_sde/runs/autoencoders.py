@@ -1,0 +1,105 @@
+"""Training of an autoencoder as a run: `--mode train` of a config with a section autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde import build, distributed
+from score_sde.conditioning.told import Conditioning
+from score_sde.data import Data, DataError, DataSpec
+from score_sde.nets.autoencoder import psnr
+from score_sde.runs.codecs import BATCH, RunCodec, fitted
+from score_sde.runs.directory import RunDirectory
+from score_sde.runs.prepare import Parts, as_json, facts_of, same_spec, say_of_data
+from score_sde.training import Pictures
+from score_sde.training.autoencoding import AutoencoderModel, AutoencoderTrainer
+
+SHOWN = 32  # pictures of a grid, each with what comes back below it
+
+
+def prepare_autoencoder(
+    config: Mapping[str, Any],
+    device: torch.device,
+    saved: Mapping[str, Any],
+    directory: RunDirectory,
+) -> Parts:
+    """As `prepare`: everything, in memory only. Raises ConfigError, DataError, TrainingError."""
+    build.check_sections(config)
+    settings, objective = build.build_training(config), build.build_reconstruction(config)
+    seed = build.build_seed(config)
+    with distributed.writer_first():  # it may have to download them
+        data = build.build_data(config)
+    if same_spec(data.spec.to_dict(), saved.get("data_spec")):
+        data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
+    if not data.spec.is_image:
+        raise DataError(
+            f"autoencoders here are of pictures; items have shape {data.spec.shape}. Vectors, "
+            "signals and volumes are small enough for a run of their own."
+        )
+    say_of_data(data, settings.batch_size, Conditioning())
+    torch.manual_seed(seed)
+    net = build.build_autoencoder(config, data.spec)
+    model = AutoencoderModel(net, objective.precision)
+    data_std = float(data.reference(1000).std())
+    trainer = AutoencoderTrainer(model, objective, settings, seed, data_std, device)
+    pictures = _pictures(trainer, data, settings.sample_images)
+    return Parts(data, Conditioning(), trainer, pictures, facts_of(config, data, data_std))
+
+
+def _pictures(trainer: AutoencoderTrainer, data: Data, count: int) -> Pictures:
+    """Grids of the first items, each beside what comes back of it."""
+    x = data.reference(max(1, count // 2))
+
+    def draw(model: AutoencoderModel) -> Tensor:
+        with torch.no_grad():
+            back = model(x.to(trainer.device))[0].cpu()
+        return torch.stack([x, back], 1).flatten(0, 1)
+
+    models: Any = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
+    return Pictures(draw, models, data.spec)  # type: ignore[arg-type]
+
+
+def finish_autoencoder(directory: RunDirectory, parts: Parts) -> RunCodec:
+    """Write the codec of a trained autoencoder, and say how well it does."""
+    config = parts.facts["config"]
+    net = build.build_autoencoder(config, parts.data.spec)
+    net.load_state_dict(parts.trainer.ema.net.state_dict())
+    codec = fitted(net, parts.data, as_json(config["autoencoder"]), directory.path)
+    if distributed.is_writer():
+        codec.save(directory.path)
+    distributed.say(f"the codec is in {directory.path}: {reconstruction(codec, parts.data)}")
+    try:
+        held_out = build.build_data(config, "test")
+    except DataError:
+        return codec
+    if held_out.fingerprint() != parts.data.fingerprint():
+        distributed.say(f"of held-out pictures: {reconstruction(codec, held_out)}")
+    return codec
+
+
+def square_errors(codec: RunCodec, data: Data, most: int = 1000) -> Tensor:
+    """The mean squared error of each of the first pictures, rounded and clamped as files are."""
+    found = []
+    for first in range(0, min(most, len(data)), BATCH):
+        raw = data.raw_items(range(first, min(first + BATCH, most, len(data))))
+        x = codec.spec.to_model(raw)
+        back = codec.spec.to_uint8(codec.decode(codec.encode(x)))
+        off = (back.double() - codec.spec.to_uint8(x).double()) / 255
+        found.append(off.square().flatten(1).mean(1))
+    return torch.cat(found)
+
+
+def reconstruction(codec: RunCodec, data: Data) -> str:
+    """A sentence: the peak signal-to-noise ratio of what comes back, and how it is counted."""
+    errors = square_errors(codec, data)
+    each = psnr(errors.clamp(min=1e-10), 1.0)
+    return (
+        f"PSNR {float(each.mean()):.2f} dB, the mean over {len(errors)} pictures "
+        f"({float(psnr(errors.mean(), 1.0)):.2f} dB of the mean error), latents "
+        f"{tuple(codec.codec.autoencoder.latent_shape)}"  # type: ignore[attr-defined]
+    )
