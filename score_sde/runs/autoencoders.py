@@ -12,6 +12,8 @@ from torch import Tensor
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataError, DataSpec
+from score_sde.evaluation.features import Features, extract
+from score_sde.evaluation.moments import Moments, frechet
 from score_sde.nets.autoencoder import psnr
 from score_sde.runs.codecs import BATCH, RunCodec, fitted
 from score_sde.runs.directory import RunDirectory
@@ -102,4 +104,26 @@ def reconstruction(codec: RunCodec, data: Data) -> str:
         f"PSNR {float(each.mean()):.2f} dB, the mean over {len(errors)} pictures "
         f"({float(psnr(errors.mean(), 1.0)):.2f} dB of the mean error), latents "
         f"{tuple(codec.codec.autoencoder.latent_shape)}"  # type: ignore[attr-defined]
+    )
+
+
+def reconstruction_distance(
+    codec: RunCodec, data: Data, extractor: Features, n: int, known: Tensor
+) -> str:
+    """A sentence: the Frechet distance of what comes back of n items to all, beside that of them.
+
+    It is what samples of latents would have if the diffusion made no error. known: the features of
+    all items.
+    """
+    n = min(n, len(data))
+    backs = []
+    for first in range(0, n, BATCH):
+        x = codec.spec.to_model(data.raw_items(range(first, min(first + BATCH, n))))
+        backs.append(codec.spec.to_uint8(codec.decode(codec.encode(x))))
+    whole = Moments.of(known)
+    back = frechet(Moments.of(extract(extractor, torch.cat(backs))), whole)
+    floor = frechet(Moments.of(known[:n]), whole)
+    return (
+        f"The autoencoder alone: frechet {back:.4g} of {n} items that went through it, against all "
+        f"{len(data)}; {floor:.4g} of these items as they are. {reconstruction(codec, data)}."
     )

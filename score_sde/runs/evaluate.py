@@ -26,6 +26,7 @@ from score_sde.evaluation.measures import MOST, Featured, Statistics, featured, 
 from score_sde.evaluation.memorisation import FEWEST, Memorisation, memorisation
 from score_sde.evaluation.report import Report, as_items, check_comparable, report
 from score_sde.evaluation.statistics import kept, load_statistics, save_statistics
+from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.drawn import draw
 from score_sde.runs.items import items_of
 from score_sde.runs.run import Run, RunError, load, pick_device
@@ -109,6 +110,10 @@ def evaluate_to_files(
         wanted = measures.split(",") if measures else None
         result = report(featured(extractor, as_items(items, "samples")), target, wanted,
                         few=few, protocol=facts, copies=copies)  # fmt: skip
+        if run is not None and run.codec is not None and isinstance(target, Featured):
+            assert real is not None
+            bound = reconstruction_distance(run.codec, real, extractor, len(items), target.features)
+            result = replace(result, notes=(*result.notes, bound))
         distributed.say(str(result))
         folder = Path(out) if out else (Path(workdir) / "evaluation" if workdir else None)
         if folder is not None and distributed.is_writer():

@@ -129,7 +129,8 @@ def export_run(
 ) -> Path:
     """A run's weights in a folder of their own: ``out``, or export_<layout> in the run.
 
-    "safetensors" holds model.safetensors and config.json, which `load` reads. "diffusers" is what
+    "safetensors" holds model.safetensors and config.json, which `load` reads; of a run of latents
+    its codec too. "diffusers" is what
     UNet2DModel.from_pretrained reads; ConversionError names what it has no network for.
     """
     if layout not in LAYOUTS:
@@ -152,6 +153,9 @@ def export_run(
         with new_folder(folder) as partial:
             if layout == "safetensors":
                 files["config.json"] = _facts(run.config, run.data_spec, run.data_std)
+            if run.codec is not None:
+                run.codec.save(partial)
+                files.get("config.json", {})["codec"] = run.codec.facts()
             for file, contents in files.items():
                 (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
             if layout == "safetensors" and run.trusted:

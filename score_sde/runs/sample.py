@@ -194,7 +194,7 @@ class _Task:
         result = self.run.sample(len(rows), first, progress, **own, **self.start, **self.changes)
         if self.large is None:
             return result
-        above = enlarge(self.large, result.x, self.run.data_spec, first, progress=progress)
+        above = enlarge(self.large, result.x, self.run.item_spec, first, progress=progress)
         return replace(result, x=above.x, seconds=result.seconds + above.seconds)
 
     def write(self, output: Output) -> None:
@@ -205,7 +205,7 @@ class _Task:
         settings = facts[0]["settings"] | said_of_classes(self.labels)
         nfe = sum(fact["nfe"] for fact in facts) // len(facts)
         result = SampleResult(x, nfe, sum(fact["seconds"] for fact in facts), settings)
-        spec, captions = (self.large or self.run).data_spec, self.wish.prompt
+        spec, captions = (self.large or self.run).item_spec, self.wish.prompt
         files = _write_samples(output.folder, x, spec, self.seeds, self.labels, captions)
         asked = {k: output.request[k] for k in ("num_samples", "first_seed", "weights", "step")}
         about = {**asked, "nfe": nfe, "seconds": result.seconds, **settings, "line": str(result)}
