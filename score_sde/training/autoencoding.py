@@ -119,7 +119,8 @@ class AutoencoderTrainer(Trainer):
         self.bins = MeanError()  # type: ignore[assignment]
 
     def _draw(self, x0: Tensor, random: StepRandomness) -> tuple[Tensor, Tensor]:
-        like = x0.new_empty(len(x0), *self.model.net.latent_shape)
+        shape: tuple[int, ...] = self.model.net.latent_shape  # type: ignore[assignment]
+        like = x0.new_empty(len(x0), *shape)
         return x0.new_zeros(len(x0)), random.noise(like, self.rows)
 
     def _count(self, terms: LossTerms) -> None:
