@@ -1,56 +1,26 @@
-r"""Data whose score is known in closed form: the oracle of the tests, notebooks and benchmarks.
+"""Mixtures of Gaussians: their law at every time of a process, its score, and measurements of it.
 
 If x_0 is a mixture of Gaussians sum_k w_k N(mu_k, C_k), then under any process x_t is the mixture
 sum_k w_k N(alpha mu_k, alpha^2 C_k + sigma^2 I). With C_k = U diag(lambda) U^T every quantity is
-an elementwise operation in the eigenbasis, at every t, without inverting a matrix. For one
-Gaussian the probability flow is known too: each eigen-coordinate keeps its standard score,
-
-    x_s = alpha_s mu + U sqrt((alpha_s^2 lambda + sigma_s^2) / (alpha_t^2 lambda + sigma_t^2)) U^T
-          (x_t - alpha_t mu),
-
-and for any mixture on the line each point keeps its quantile, P(x_s' < x_s) = P(x_t' < x_t).
+an elementwise operation in the eigenbasis, at every t, without inverting a matrix. On the line the
+probability flow is known too: each point keeps its quantile, P(x_s' < x_s) = P(x_t' < x_t).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from score_sde.checks import UserError, whole_seeds
+from score_sde.exact.measured import Conditioned, conditioned, matrix_of
+from score_sde.exact.score import ExactScore, work_dtype
 from score_sde.noise import generator_of
 from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
-from score_sde.scores import Rows, ScoreError, ScoreFn
-
-
-def _work_dtype(x: Tensor) -> torch.dtype:
-    """float64 wherever the device has it: an oracle must be exact even for float32 states."""
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
-def _matrix_of(A: Tensor | Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
-    """A matrix (m, D), or what a linear function does to each unit state, in float64."""
-    size = math.prod(shape)
-    if not isinstance(A, Tensor):
-        unit = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
-        return A(unit).reshape(size, -1).T
-    if A.ndim != 2 or A.shape[1] != size:
-        raise UserError(f"A must be (m, {size}) for states {shape}; got {tuple(A.shape)}.")
-    return A.to(torch.float64)
-
-
-def _noise_covariance(noise: Tensor | float, m: int) -> Tensor:
-    """The covariance (m, m) of a standard deviation () or (m,), or of itself."""
-    noise = torch.as_tensor(noise, dtype=torch.float64)
-    if noise.shape != (m, m):
-        noise = torch.diag(noise.flatten().expand(m) ** 2)
-    if not bool((noise.diagonal() > 0).all()):
-        raise UserError("the noise of a measurement must be positive in each of its entries.")
-    return noise
+from score_sde.scores import ScoreFn
 
 
 class GaussianMixture:
@@ -174,7 +144,7 @@ class GaussianMixture:
         self, x: Tensor, alpha: Tensor, sigma: Tensor, class_labels: Tensor | None = None
     ):
         """Offsets in the eigenbasis (B, K, D), variances (1|B, K, D), log-densities (B, K)."""
-        dtype, device = _work_dtype(x), x.device
+        dtype, device = work_dtype(x), x.device
 
         def work(value: Tensor) -> Tensor:
             return value.to(dtype).to(device)  # in this order: not every device has float64
@@ -219,7 +189,7 @@ class GaussianMixture:
         if sde is None or t is None:
             alpha, sigma = torch.tensor(1.0), torch.tensor(0.0)
         else:
-            t = as_time(t).to(_work_dtype(x))
+            t = as_time(t).to(work_dtype(x))
             alpha, sigma = sde.alpha(t), sde.sigma(t)
         components = self._components_at(x, alpha, sigma, class_labels)
         return torch.logsumexp(components[2], -1).to(x.dtype)
@@ -232,7 +202,7 @@ class GaussianMixture:
         """
         if self.dim != 1:
             raise UserError(f"the flow of a mixture is known on the line only; D is {self.dim}.")
-        s, t = (as_time(u).to(_work_dtype(x)) for u in (s, t))
+        s, t = (as_time(u).to(work_dtype(x)) for u in (s, t))
 
         def tails(y: Tensor, u: Tensor) -> Tensor:
             """log P(x_u < y) and log P(x_u > y), (2, B)."""
@@ -257,10 +227,7 @@ class GaussianMixture:
     ) -> GaussianMixture:
         """The law of x_0 given y = A x_0 + n, n ~ N(0, S): a mixture of as many components.
 
-        Each is conditioned as a Gaussian is, and weighed by how well it foretold y,
-
-            w_k' ~ w_k N(y; A mu_k, S_k),  mu_k' = mu_k + G_k (y - A mu_k),  C_k' = C_k - G_k A C_k,
-            S_k = A C_k A' + S,  G_k = C_k A' S_k^{-1}.
+        Each is conditioned and weighed by how well it foretold y, see the module `measured`.
 
         A: a matrix (m, D), or a linear function of states (B, *shape). noise: the standard
         deviation, a number or one for each of the m entries, or the covariance S (m, m). y: m
@@ -284,21 +251,12 @@ class GaussianMixture:
 
     def _measured(
         self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k' (K,), not normalised, mu_k' (K, D) and C_k' (K, D, D) of `measured`."""
-        matrix = _matrix_of(A, self.shape)
-        y = torch.as_tensor(y, dtype=torch.float64).flatten()
-        S = _noise_covariance(noise, len(matrix))
-        if len(y) != len(matrix):
-            raise UserError(f"A gives {len(matrix)} numbers of a state; y has {len(y)}.")
-        CA = self.covariances @ matrix.T
-        root = torch.linalg.cholesky(matrix @ CA + S)
-        off = y - self.means.flatten(1) @ matrix.T
-        pull = torch.cholesky_solve(off[..., None], root)[..., 0]
-        fit = -0.5 * (off * pull).sum(-1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_weights = self.weights.log() + fit - 0.5 * len(y) * math.log(2 * math.pi)
-        means = self.means.flatten(1) + torch.einsum("kdm,km->kd", CA, pull)
-        return log_weights, means, self.covariances - CA @ torch.cholesky_solve(CA.mT, root)
+    ) -> Conditioned:
+        """Of all components, see `measured`."""
+        return conditioned(
+            self.weights.log(), self.means.flatten(1), self.covariances,
+            matrix_of(A, self.shape), noise, y,
+        )  # fmt: skip
 
     def score(self, sde: SDE) -> ExactScore:
         """The exact score under ``sde``: a callable (x, t) like a trained model."""
@@ -307,101 +265,3 @@ class GaussianMixture:
     def denoiser(self, sde: SDE) -> ScoreFn:
         """E[x_0 | x_t = x] as a callable (x, t)."""
         return self.score(sde).denoise
-
-
-@dataclass(frozen=True)
-class ExactScore:
-    """score(x, t) = grad log p_t(x) of a mixture under a process; x (B, *shape), t () or (B,).
-
-    class_labels: (B,) or (), of a mixture with labels, for the score of p_t(x | class).
-    """
-
-    data: GaussianMixture
-    sde: SDE
-    class_labels: Tensor | None = None
-
-    def bind(self, class_labels: Tensor | None = None) -> ExactScore:
-        """The score told the classes (B,), one for all (), or none. ValueError for unknown ones."""
-        if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels, dtype=torch.int64)
-            self.data._of_classes(class_labels.reshape(-1))
-        return ExactScore(self.data, self.sde, class_labels)
-
-    def take(self, rows: Rows) -> ExactScore:
-        """The score of some samples, see `scores.take`."""
-        if self.class_labels is None or self.class_labels.ndim == 0:
-            return self
-        return ExactScore(self.data, self.sde, self.class_labels[rows])
-
-    def _classes(self, x: Tensor) -> Tensor | None:
-        if self.class_labels is None:
-            return None
-        if self.class_labels.ndim and len(self.class_labels) != len(x):
-            raise ScoreError(
-                f"{len(self.class_labels)} rows of class_labels do not fit {len(x)} samples; bind "
-                "one for each."
-            )
-        return self.class_labels.expand(len(x))
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        if x.shape[1:] != self.data.shape:
-            raise UserError(
-                f"states must have shape (B, *{self.data.shape}); got {tuple(x.shape)}."
-            )
-        t = as_time(t).to(_work_dtype(x))
-        return self.data._score_at(x, self.sde.alpha(t), self.sde.sigma(t), self._classes(x))
-
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_0 | x_t = x], like x."""
-        return self.sde.denoise(x, t, self(x, t))
-
-    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
-        """log p_t(x), whose gradient this is, in nats, (B,)."""
-        return self.data.log_prob(x, self.sde, t, self._classes(x))
-
-
-class Gaussian(GaussianMixture):
-    """N(mean, covariance) on states of any shape, with its exact probability flow.
-
-    mean: (*shape). covariance: a number (isotropic variance), (*shape) (diagonal) or (D, D).
-    """
-
-    def __init__(self, mean: Tensor | Sequence[float], covariance: Tensor | Sequence | float):
-        mean = torch.as_tensor(mean, dtype=torch.float64)
-        covariance = torch.as_tensor(covariance, dtype=torch.float64)
-        if mean.ndim == 0:
-            raise UserError("mean must have the shape of one state, for instance (2,); got ().")
-        if covariance.ndim > 0:
-            covariance = covariance[None]
-        super().__init__([1.0], mean[None], covariance)
-
-    @property
-    def axis_variances(self) -> Tensor:
-        """Variances lambda along the axes of the covariance U diag(lambda) U', (D,)."""
-        return self._variances[0]
-
-    def to_axes(self, v: Tensor) -> Tensor:
-        """Coordinates (B, D) of flat v (B, D) along the axes."""
-        return v @ self._axes[0].to(v)
-
-    def from_axes(self, z: Tensor) -> Tensor:
-        """The inverse of `to_axes`."""
-        return z @ self._axes[0].to(z).T
-
-    def measured(
-        self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor
-    ) -> Gaussian:
-        """The law of x_0 given y = A x_0 + noise, again a Gaussian; see `GaussianMixture`."""
-        _, means, covariances = self._measured(A, noise, y)
-        return Gaussian(means[0].reshape(self.shape), covariances[0])
-
-    def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The solution at time s of the probability-flow ODE that is at x at time t; like x."""
-        s, t = (as_time(u).to(_work_dtype(x)) for u in (s, t))
-        offset, variance, _, axes = self._components_at(x, sde.alpha(t), sde.sigma(t))
-        zero = torch.zeros_like(x)
-        _, new_variance, _, _ = self._components_at(zero, sde.alpha(s), sde.sigma(s))
-        moved = torch.einsum("bke,kde->bd", offset * (new_variance / variance).sqrt(), axes)
-        mean = self.means.to(moved)
-        alpha = sde.alpha(s).to(moved).reshape(-1, *[1] * (x.ndim - 1))
-        return (alpha * mean + moved.reshape(x.shape)).to(x.dtype)
