@@ -1,6 +1,12 @@
 """Vectors, tables, signals and volumes of yours, from .npy, .npz, .csv, .tsv or .parquet.
 
     python main.py --config arrays --data table.csv
+    python main.py --config arrays:signals --data ecg.npy
+    python main.py --config arrays:volumes --data scans.npy
+
+    arrays           by an MLP, which takes any item as one long vector
+    arrays:signals   (C, L), or (L,) with --config.data.layout=L, by a U-Net of one dimension
+    arrays:volumes   (C, D, H, W) or (D, H, W), by a U-Net of three
 
 Each column of a table and each channel of a signal is brought to mean 0 and standard deviation 1,
 and back in what is sampled. A column called label, class, target, species or y is the class of its
@@ -13,12 +19,18 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-toy2d = runpy.run_path(str(Path(__file__).with_name("toy2d.py")))["get_config"]
+HERE = Path(__file__)
+toy2d = runpy.run_path(str(HERE.with_name("toy2d.py")))["get_config"]
+vp_fashion = runpy.run_path(str(HERE.with_name("vp_fashion.py")))["get_config"]
 
 
-def get_config() -> ConfigDict:
-    """The settings."""
-    config = toy2d()
+def get_config(variant: str = "vectors") -> ConfigDict:
+    """The settings; see the module for the variants."""
+    if variant not in ("vectors", "signals", "volumes"):
+        raise ValueError(
+            f"arrays has no variant {variant!r}; choose from vectors, signals, volumes."
+        )
+    config = toy2d() if variant == "vectors" else vp_fashion()
     config.data.name = ""  # --data says
     config.data.scaling = "columns"
     config.data.options = ConfigDict()
@@ -26,9 +38,21 @@ def get_config() -> ConfigDict:
     config.data.options.drop = placeholder(str)  # of a table: a column to leave out
     config.data.options.items = placeholder(str)  # of an .npz: the key of the items
     config.data.options.labels = placeholder(str)  # of an .npz: the key of the labels
-    config.net.width, config.net.depth = 256, 4
-    config.training.batch_size = 256
-    config.training.steps = 6000
-    config.training.lr = 1e-3
-    config.sampling.batch_size = 500
+    if variant == "vectors":
+        config.net.width, config.net.depth = 256, 4
+        config.training.batch_size = 256
+        config.training.steps = 6000
+        config.training.lr = 1e-3
+        config.sampling.batch_size = 500
+        return config
+    config.training.minutes, config.training.save_every = 5.0, 500
+    config.training.sample_every = 0  # they are no pictures
+    config.sampling.method, config.sampling.nfe = "dpmpp_2m", 25
+    config.net.attention = ()
+    if variant == "signals":
+        config.data.layout = "auto"
+        config.net.patch, config.net.multipliers, config.net.width = 4, (1, 2), 64
+    else:
+        config.net.patch, config.net.multipliers, config.net.width = 2, (1, 2), 32
+        config.training.batch_size = 32
     return config

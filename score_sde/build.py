@@ -193,33 +193,40 @@ def build_sde(config: Config) -> SDE:
     return _call(lookup(SDES, values.pop("name", "vp"), "sde.name", kind=SDE), "sde", values, {})
 
 
+SHAPES = (
+    "signals (C, L), images (C, H, W) and volumes (C, D, H, W) go with unet, images also with "
+    "transformer and edm2, vectors (D,) and anything as one (data.layout=vector) with mlp"
+)
+
+
 def build_net(config: Config, spec: DataSpec) -> nn.Module:
     """The network for data of this spec: it is given what its constructor asks for by name of
     channels, size (H, W), dim and shape."""
     values = _section(config, "net")
-    make = lookup(NETS, values.pop("name", "unet"), "net.name", kind=nn.Module)
+    name = values.pop("name", "unet")
+    make = lookup(NETS, name, "net.name", kind=nn.Module)
     accepted = inspect.signature(make).parameters
     facts: dict[str, Any] = {"shape": spec.shape}
     if _section(config, "model").get("learned_variance") and "out_channels" not in values:
-        if "out_channels" not in accepted or len(spec.shape) != 3:
+        if "out_channels" not in accepted or len(spec.shape) < 2:
             raise ConfigError("model.learned_variance needs images and a network like unet.")
         facts["out_channels"] = 2 * spec.shape[0]
-    if len(spec.shape) == 3:
+    if 2 <= len(spec.shape) <= 4:
         facts |= {"channels": spec.shape[0], "size": spec.shape[1:]}
     if len(spec.shape) != 3:
         facts |= {"dim": math.prod(spec.shape)}
     told = build_conditioning(config)
     if told.classes:
         facts |= {"classes": len(spec.classes), "class_dropout": told.dropout}
-        for name in {"classes", "class_dropout"} & set(values):
-            raise ConfigError(f"net.{name} is filled in from data and conditioning: leave it out.")
+        for given_name in {"classes", "class_dropout"} & set(values):
+            raise ConfigError(
+                f"net.{given_name} is filled in from data and conditioning: leave it out."
+            )
     given = {key: value for key, value in facts.items() if key in accepted}
     needed = {"channels", "size", "dim"} & set(accepted) - set(given)
-    if needed:
-        raise ConfigError(
-            f"net.name={config['net'].get('name')} needs {' and '.join(sorted(needed))}, but items "
-            f"have shape {spec.shape}. Images (C, H, W) go with unet, vectors (D,) with mlp."
-        )
+    flat = name in ("transformer", "edm2") and len(spec.shape) != 3
+    if needed or flat:
+        raise ConfigError(f"net.name={name} does not take items of shape {spec.shape}: {SHAPES}.")
     return _call(make, "net", values, given)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_sde.checks import UserError
-from score_sde.nets.layers import FilteredConv, Resample, conv, group_norm, normalized
+from score_sde.nets.layers import FilteredConv, Resample, conv, group_norm, normalized, spread
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class BlockOptions:
     skip_conv: whether a block that only resamples has a convolution on its skip path.
     group_channels, groups, norm_eps: of group norms, see `group_norm`.
     heads, head_channels: attention heads, or instead how many channels each has.
-    taps: see `Resample`.
+    taps: see `Resample`. dims: axes of space, 1 for signals, 2 for images, 3 for volumes.
     """
 
     dropout: float = 0.0
@@ -36,6 +37,15 @@ class BlockOptions:
     heads: int = 1
     head_channels: int | None = None
     taps: tuple[int, ...] = (1, 1)
+    dims: int = 2
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> Any:
+        """A convolution of these options."""
+        return conv(inputs, outputs, kernel, scale, self.dims)
+
+    def resample(self, direction: str) -> Resample:
+        """To twice ("up") or half ("down") the size."""
+        return Resample(direction, self.taps, self.dims)
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of these options."""
@@ -56,15 +66,15 @@ class ResampleConv(nn.Module):
 
     modulation_channels = 0
 
-    def __init__(self, channels: int, direction: str, kind: str, taps: tuple[int, ...]):
+    def __init__(self, channels: int, direction: str, kind: str, options: BlockOptions):
         super().__init__()
-        strided = kind != "plain" and direction == "down"
-        self.resample = nn.Identity() if strided else Resample(direction, taps)
-        self.pad = (0, 1, 0, 1) if strided and kind == "conv" else None
-        self.conv = nn.Identity() if kind == "plain" else conv(channels, channels)
+        strided, dims = kind != "plain" and direction == "down", options.dims
+        self.resample = nn.Identity() if strided else options.resample(direction)
+        self.pad = (0, 1) * dims if strided and kind == "conv" else None
+        self.conv = nn.Identity() if kind == "plain" else options.conv(channels, channels)
         if strided:
-            self.conv.stride = (2, 2)
-            self.conv.padding = (0, 0) if self.pad else (1, 1)
+            self.conv.stride = (2,) * dims
+            self.conv.padding = (0,) * dims if self.pad else (1,) * dims
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         x = self.resample(x)
@@ -84,20 +94,20 @@ class AttentionBlock(nn.Module):
             raise UserError(f"{channels} channels do not divide into {wanted} {what}.")
         self.options = options
         self.norm = options.norm(channels)
-        self.qkv = conv(channels, 3 * channels, kernel=1)  # rows: all of q, of k, of v
-        self.proj = conv(channels, channels, kernel=1, scale=0.0)
+        self.qkv = options.conv(channels, 3 * channels, kernel=1)  # rows: all of q, of k, of v
+        self.proj = options.conv(channels, channels, kernel=1, scale=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        batch, channels = x.shape[:2]
         tokens = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
-        query, key, value = tokens.transpose(-1, -2).unbind(1)  # each (B, heads, H W, C / heads)
+        query, key, value = tokens.transpose(-1, -2).unbind(1)  # each (B, heads, places, C / heads)
         if x.device.type == "cpu" and torch.is_grad_enabled():
             # The backward pass of the fused kernel is slower than this on CPUs.
             weights = (query * query.shape[-1] ** -0.5) @ key.mT
             h = weights.softmax(-1).to(value.dtype) @ value
         else:
             h = F.scaled_dot_product_attention(query, key, value)
-        h = self.proj(h.transpose(-1, -2).reshape(batch, channels, height, width))
+        h = self.proj(h.transpose(-1, -2).reshape(x.shape))
         return self.options.scaled(x + h)
 
 
@@ -120,19 +130,19 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.options = options
         self.modulation_channels = outputs * (2 if options.modulation == "scale_shift" else 1)
-        self.resample = nn.Identity() if direction is None else Resample(direction, options.taps)
+        self.resample = nn.Identity() if direction is None else options.resample(direction)
         self.norm0 = options.norm(inputs)
-        self.conv0 = conv(inputs, outputs)
+        self.conv0 = options.conv(inputs, outputs)
         self.norm1 = options.norm(outputs)
         self.dropout = nn.Dropout(options.dropout)
-        self.conv1 = conv(outputs, outputs, scale=0.0)
+        self.conv1 = options.conv(outputs, outputs, scale=0.0)
         changes = inputs != outputs or (direction is not None and options.skip_conv)
-        self.skip = conv(inputs, outputs, kernel=1) if changes else nn.Identity()
+        self.skip = options.conv(inputs, outputs, kernel=1) if changes else nn.Identity()
         self.attention = AttentionBlock(outputs, options) if attention else None
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         h = self.conv0(self.resample(normalized(self.norm0, x)))
-        modulation = modulation[:, :, None, None]
+        modulation = spread(modulation, h)
         if self.options.modulation == "scale_shift":
             scale, shift = modulation.chunk(2, dim=1)
             h = F.silu(torch.addcmul(shift, self.norm1(h), 1 + scale))
@@ -157,10 +167,10 @@ class InputPyramid(nn.Module):
         super().__init__()
         self.kind, self.combine, self.options = kind, combine, options
         if kind == "residual":
-            self.conv: nn.Module = FilteredConv(image, channels, options.taps)
+            self.conv: nn.Module = FilteredConv(image, channels, options.taps, options.dims)
         else:
-            self.resample = Resample("down", options.taps)
-            self.conv = conv(image, channels, kernel=1)
+            self.resample = options.resample("down")
+            self.conv = options.conv(image, channels, kernel=1)
 
     def forward(self, image: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind == "residual":
@@ -177,7 +187,7 @@ class Output(nn.Module):
     def __init__(self, channels: int, outputs: int, options: BlockOptions):
         super().__init__()
         self.norm = options.norm(channels)
-        self.conv = conv(channels, outputs, scale=0.0)
+        self.conv = options.conv(channels, outputs, scale=0.0)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.conv(normalized(self.norm, h))

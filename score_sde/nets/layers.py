@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,13 @@ def _precise(noise_label: Tensor) -> Tensor:
     return noise_label if noise_label.dtype == torch.float64 else noise_label.to(torch.float32)
 
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
 
 
 def initialize(layer: Layer, scale: float = 1.0) -> Layer:
@@ -89,9 +95,12 @@ def initialize(layer: Layer, scale: float = 1.0) -> Layer:
     return layer
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
-    """A same-size convolution, initialised."""
-    return initialize(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), scale)
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0, dims: int = 2
+) -> Any:  # one of CONVOLUTIONS
+    """A same-size convolution over ``dims`` axes of space, initialised."""
+    layer: Any = CONVOLUTIONS[dims](inputs, outputs, kernel, padding=kernel // 2)
+    return initialize(layer, scale)
 
 
 def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
@@ -117,51 +126,89 @@ def normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
+def spread(modulation: Tensor, x: Tensor) -> Tensor:
+    """(B, C) as it broadcasts against features x (B, C, ...)."""
+    return modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2))
+
+
+def space_to_depth(x: Tensor, factor: int) -> Tensor:
+    """(B, C, H, W) to (B, C factor^2, H/factor, W/factor), likewise in one and three dimensions."""
+    if factor == 1 or x.ndim == 4:
+        return x if factor == 1 else F.pixel_unshuffle(x, factor)
+    for axis in range(2, x.ndim):  # the last axis of space varies fastest among the channels
+        x = x.unflatten(axis, (-1, factor)).movedim(axis + 1, 2).flatten(1, 2)
+    return x
+
+
+def depth_to_space(x: Tensor, factor: int) -> Tensor:
+    """The inverse of `space_to_depth`."""
+    if factor == 1 or x.ndim == 4:
+        return x if factor == 1 else F.pixel_shuffle(x, factor)
+    for axis in reversed(range(2, x.ndim)):
+        x = x.unflatten(1, (-1, factor)).movedim(2, axis + 1).flatten(axis, axis + 1)
+    return x
+
+
+FILTERS: dict[int, tuple[Any, Any, Any]] = {  # convolution, its transpose, the mean of halves
+    1: (F.conv1d, F.conv_transpose1d, F.avg_pool1d),
+    2: (F.conv2d, F.conv_transpose2d, F.avg_pool2d),
+    3: (F.conv3d, F.conv_transpose3d, F.avg_pool3d),
+}
+
+
 def filtered(
     x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
 ) -> Tensor:
     """x (B, C, H, W) with up - 1 zeros after each pixel, padded, convolved, every down-th kept.
 
-    kernel (n, n); pad counts pixels (before, after) on both axes and crops where negative. A true
-    convolution: the kernel is flipped (upfirdn2d of 1912.04958's code).
+    kernel (n, n); pad counts pixels (before, after) on all axes and crops where negative. A true
+    convolution: the kernel is flipped (upfirdn2d of 1912.04958's code). Signals (B, C, L) and
+    volumes (B, C, D, H, W) likewise, with a kernel of as many axes.
     """
-    channels, n = x.shape[1], kernel.shape[0]
-    weight = kernel.to(x.dtype).expand(channels, 1, n, n)
+    channels, n, dims = x.shape[1], kernel.shape[0], kernel.ndim
+    convolve, transposed, _ = FILTERS[dims]
+    weight = kernel.to(x.dtype).expand(channels, 1, *kernel.shape)
     if up == 1:
-        padded = F.pad(x, (pad[0], pad[1], pad[0], pad[1]))
-        return F.conv2d(padded, weight.flip(2, 3), stride=down, groups=channels)
-    spread = F.conv_transpose2d(x, weight, stride=up, groups=channels)
+        flipped = weight.flip(tuple(range(2, 2 + dims)))
+        return convolve(F.pad(x, pad * dims), flipped, stride=down, groups=channels)
+    grown = transposed(x, weight, stride=up, groups=channels)
     before, after = pad[0] - (n - 1), up - 1 + pad[1] - (n - 1)
-    return F.pad(spread, (before, after, before, after))[:, :, ::down, ::down]
+    kept = (slice(None), slice(None), *[slice(None, None, down)] * dims)
+    return F.pad(grown, (before, after) * dims)[kept]
 
 
 class Resample(nn.Module):
     """x (B, C, H, W) at twice ("up") or half ("down") its height and width, through a filter.
 
     taps: the filter along each axis; (1, 1) is nearest neighbours up and the mean of four down,
-        (1, 3, 3, 1) the smooth one of NCSN++ (2011.13456, appendix H).
+        (1, 3, 3, 1) the smooth one of NCSN++ (2011.13456, appendix H). dims: axes of space.
     """
 
     kernel: Tensor
 
-    def __init__(self, direction: str, taps: tuple[int, ...] = (1, 1)):
+    def __init__(self, direction: str, taps: tuple[int, ...] = (1, 1), dims: int = 2):
         super().__init__()
         if len(taps) < 2 or not sum(taps) > 0:
             raise UserError(f"taps {tuple(taps)}: at least two numbers of positive sum.")
-        self.direction, self.taps = direction, tuple(taps)
+        self.direction, self.taps, self.dims = direction, tuple(taps), dims
         row = torch.tensor(self.taps, dtype=torch.float32)
-        kernel = torch.outer(row, row) / row.sum() ** 2
-        self.register_buffer("kernel", kernel * (4 if direction == "up" else 1), persistent=False)
+        kernel = row
+        for _ in range(dims - 1):
+            kernel = kernel[..., None] * row
+        kernel = kernel / row.sum() ** dims
+        self.register_buffer(
+            "kernel", kernel * (2**dims if direction == "up" else 1), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        spare = len(self.taps) - 2
+        extra = len(self.taps) - 2
         if self.direction == "up":
             if self.taps == (1, 1):
                 return F.interpolate(x, scale_factor=2, mode="nearest")
-            return filtered(x, self.kernel, up=2, pad=((spare + 1) // 2 + 1, spare // 2))
+            return filtered(x, self.kernel, up=2, pad=((extra + 1) // 2 + 1, extra // 2))
         if self.taps == (1, 1):
-            return F.avg_pool2d(x, 2)
-        return filtered(x, self.kernel, down=2, pad=((spare + 1) // 2, spare // 2))
+            return FILTERS[self.dims][2](x, 2)
+        return filtered(x, self.kernel, down=2, pad=((extra + 1) // 2, extra // 2))
 
 
 class FilteredConv(nn.Module):
@@ -169,12 +216,12 @@ class FilteredConv(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, inputs: int, outputs: int, taps: tuple[int, ...]):
+    def __init__(self, inputs: int, outputs: int, taps: tuple[int, ...], dims: int = 2):
         super().__init__()
-        self.register_buffer("kernel", Resample("down", taps).kernel, persistent=False)
-        self.conv = conv(inputs, outputs)
-        self.conv.stride, self.conv.padding = (2, 2), (0, 0)
+        self.register_buffer("kernel", Resample("down", taps, dims).kernel, persistent=False)
+        self.conv = conv(inputs, outputs, dims=dims)
+        self.conv.stride, self.conv.padding = (2,) * dims, (0,) * dims
 
     def forward(self, x: Tensor) -> Tensor:
-        spare = self.kernel.shape[0]  # (taps - 2) of the filter and 2 of the convolution
-        return self.conv(filtered(x, self.kernel, pad=((spare + 1) // 2, spare // 2)))
+        extra = self.kernel.shape[0]  # (taps - 2) of the filter and 2 of the convolution
+        return self.conv(filtered(x, self.kernel, pad=((extra + 1) // 2, extra // 2)))

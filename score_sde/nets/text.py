@@ -99,16 +99,16 @@ class CrossAttention(nn.Module):
             raise UserError(f"{channels} channels do not divide into {heads} text heads.")
         self.heads, self.options = heads, options
         self.norm = options.norm(channels)
-        self.query = conv(channels, channels, kernel=1)
+        self.query = options.conv(channels, channels, kernel=1)
         self.keys_values = conv(tokens, 2 * channels, kernel=1)
-        self.proj = conv(channels, channels, kernel=1, scale=0.0)
+        self.proj = options.conv(channels, channels, kernel=1, scale=0.0)
 
     def forward(self, x: Tensor, words: Words) -> Tensor:
-        batch, channels, height, width = x.shape
+        batch, channels = x.shape[:2]
         size = channels // self.heads
         query = self.query(self.norm(x)).reshape(batch, self.heads, size, -1).mT
         both = self.keys_values(words.tokens[..., None]).reshape(batch, 2, self.heads, size, -1)
         key, value = both.mT.unbind(1)  # each (B, heads, L, C / heads)
         logits = (query * size**-0.5) @ key.mT + words.bias
         h = logits.softmax(-1).to(value.dtype) @ value
-        return self.options.scaled(x + self.proj(h.mT.reshape(batch, channels, height, width)))
+        return self.options.scaled(x + self.proj(h.mT.reshape(x.shape)))

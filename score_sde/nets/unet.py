@@ -33,11 +33,12 @@ from score_sde.nets.blocks import (
 )
 from score_sde.nets.layers import (
     FourierEmbedding,
-    Resample,
     SinusoidalEmbedding,
-    conv,
+    depth_to_space,
     initialize,
     linear,
+    space_to_depth,
+    spread,
 )
 from score_sde.nets.presets import PRESETS
 from score_sde.nets.text import CrossAttention, TextInput, Words
@@ -52,6 +53,9 @@ CHOICES = {
     "progressive_combine": ("sum", "cat"),
     "progressive_output": ("none", "skip"),
 }
+
+
+SIDES = ("Depth", "Height", "Width")
 
 
 class Level(nn.Module):
@@ -73,7 +77,8 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """`net(x, noise_label)`: images x (B, channels, H, W), labels (B,) to (B, out_channels, H, W).
 
-    channels, size: what the images are; size is (H, W).
+    channels, size: what the states are; size is (H, W) of images, (L,) of signals (B, channels, L)
+        and (D, H, W) of volumes (B, channels, D, H, W): all layers are then of so many dimensions.
     out_channels: channels of the result, as many as go in unless given.
     width, multipliers: channels of level i are width * multipliers[i]; each level halves H and W.
     blocks: residual blocks a level of the encoder.
@@ -117,7 +122,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: Size,
-        size: tuple[Size, Size],
+        size: tuple[Size, ...],
         out_channels: Size | None = None,
         width: Size = 128,
         multipliers: Sizes = (1, 2, 2, 2),
@@ -156,7 +161,12 @@ class UNet(nn.Module):
         norm_groups: Mapping[str, int] | None = None,
     ):
         super().__init__()
-        given = locals()
+        given, dims = locals(), len(size)
+        if dims not in (1, 2, 3) or (dims != 2 and picture):
+            raise UserError(
+                f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
+                f"pictures only of images (got size {tuple(size)}, picture={picture})."
+            )
         for name, choices in CHOICES.items():
             if given[name] not in choices:
                 raise UserError(f"{name} {given[name]!r} is unknown; choose from {list(choices)}.")
@@ -172,18 +182,18 @@ class UNet(nn.Module):
         self.augment, self.class_embedding = augment, class_embedding
         options = BlockOptions(
             dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps,
-            heads, head_channels, tuple(taps),
+            heads, head_channels, tuple(taps), dims,
         )  # fmt: skip
         self.text, self.text_table, self.picture = text, text_table, picture
         self.picture_noise = picture_noise
-        image, outputs = (channels + picture) * patch**2, self.out_channels * patch**2
+        image, outputs = (channels + picture) * patch**dims, self.out_channels * patch**dims
         inner = [width * multiplier for multiplier in multipliers]
         attended = [height in attention for height in heights]
 
         def between(channels: int, direction: str) -> nn.Module:
             if resample == "block":
                 return ResidualBlock(channels, channels, options, direction)
-            return ResampleConv(channels, direction, resample, options.taps)
+            return ResampleConv(channels, direction, resample, options)
 
         told = text > 0 or text_table > 0
         self.words = TextInput(text, text_table, text_channels, 4 * width) if told else None
@@ -196,7 +206,7 @@ class UNet(nn.Module):
             return [CrossAttention(channels, text_channels, heads, options)]
 
         self._make_embedding(width, embedding)
-        self.conv_in = conv(image, width)
+        self.conv_in = options.conv(image, width)
         h = width  # channels as the features go on
         kept: list[list[int]] = []  # channels that each level of the encoder hands over
         self.encoder = nn.ModuleList(Level() for _ in inner)
@@ -239,7 +249,7 @@ class UNet(nn.Module):
                 level.cross.extend(cross(i, h))
             if i == 0 or progressive_output == "skip":
                 level.output = Output(h, outputs, options)
-        self.enlarge = Resample("up", options.taps) if progressive_output == "skip" else None
+        self.enlarge = options.resample("up") if progressive_output == "skip" else None
 
         self.shares = [block.modulation_channels for _, block in self.modulated()]
         self.modulation = nn.Linear(4 * width, sum(self.shares))
@@ -277,7 +287,7 @@ class UNet(nn.Module):
         self.level_waves = SinusoidalEmbedding(width)
 
     @classmethod
-    def preset(cls, name: str, channels: int, size: tuple[int, int], **changes: Any) -> UNet:
+    def preset(cls, name: str, channels: int, size: tuple[int, ...], **changes: Any) -> UNet:
         """A published (or proven) setting by name, a key of `PRESETS`, with changes."""
         if name not in PRESETS:
             raise UserError(f"unknown U-Net preset {name!r}; choose from {list(PRESETS)}.")
@@ -350,16 +360,14 @@ class UNet(nn.Module):
         L, D), text_mask (B, L), pooled (B, D), text_ids (B, L): see `TextInput`. picture: (B, C,
         h, w), in the range of x; picture_level: (B,), the noise in it, 0 (None) to 1."""
         if x.shape[1:] != (self.channels, *self.size):
-            raise UserError(
-                f"this U-Net was built for states (B, {self.channels}, {self.size[0]}, "
-                f"{self.size[1]}); got {tuple(x.shape)}."
-            )
+            sides = ", ".join(map(str, (self.channels, *self.size)))
+            raise UserError(f"this U-Net was built for states (B, {sides}); got {tuple(x.shape)}.")
         if class_labels is not None and not self.classes:
             raise UserError("this U-Net was built without classes; drop class_labels.")
         if picture is not None and self.training and self.picture_noise:
             picture_level = self.picture_noise * torch.rand_like(noise_label)
             noise = torch.randn_like(picture)
-            picture = picture + picture_level[:, None, None, None].to(picture.dtype) * noise
+            picture = picture + spread(picture_level[:, None], picture).to(picture.dtype) * noise
         embedding = self.embed(noise_label, class_labels, augment_labels, picture_level)
         words = None
         if self.words is not None:
@@ -370,7 +378,7 @@ class UNet(nn.Module):
         x = self._with_picture(x, picture)
         shares = iter(self.modulation(F.silu(embedding)).split(self.shares, dim=1))
 
-        image = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        image = space_to_depth(x, self.patch)
         h = self.conv_in(image)
         kept: list[list[Tensor]] = []
         for level in self.encoder:
@@ -397,7 +405,7 @@ class UNet(nn.Module):
                 part = level.output(h)
                 y = part if y is None or self.enlarge is None else self.enlarge(y) + part
         assert y is not None
-        return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
+        return depth_to_space(y, self.patch)
 
     def _with_picture(self, x: Tensor, picture: Tensor | None) -> Tensor:
         """x and, as more channels, the picture at its size; zeros without one."""
@@ -427,11 +435,13 @@ def _initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
 
 
 def _level_heights(
-    size: tuple[int, int], patch: int, levels: int, attention: tuple[int, ...]
+    size: tuple[int, ...], patch: int, levels: int, attention: tuple[int, ...]
 ) -> list[int]:
     """Height of each level; ValueError when a size does not divide or no level is attended."""
     divisor = patch * 2 ** (levels - 1)
-    for name, value in zip(("Height", "Width"), size, strict=True):
+    for name, value in zip(
+        SIDES[-len(size) :] if len(size) > 1 else ("Length",), size, strict=True
+    ):
         if value % divisor:
             below, above = value // divisor * divisor, -(-value // divisor) * divisor
             nearest = f"{below} or {above}" if below else f"{above}"

@@ -100,7 +100,7 @@ def make_optimizers(
     if name not in OPTIMIZERS:
         raise UserError(f"training.optimizer {name!r} is unknown; choose from {OPTIMIZERS}.")
     named = list(net.named_parameters())
-    matrices = [p for n, p in named if p.ndim >= 4] if name == "muon" else []
+    matrices = [p for n, p in named if p.ndim >= 3] if name == "muon" else []
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     fused = rest[0].device.type in ("cpu", "cuda")
