@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from score_sde.data import DataError, DataSpec
-from score_sde.data.batches import ArrayData, StreamData, item_parts
+from score_sde.data.sources import ArrayData, StreamData, item_parts
 
 N, SPEC = 23, DataSpec((3, 4, 4), -1.0, 1.0, classes=("a", "b", "c", "d", "e"))
 

@@ -310,7 +310,7 @@ def test_a_batch_smaller_than_the_processes_is_explained(processes):
 
 def train_with_a_bad_item() -> int:
     """The second process alone sees a NaN in its rows of one batch."""
-    from score_sde.data.batches import ArrayData
+    from score_sde.data.sources import ArrayData
 
     good = ArrayData.batches
 

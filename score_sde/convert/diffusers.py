@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.convert.edm import halves_swapped
 from score_sde.convert.parts import (
     ConversionError,
     Foreign,
@@ -22,6 +21,7 @@ from score_sde.convert.parts import (
     Transfer,
     as_pair,
     differences,
+    halves_swapped,
     image_spec,
 )
 from score_sde.convert.schedulers import process_of

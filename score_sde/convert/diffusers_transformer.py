@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.convert.edm import halves_swapped
-from score_sde.convert.parts import FLOATS, ConversionError, Foreign, State, as_pair
+from score_sde.convert.parts import FLOATS, ConversionError, Foreign, State, as_pair, halves_swapped
 from score_sde.convert.schedulers import process_of
 from score_sde.data import DataSpec
 from score_sde.nets import Transformer

@@ -1,8 +1,4 @@
-"""EDM's pickles (2206.00364), read without running what is in them.
-
-Each network in such a file comes with the source code of its class, which EDM executes to load
-it. Here a pickle may name nothing but tensors, plain containers and bare layers; the source is
-never touched, and everything else is refused by name.
+"""EDM's networks (2206.00364) in our words; their files are read by `edm_pickle`.
 
 The four wrappers D(x; sigma) are processes and targets of ours:
 
@@ -14,20 +10,16 @@ The four wrappers D(x; sigma) are processes and targets of ours:
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.convert.limits import check_pickle, check_tensors
+from score_sde.convert.edm_pickle import load_pickle
 from score_sde.convert.parts import (
     ConversionError,
     Foreign,
@@ -35,108 +27,13 @@ from score_sde.convert.parts import (
     Transfer,
     as_pair,
     differences,
+    halves_swapped,
     image_spec,
     strip_prefix,
 )
 from score_sde.nets import UNet
 
 WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
-
-
-class Bare:
-    """A layer or class of which only the contents are kept."""
-
-    def __init__(self, *_: Any):
-        self.name = ""
-        self.contents: dict[str, Any] = {}
-
-    def __setstate__(self, contents: Any) -> None:
-        self.contents = dict(contents)
-
-
-def _bare(meta: Mapping[str, Any]) -> Bare:
-    """In place of EDM's reconstruction, which runs ``meta["module_src"]``."""
-    bare = Bare()
-    bare.name, bare.contents = str(meta["class_name"]), dict(meta["state"])
-    return bare
-
-
-def _storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _scalar(dtype: np.dtype, data: bytes) -> float:
-    if dtype.kind not in "fiub" or len(data) != dtype.itemsize:
-        raise pickle.UnpicklingError("a NumPy scalar that is not a number")
-    return np.frombuffer(data, dtype)[0].item()
-
-
-ALLOWED: dict[str, Any] = {
-    "torch_utils.persistence._reconstruct_persistent_obj": _bare,
-    "dnnlib.util.EasyDict": dict,
-    "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "_codecs.encode": lambda text, coding: str(text).encode("latin1"),
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.storage._load_from_bytes": _storage,
-    "torch.Size": tuple,
-    "torch.device": lambda *_: "cpu",
-    "numpy.dtype": np.dtype,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
-}
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Loads EDM's pickles; ConversionError names the first global outside the list."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A harmless stand-in for a global of the list."""
-        full = f"{module}.{name}"
-        if full in ALLOWED:
-            return ALLOWED[full]
-        if module.startswith("torch.nn.modules.") and name.isidentifier():
-            return Bare
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise ConversionError(
-            f"this pickle asks for {full}, which no EDM network needs; loading it could run "
-            "foreign code. Nothing of it was executed."
-        )
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Nothing is stored outside the pickle."""
-        raise ConversionError("this pickle refers to data outside of it; it is not EDM's.")
-
-
-def load_pickle(path: Path) -> tuple[str, dict[str, Any], State]:
-    """Class of the network, its arguments and its tensors; nothing in the file is executed."""
-    try:
-        data = path.read_bytes()
-        check_pickle(data, path.name)
-        found = RestrictedUnpickler(io.BytesIO(data)).load()
-    except ConversionError:
-        raise
-    except Exception as error:  # whatever a damaged pickle provokes
-        raise ConversionError(f"{path.name} is not a readable EDM pickle ({error}).") from error
-    net = found.get("ema") if isinstance(found, dict) else found
-    if not isinstance(net, Bare) or "_modules" not in net.contents:
-        raise ConversionError(f"{path.name} is a pickle without a network under 'ema'.")
-    tensors: State = {}
-    _collect(net, "", tensors)
-    check_tensors(tensors, len(data), path.name)
-    return net.name, dict(net.contents.get("_init_kwargs") or {}), tensors
-
-
-def _collect(module: Bare, prefix: str, tensors: State) -> None:
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (module.contents.get(kind) or {}).items():
-            if isinstance(value, Tensor):
-                tensors[prefix + name] = value
-    for name, child in (module.contents.get("_modules") or {}).items():
-        if isinstance(child, Bare):
-            _collect(child, f"{prefix}{name}.", tensors)
 
 
 def read(path: Path, given: Mapping[str, Any]) -> Foreign:
@@ -280,22 +177,37 @@ def to_ours(net: UNet, theirs: Mapping[str, Tensor]) -> State:
     transfer = Transfer(net, theirs, "EDM")
     adm = net.class_embedding == "output"
     sides = [net.size[0] >> level for level in range(len(net.encoder))]
+    _copy_embedding(transfer, net, adm)
+    transfer.copy("conv_in", f"enc.{sides[0]}x{sides[0]}_conv")
+    for i, level in enumerate(net.encoder):
+        prefix = f"enc.{sides[i]}x{sides[i]}"
+        if level.resample is not None:
+            _copy_block(transfer, f"encoder.{i}.resample", level.resample, f"{prefix}_down")
+        if level.pyramid is not None:
+            residual = level.pyramid.kind == "residual"
+            name = f"encoder.{i}.pyramid.conv"
+            transfer.copy(
+                f"{name}.conv" if residual else name,
+                f"{prefix}_aux_{'residual' if residual else 'skip'}",
+            )
+        for j, each in enumerate(level.blocks):
+            _copy_block(transfer, f"encoder.{i}.blocks.{j}", each, f"{prefix}_block{j}")
+    for j, each in enumerate(net.middle):
+        _copy_block(transfer, f"middle.{j}", each, f"dec.{sides[-1]}x{sides[-1]}_in{j}")
+    for i, level in enumerate(net.decoder):
+        prefix = f"dec.{sides[i]}x{sides[i]}"
+        if level.resample is not None:
+            _copy_block(transfer, f"decoder.{i}.resample", level.resample, f"{prefix}_up")
+        for j, each in enumerate(level.blocks):
+            _copy_block(transfer, f"decoder.{i}.blocks.{j}", each, f"{prefix}_block{j}")
+        if level.output is not None:
+            for mine, peer in (("norm", "out_norm"), ("conv", "out_conv")):
+                theirs_name = peer if adm else f"{prefix}_aux_{mine}"
+                transfer.copy(f"decoder.{i}.output.{mine}", theirs_name)
+    return transfer.finish(ignored=[key for key in theirs if key.endswith("resample_filter")])
 
-    def block(name: str, ours: Any, prefix: str) -> None:
-        for leaf in ("norm0", "conv0", "norm1", "conv1"):
-            transfer.copy(f"{name}.{leaf}", f"{prefix}.{leaf}")
-        transfer.share(name, f"{prefix}.affine")
-        if ours.skip.state_dict():
-            transfer.copy(f"{name}.skip", f"{prefix}.skip")
-        if ours.attention is not None:
-            attention = f"{name}.attention"
-            transfer.copy(f"{attention}.norm", f"{prefix}.norm2")
-            transfer.copy(f"{attention}.proj", f"{prefix}.proj")
-            for leaf in ("weight", "bias"):  # rows run q, k, v of one channel after the other
-                rows = transfer.take(f"{prefix}.qkv.{leaf}")
-                rows = rows.reshape(-1, 3, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
-                transfer.ours[f"{attention}.qkv.{leaf}"] = rows
 
+def _copy_embedding(transfer: Transfer, net: UNet, adm: bool) -> None:
     if "embedding.frequencies" in net.state_dict():
         transfer.ours["embedding.frequencies"] = transfer.take("map_noise.freqs")
     transfer.copy("embed0", "map_layer0")
@@ -309,35 +221,19 @@ def to_ours(net: UNet, theirs: Mapping[str, Tensor]) -> State:
         if net.augment:
             swapped = halves_swapped(transfer.ours["embed_augment.weight"].mT).mT
             transfer.ours["embed_augment.weight"] = swapped
-    transfer.copy("conv_in", f"enc.{sides[0]}x{sides[0]}_conv")
-    for i, level in enumerate(net.encoder):
-        prefix = f"enc.{sides[i]}x{sides[i]}"
-        if level.resample is not None:
-            block(f"encoder.{i}.resample", level.resample, f"{prefix}_down")
-        if level.pyramid is not None:
-            residual = level.pyramid.kind == "residual"
-            name = f"encoder.{i}.pyramid.conv"
-            transfer.copy(
-                f"{name}.conv" if residual else name,
-                f"{prefix}_aux_{'residual' if residual else 'skip'}",
-            )
-        for j, each in enumerate(level.blocks):
-            block(f"encoder.{i}.blocks.{j}", each, f"{prefix}_block{j}")
-    for j, each in enumerate(net.middle):
-        block(f"middle.{j}", each, f"dec.{sides[-1]}x{sides[-1]}_in{j}")
-    for i, level in enumerate(net.decoder):
-        prefix = f"dec.{sides[i]}x{sides[i]}"
-        if level.resample is not None:
-            block(f"decoder.{i}.resample", level.resample, f"{prefix}_up")
-        for j, each in enumerate(level.blocks):
-            block(f"decoder.{i}.blocks.{j}", each, f"{prefix}_block{j}")
-        if level.output is not None:
-            for mine, peer in (("norm", "out_norm"), ("conv", "out_conv")):
-                theirs_name = peer if adm else f"{prefix}_aux_{mine}"
-                transfer.copy(f"decoder.{i}.output.{mine}", theirs_name)
-    return transfer.finish(ignored=[key for key in theirs if key.endswith("resample_filter")])
 
 
-def halves_swapped(columns: Tensor) -> Tensor:
-    """A matrix for [cos, sin] features as one for [sin, cos]."""
-    return torch.cat(columns.chunk(2, dim=1)[::-1], dim=1)
+def _copy_block(transfer: Transfer, name: str, ours: Any, prefix: str) -> None:
+    for leaf in ("norm0", "conv0", "norm1", "conv1"):
+        transfer.copy(f"{name}.{leaf}", f"{prefix}.{leaf}")
+    transfer.share(name, f"{prefix}.affine")
+    if ours.skip.state_dict():
+        transfer.copy(f"{name}.skip", f"{prefix}.skip")
+    if ours.attention is not None:
+        attention = f"{name}.attention"
+        transfer.copy(f"{attention}.norm", f"{prefix}.norm2")
+        transfer.copy(f"{attention}.proj", f"{prefix}.proj")
+        for leaf in ("weight", "bias"):  # rows run q, k, v of one channel after the other
+            rows = transfer.take(f"{prefix}.qkv.{leaf}")
+            rows = rows.reshape(-1, 3, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+            transfer.ours[f"{attention}.qkv.{leaf}"] = rows

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.convert.edm import halves_swapped
 from score_sde.convert.parts import (
     ConversionError,
     Foreign,
     State,
     Transfer,
     as_pair,
+    halves_swapped,
     image_spec,
 )
 from score_sde.nets import UNet

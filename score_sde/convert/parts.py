@@ -151,3 +151,8 @@ def differences(said: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def halves_swapped(columns: Tensor) -> Tensor:
+    """A matrix for [cos, sin] features as one for [sin, cos]."""
+    return torch.cat(columns.chunk(2, dim=1)[::-1], dim=1)

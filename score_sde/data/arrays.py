@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from score_sde.data.batches import ArrayData
 from score_sde.data.decoding import CONVERTS, RESIZES, Bounds, Size, fit_image, usual_bounds
 from score_sde.data.labels import Classes, classes_of_labels
 from score_sde.data.layout import arranged, check_fits, layout_of
+from score_sde.data.sources import ArrayData
 from score_sde.data.spec import DataError, make_spec
 
 

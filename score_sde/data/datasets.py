@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from score_sde.checks import lookup
 from score_sde.data.arrays import check_numbers, native_values, reshape_images
-from score_sde.data.batches import StreamData
 from score_sde.data.decoding import GREY_MODES, Bounds, Size, to_array
 from score_sde.data.labels import classes_of_labels
 from score_sde.data.layout import arranged, check_fits, layout_of
+from score_sde.data.sources import StreamData
 from score_sde.data.spec import DataError, DataSpec, make_spec
 
 VALUE_KEYS = (

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.data.batches import ArrayData, Batch
+from score_sde.data.batches import Batch
+from score_sde.data.sources import ArrayData
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 
 from score_sde.checks import Count, Index, Options, Row, checked, unknown
 from score_sde.data.arrays import from_arrays
-from score_sde.data.batches import ArrayData, Data, StreamData, check_batch
+from score_sde.data.batches import check_batch
 from score_sde.data.datasets import from_dataset
 from score_sde.data.decoding import Size
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
@@ -22,6 +22,7 @@ from score_sde.data.layout import check_layout
 from score_sde.data.npz import read_arrays
 from score_sde.data.shapes import shapes
 from score_sde.data.shards import is_shards, list_shards
+from score_sde.data.sources import ArrayData, Data, StreamData
 from score_sde.data.spec import DataError, make_spec
 from score_sde.data.tables import SUFFIXES as TABLES
 from score_sde.data.tables import read_table
