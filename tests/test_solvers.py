@@ -15,8 +15,6 @@ from score_sde.sampling import (
     SAMPLERS,
     ODEError,
     Trajectory,
-    calibrate,
-    load_recipe,
 )
 from score_sde.sampling.grids import make_grid
 from score_sde.sampling.multistep import Multistep
@@ -256,30 +254,6 @@ def test_brownian_increments_add_up_and_are_normal():
     assert abs(float((first * second).mean())) < 0.12
     alone = BrownianNoise([17], (4,), F64, sde=sde).draw(0.9, 0.1)
     torch.testing.assert_close(alone[0], total[17])
-
-
-def test_calibration_beats_the_blind_grid_and_its_recipe_travels(mixture, tmp_path):
-    sde, score = VPSDE(), mixture.score(VPSDE())
-    x_T = torch.randn(256, 2, generator=torch.Generator().manual_seed(3), dtype=F64)
-    fine = sample(sde, score, x_T=x_T, method="rk4", steps=300, denoise=False)
-
-    def error(**settings) -> float:
-        x = sample(sde, score, x_T=x_T, method="adams", denoise=False, **settings)
-        return float((x - fine).square().mean().sqrt())
-
-    blind = error(nfe=10, data_std=mixture.std())
-    recipe = calibrate(sde, score, (64, 2), nfe=10, denoise=False)
-    assert recipe.data_std == pytest.approx(mixture.std(), rel=0.15)  # measured by the pilot
-    assert error(grid=recipe) < blind < 0.2
-    thorough = calibrate(sde, score, (64, 2), nfe=10, denoise=False, thorough=True)
-    assert error(grid=thorough) < blind and 0 < thorough.error < 0.1
-    recipe.save(tmp_path / "recipe.json")
-    assert load_recipe(tmp_path / "recipe.json") == recipe
-    with pytest.raises(ValueError, match="the recipe was made for VPSDE"):
-        sample(VESDE(), score, (2, 2), method="adams", grid=recipe)
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a recipe"):
-        load_recipe(tmp_path / "other.json")
 
 
 def test_a_score_that_misbehaves_is_explained():

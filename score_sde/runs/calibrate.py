@@ -32,7 +32,7 @@ def calibrate_run(
     )
     wanted = Path(recipe) if recipe else Path(workdir) / f"recipe_{nfe}.json"
     path = write_beside(wanted, found.to_json())
-    print(f"{len(found.times) - 1} steps of order {found.order}, data_std {found.data_std:.3g}")
+    print(found)
     if path != wanted:
         print(f"{wanted} holds another recipe and stays as it is")
     print(f"saved {path}; use it with --sampler adams --grid {path}")

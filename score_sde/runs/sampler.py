@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,11 @@ class Sampler:
     def rehearse(self, model: ScoreModel, shape: tuple[int, ...]) -> None:
         """Raise what drawing items of this shape would raise, without asking the network."""
         silent = model.bind().with_net(_Silent(2 if model.learned_variance else 1))
-        self.draw(silent, (1, *shape), [0])
+        grid = self.grid
+        if isinstance(grid, Recipe):
+            grid.check_model(model)
+            grid = replace(grid, model=None)
+        replace(self, grid=grid).draw(silent, (1, *shape), [0])
 
 
 def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float) -> Sampler:

@@ -2,9 +2,7 @@
 
 from score_sde.ode.solve import ODEError as ODEError
 from score_sde.ode.solve import solve_ode as solve_ode
-from score_sde.sampling.calibration import Recipe as Recipe
 from score_sde.sampling.calibration import calibrate as calibrate
-from score_sde.sampling.calibration import load_recipe as load_recipe
 from score_sde.sampling.catalogue import SAMPLERS as SAMPLERS
 from score_sde.sampling.catalogue import list_samplers as list_samplers
 from score_sde.sampling.catalogue import make_sampler as make_sampler
@@ -18,3 +16,5 @@ from score_sde.sampling.method import Predictor as Predictor
 from score_sde.sampling.method import Trajectory as Trajectory
 from score_sde.sampling.predictors import Affine as Affine
 from score_sde.sampling.predictors import Coefficients as Coefficients
+from score_sde.sampling.recipe import Recipe as Recipe
+from score_sde.sampling.recipe import load_recipe as load_recipe

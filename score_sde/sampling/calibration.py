@@ -1,28 +1,27 @@
-r"""Time grids fitted to a model by one pilot run, without data.
+r"""Time grids fitted to a model by one pilot run, without data, and only where they gain.
 
 The local error of a multistep method of order p grows with the p-th derivative of what it
-interpolates. So a pilot run of 64 samples records F (see `frames`) along a fine grid, and the
-nodes are placed with density
+interpolates. So a pilot run of a few samples records F (see `frames`) along a fine grid, and nodes
+are placed with density
 
     rho(u) = (rms over samples |d^k F / du^k|)^gamma + floor,    u = log(sigma/alpha).
 
-The fitted grid, and one halfway to it, then have to prove themselves: on fresh noise, against a
-fine solution of it, beside the grid that `adams` takes without a recipe. Where neither gains on
-both the rms and the median error, by more than chance explains, the recipe is that blind grid.
+Which k, gamma and order serve best, and how far to go from the blind grid of `adams` to the fitted
+one, depends on the data. The candidates are tried on the pilot's own noise, whose fine solution is
+known; the best of them then has to prove itself against the blind grid on *fresh* noise, beside a
+fine solution of that. Where it does not gain on the rms and on the median error by more than chance
+explains, the recipe is the blind grid: a recipe never loses.
 
-`calibrate(..., thorough=True)` also tries orders, k and gamma, and keeps what comes closest to a
-fine run of its own, by the geometric mean of the rms and the median error.
+All of it takes at most 200 evaluations of the score per sample of the pilot.
+`calibrate(..., thorough=True)` tries more, against a fine run of its own, for ten times as many.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,130 +30,15 @@ from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels, make_grid
 from score_sde.sampling.loop import sample
-from score_sde.scores import ScoreFn
+from score_sde.sampling.pilot import Pilot, half_level, refined
+from score_sde.sampling.recipe import Recipe, checksum
+from score_sde.scores import ScoreFn, take
 
-PILOT_STEPS = 64
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A time grid for `adams`, with what it was made for; `sample(method="adams", grid=recipe)`.
-
-    times: strictly falling. order: of the method. data_std: measured or given. process: the
-    process as text; another one is refused. error: rms endpoint error on fresh noise (or, if the
-    calibration was thorough, in the pilot), in units of data_std. gain: the error over that of the
-    blind grid, the geometric mean of rms and median, 1 for the blind grid itself; gain_error: the
-    standard error of its logarithm. None for a thorough calibration.
-    """
-
-    times: tuple[float, ...]
-    order: int
-    data_std: float
-    process: str
-    error: float | None = None
-    gain: float | None = None
-    gain_error: float | None = None
-
-    def to_json(self) -> str:
-        """What its file holds."""
-        return json.dumps({"recipe": "adams", **asdict(self)}, indent=1) + "\n"
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(self.to_json())
-
-    def check(self, sde: SDE) -> None:
-        """ValueError unless it was made for this process."""
-        if self.process != str(sde):
-            raise UserError(f"the recipe was made for {self.process}, not for {sde}.")
-
-
-@checked
-def load_recipe(path: str | Path) -> Recipe:
-    """A recipe from its JSON file; ValueError if it is not one."""
-    try:
-        values = json.loads(Path(path).read_text())
-        values.pop("recipe")
-        return Recipe(**{**values, "times": tuple(values["times"])})
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not a recipe of `calibrate` ({error}).") from error
-
-
-def _pilot_std(sde: SDE, score: ScoreFn, x_T: Tensor) -> float:
-    """Standard deviation of samples from a run that does not need to know it."""
-    x = sample(sde, score, x_T=x_T, method="dpmpp_2m", steps=32, grid="logsnr")
-    return float((x - x.mean(0)).cpu().double().square().mean().sqrt())
-
-
-def _bends(u: Tensor, values: Tensor, k: int) -> Tensor:
-    """rms over samples and coordinates of the k-th divided difference of values (n, B, ...)."""
-    at, rms = u, values.flatten(1).double()
-    for _ in range(k):
-        rms = rms.diff(dim=0) / at.diff()[:, None]
-        at = 0.5 * (at[1:] + at[:-1])
-    size = rms.square().mean(1).sqrt()
-    return _interpolate(u, at, size)
-
-
-def _interpolate(u: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear, float64; ``at`` may rise or fall."""
-    order = torch.argsort(at)
-    return torch.from_numpy(np.interp(u, at[order], values[order]))
-
-
-def _nodes(u: Tensor, density: Tensor, steps: int) -> Tensor:
-    """steps + 1 falling values of u that share the mass of the density equally."""
-    mass = torch.cat(
-        [torch.zeros(1, dtype=u.dtype), (0.5 * (density[1:] + density[:-1]) * -u.diff()).cumsum(0)]
-    )
-    wanted = torch.linspace(0, float(mass[-1]), steps + 1, dtype=u.dtype)
-    return _interpolate(wanted, mass, u)
-
-
-def half_level(sde: SDE, times: Tensor) -> Tensor:
-    """u = log(sigma/alpha), like times."""
-    return -frames.half_log_snr(sde, times)
-
-
-def _errors(x: Tensor, fine: Tensor, unit: float) -> Tensor:
-    """The rms endpoint error of each sample (B,), in units of the data's std."""
-    each = (x - fine).flatten(1).cpu().double().square().mean(1).sqrt() / unit
-    return each.clamp_min(1e-12)  # rounding is no error
-
-
-def _proven(
-    sde: SDE, score: ScoreFn, x_T: Tensor, sd: float, blind: Recipe, others: list[Recipe]
-) -> Recipe:
-    """The best of the recipes on this noise that beats the blind one; else the blind one."""
-
-    def run(**settings: Any) -> Tensor:
-        return sample(sde, score, x_T=x_T, method="adams", denoise=False, **settings)
-
-    unit = sd * float(sde.alpha(torch.tensor(blind.times[-1], dtype=torch.float64)))
-    fine = run(steps=max(PILOT_STEPS, len(blind.times) + 15), order=4, data_std=sd)
-    base = _errors(run(grid=blind), fine, unit)
-    best = replace(blind, error=float(base.square().mean().sqrt()))
-    for chosen in others:
-        each = _errors(run(grid=chosen), fine, unit)
-        pair = torch.stack([each, base], 1)
-        gain, rms, median = _gain(pair)
-        index = torch.randint(
-            len(pair), (200, len(pair)), generator=torch.Generator().manual_seed(0)
-        )
-        spread = float(torch.tensor([math.log(_gain(pair[i])[0]) for i in index]).std())
-        beats = rms < 1 and median < 1 and math.log(gain) + 2 * spread < 0
-        if beats and best.gain is not None and gain < best.gain:
-            error = float(each.square().mean().sqrt())
-            best = replace(chosen, error=error, gain=gain, gain_error=spread)
-    return best
-
-
-def _gain(pair: Tensor) -> tuple[float, float, float]:
-    """Of errors (n, 2): how the first compare with the second, in both means, rms and median."""
-    rms = pair.square().mean(0).sqrt()
-    median = pair.median(0).values
-    by_rms, by_median = float(rms[0] / rms[1]), float(median[0] / median[1])
-    return math.sqrt(by_rms * by_median), by_rms, by_median
+BUDGET = 200  # evaluations per sample of the pilot
+PILOT_STEPS, STD_STEPS = 64, 12
+LEAST_SAMPLES, LEAST_NUMBERS = 16, 64
+DENSITIES = ((1, 0.67), (2, 0.5))  # (k, gamma)
+THOROUGH = ((1, 0.5), (1, 0.67), (1, 1.0), (2, 0.5), (2, 0.67))
 
 
 @checked
@@ -173,11 +57,12 @@ def calibrate(
 ) -> Recipe:
     """A `Recipe` of `adams` for nfe evaluations, fitted to this score by a pilot run.
 
-    shape or x_T: (B, ...) of the pilot; 64 samples are plenty. It takes about 130 + 3 nfe
-    evaluations of each, 32 more if data_std is not given.
+    shape or x_T: (B, ...) of the pilot; 64 samples are plenty. It takes at most 200 evaluations of
+        each, so that of some thousand evaluations no grid can be told from the blind one.
     data_std: of x_0; measured on samples if not given. denoise: whether the final denoising is
-    among the nfe evaluations. thorough: choose order and density by their error as well, for about
-    30 times the evaluations.
+    among the nfe evaluations. thorough: choose order and density among more, by their error in the
+    pilot, for about 30 times the evaluations. Raises UserError for a pilot of fewer samples than
+    16, or 64 numbers in all, which show too little of the data.
     """
     steps = nfe - denoise
     if steps < 1:
@@ -188,68 +73,203 @@ def calibrate(
         generator = torch.Generator().manual_seed(seed)
         x_T = sde.prior_sample(tuple(shape), generator).to(device)
     assert x_T is not None
-    sd = _pilot_std(sde, score, x_T) if data_std is None else data_std
-    sd = frames.check_positive("data_std", sd)
+    check_pilot(x_T)
+    if thorough:
+        return _thorough(sde, score, x_T, steps, data_std)
+    calibration = _Calibration(sde, score, x_T, steps, seed)
+    return calibration.recipe(data_std)
 
-    recorded: list[tuple[float, Tensor]] = []
 
-    def watched(x: Tensor, t: Tensor) -> Tensor:
-        value = score(x, t)
-        p, q = frames.predict(sde, t, "F", sd)
-        recorded.append((float(t), (float(p) * x + float(q) * value).cpu()))
-        return value
+def check_pilot(x_T: Tensor) -> None:
+    """UserError for a pilot too small to tell anything by."""
+    if x_T.ndim < 2 or len(x_T) < LEAST_SAMPLES or x_T.numel() < LEAST_NUMBERS:
+        raise UserError(
+            f"a pilot of shape {tuple(x_T.shape)} shows too little of the data: calibration needs "
+            f"at least {LEAST_SAMPLES} samples, and {LEAST_NUMBERS} numbers in all, so "
+            f"{max(LEAST_SAMPLES, -(-LEAST_NUMBERS // max(x_T[0].numel(), 1)))} samples here; 64 "
+            "are plenty."
+        )
 
-    sample(sde, watched, x_T=x_T, method="adams", steps=PILOT_STEPS, data_std=sd, denoise=False)
-    times = torch.tensor([t for t, _ in recorded], dtype=torch.float64)
-    u = -frames.half_log_snr(sde, times)
-    values = torch.stack([value for _, value in recorded])
-    end = -frames.half_log_snr(sde, torch.tensor([sde.t_min], dtype=torch.float64))
 
-    def grid(k: int, gamma: float) -> tuple[float, ...]:
-        density = _bends(u, values, k) ** gamma
-        density = density + 0.05 * density.mean()
-        whole = torch.cat([u, end]), torch.cat([density, density[-1:]])
-        return tuple(at_noise_levels(sde, _nodes(*whole, steps).exp()).tolist())
+@dataclass
+class _Calibration:
+    """A calibration within its budget; ``spent`` counts evaluations times samples."""
 
-    order = 2 if nfe <= 10 else 3 if nfe < 30 else 4
-    process = str(sde)
-    if not thorough:
-        blind = make_grid(sde, "saturating", steps, sd)
-        fitted = torch.tensor(grid(1, 0.67 if order < 4 else 0.5), dtype=torch.float64)
-        halfway = (0.5 * (half_level(sde, blind) + half_level(sde, fitted))).exp()
-        fresh = sde.prior_sample(tuple(x_T.shape), torch.Generator().manual_seed(seed + 1))
-        return _proven(
-            sde, score, fresh.to(x_T), sd,
-            Recipe(tuple(blind.tolist()), 0, sd, process, gain=1.0, gain_error=0.0),
-            [Recipe(tuple(times.tolist()), order, sd, process)
-             for times in (fitted, at_noise_levels(sde, halfway))],
+    sde: SDE
+    score: ScoreFn
+    x_T: Tensor
+    steps: int
+    seed: int
+    sd: float = field(default=1.0, init=False)
+    spent: int = field(default=0, init=False)
+
+    def recipe(self, data_std: float | None) -> Recipe:
+        """The best of the candidates if it proves better than the blind grid; else that."""
+        half = slice(0, max(len(self.x_T) // 2, LEAST_SAMPLES))
+        if data_std is None:
+            data_std = self._pilot_std(self.x_T)
+        self.sd = frames.check_positive("data_std", data_std)
+        blind = Recipe(
+            tuple(make_grid(self.sde, "saturating", self.steps, self.sd).tolist()), 0, self.sd,
+            str(self.sde), gain=1.0, gain_error=0.0, model=checksum(self.score),
         )  # fmt: skip
+        if self.steps < 2:
+            return self._costed(blind)  # one step leaves nothing to choose
+        watched = Pilot(self.sde, self.score_of(half), self.sd)
+        pilot_steps = max(PILOT_STEPS, 2 * self.steps)
+        if pilot_steps * len(self.x_T[half]) > self.left / 2:
+            return self._costed(blind)
+        end = self._run(self.x_T[half], score=watched, steps=pilot_steps, order=4, data_std=self.sd)
+        best = self._best(self._candidates(watched, blind), self.x_T[half], end)
+        return self._costed(self._proven(best, blind))
 
-    fine = sample(
-        sde, score, x_T=x_T, method="adams", steps=2 * PILOT_STEPS, data_std=sd, order=4,
-        grid=_refined(times, sde), denoise=False,
-    )  # fmt: skip
+    def _costed(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, evaluations=self.spent / len(self.x_T))
+
+    @property
+    def left(self) -> int:
+        """Evaluations times samples that may still be spent."""
+        return BUDGET * len(self.x_T) - self.spent
+
+    @property
+    def unit(self) -> float:
+        """What errors are measured in: the data's std at the last time."""
+        return self.sd * float(self.sde.alpha(torch.tensor(self.sde.t_min, dtype=torch.float64)))
+
+    def score_of(self, rows: slice) -> ScoreFn:
+        """The score of some rows of the pilot's batch."""
+        return take(self.score, rows, len(self.x_T)) if rows.stop < len(self.x_T) else self.score
+
+    def _run(self, x_T: Tensor, score: ScoreFn | None = None, **settings: Any) -> Tensor:
+        """Endpoints by adams (or ``method``) without denoising, in parts of the pilot's size."""
+        settings = {"method": "adams", "denoise": False, **settings}
+        parts = []
+        for part in x_T.split(len(self.x_T)):
+            of_part = score or self.score_of(slice(0, len(part)))
+            result = sample(self.sde, of_part, x_T=part, return_info=True, **settings)
+            self.spent += result.nfe * len(part)
+            parts.append(result.x)
+        return torch.cat(parts)
+
+    def _pilot_std(self, x_T: Tensor) -> float:
+        """Standard deviation of samples, measured.
+
+        A rough one first, and adams from there. Noise of exactly the prior's size makes it exact
+        for Gaussian data, but for the solver.
+        """
+        matched = x_T * (self.sde.prior_std() / float(x_T.double().square().mean().sqrt()))
+
+        def spread(x: Tensor) -> float:
+            std = float(x.cpu().double().var(0).mean().sqrt())
+            return frames.check_positive("data_std", std)
+
+        rough = spread(self._run(matched, method="dpmpp_2m", steps=STD_STEPS, grid="logsnr"))
+        return spread(self._run(matched, steps=STD_STEPS, data_std=rough))
+
+    def _candidates(self, pilot: Pilot, blind: Recipe) -> list[Recipe]:
+        """Grids all the way and halfway to the fitted ones, of the orders that may serve."""
+        orders = (2, 3, 4) if self.steps <= 10 else (3, 4) if self.steps < 30 else (4,)
+        start = half_level(self.sde, torch.tensor(blind.times, dtype=torch.float64))
+        grids = [blind.times]
+        for k, gamma in DENSITIES:
+            fitted = pilot.nodes(k, gamma, self.steps)
+            for u in (fitted, 0.5 * (fitted + start)):
+                grids.append(tuple(at_noise_levels(self.sde, u.exp()).tolist()))
+        made = [replace(blind, times=times, order=order) for times in grids for order in orders]
+        own = 4 if self.steps >= 30 else 3
+        return [r for r in made if r.times != blind.times or r.order != own]
+
+    def _best(self, candidates: list[Recipe], x_T: Tensor, end: Tensor) -> Recipe:
+        """The candidate nearest to the known endpoints, on at most 0.4 of what is left."""
+        count = int(0.4 * self.left / (len(candidates) * self.steps))
+        few = slice(0, max(min(count, len(x_T)), 4))
+
+        def miss(recipe: Recipe) -> float:
+            return math.prod(_means(self._errors(self._run(x_T[few], grid=recipe), end[few])))
+
+        return min(candidates, key=miss)
+
+    def _proven(self, chosen: Recipe, blind: Recipe) -> Recipe:
+        """The chosen recipe if it gains on fresh noise; else the blind one, with its error."""
+        fine_steps = fine_for(self.steps)
+        count = min(self.left // (fine_steps + 2 * self.steps), 4 * len(self.x_T))
+        if count < LEAST_SAMPLES // 2:
+            return blind
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        x_T = self.sde.prior_sample((count, *self.x_T.shape[1:]), generator).to(self.x_T)
+        fine = self._run(x_T, steps=fine_steps, order=4, data_std=self.sd)
+        base = self._errors(self._run(x_T, grid=blind), fine)
+        each = self._errors(self._run(x_T, grid=chosen), fine)
+        blind = replace(blind, error=_means(base)[0])
+        gain, spread = gain_of(each, base)
+        if not gain.is_sure(spread):
+            return blind
+        return replace(chosen, error=_means(each)[0], gain=gain.mean, gain_error=spread.mean)
+
+    def _errors(self, x: Tensor, fine: Tensor) -> Tensor:
+        """The rms endpoint error of each sample (B,), in units of the data's std."""
+        each = (x - fine).flatten(1).cpu().double().square().mean(1).sqrt() / self.unit
+        return each.clamp_min(1e-12)  # rounding is no error
+
+
+def fine_for(steps: int) -> int:
+    """Steps of order 4 whose error is little beside that of so many by any grid."""
+    return max(32, 4 * steps) if steps < 20 else max(80, int(2.5 * steps))
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Ratios of errors, by rms and median, or the standard errors of their logarithms."""
+
+    mean: float
+    rms: float
+    median: float
+
+    def is_sure(self, spread: Gain) -> bool:
+        """Below 1 by standard errors: most of all in the rms, which few samples decide."""
+        return (
+            math.log(self.mean) + 2 * spread.mean < 0
+            and math.log(self.rms) + 2.5 * spread.rms < 0
+            and math.log(self.median) + spread.median < 0
+        )
+
+
+def gain_of(each: Tensor, base: Tensor) -> tuple[Gain, Gain]:
+    """How errors (n,) compare with others (n,) of the same noise, and how surely (bootstrap)."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(each), (400, len(each)), generator=generator)
+    everything = torch.cat([torch.arange(len(each))[None], draws])
+    logs = torch.stack([each[everything], base[everything]])
+    rms = logs.square().mean(-1).sqrt().log().diff(dim=0)[0] * -1
+    median = logs.median(-1).values.log().diff(dim=0)[0] * -1
+    columns = torch.stack([0.5 * (rms + median), rms, median])
+    return Gain(*columns[:, 0].exp().tolist()), Gain(*columns[:, 1:].std(1).tolist())
+
+
+def _means(errors: Tensor) -> tuple[float, float]:
+    """rms and median of the samples' errors."""
+    return float(errors.square().mean().sqrt()), float(errors.median())
+
+
+def _thorough(sde: SDE, score: ScoreFn, x_T: Tensor, steps: int, data_std: float | None) -> Recipe:
+    """The best of many densities and orders, by the error in the pilot itself."""
+    work = _Calibration(sde, score, x_T, steps, 0)
+    work.sd = sd = frames.check_positive(
+        "data_std", work._pilot_std(x_T) if data_std is None else data_std
+    )
+    pilot = Pilot(sde, score, sd)
+    work._run(x_T, score=pilot, steps=PILOT_STEPS, data_std=sd)
+    fine = work._run(
+        x_T, steps=2 * PILOT_STEPS, grid=refined(pilot.times, sde), order=4, data_std=sd
+    )
     best, chosen = math.inf, None
-    for k, gamma in ((1, 0.5), (1, 0.67), (1, 1.0), (2, 0.5), (2, 0.67)):
-        candidate = grid(k, gamma)
-        for p in (2, 3, 4):
-            x = sample(
-                sde, score, x_T=x_T, method="adams", grid=candidate, data_std=sd, order=p,
-                denoise=False,
-            )  # fmt: skip
-            each = (x - fine).flatten(1).cpu().double().square().mean(1).sqrt()
-            each = each / float(sde.alpha(times[-1:].clamp(max=sde.t_min))) / sd
-            rms, median = float(each.square().mean().sqrt()), float(each.median())
+    for k, gamma in THOROUGH:
+        times = tuple(at_noise_levels(sde, pilot.nodes(k, gamma, steps).exp()).tolist())
+        for order in (2, 3, 4):
+            recipe = Recipe(times, order, sd, str(sde), model=checksum(score))
+            rms, median = _means(work._errors(work._run(x_T, grid=recipe), fine))
             if math.sqrt(rms * median) < best:
-                best = math.sqrt(rms * median)
-                chosen = Recipe(candidate, p, sd, process, rms)
+                best, chosen = math.sqrt(rms * median), replace(recipe, error=rms)
     if chosen is None:
         raise UserError("calibration failed: the score gives values that are not finite.")
-    return chosen
-
-
-def _refined(times: Tensor, sde: SDE) -> list[float]:
-    """The pilot's grid with its steps halved (in t)."""
-    whole = torch.cat([times, torch.tensor([sde.t_min], dtype=torch.float64)])
-    middle = torch.sqrt(whole[1:] * whole[:-1])
-    return torch.cat([torch.stack([whole[:-1], middle], 1).flatten(), whole[-1:]]).tolist()
+    return work._costed(chosen)

@@ -19,6 +19,7 @@ from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.method import Predictor, Trajectory, advance
 from score_sde.sampling.plan import Plan, check_spent, make_plan
+from score_sde.sampling.recipe import Recipe
 from score_sde.scores import Rows, ScoreFn, batches, take
 
 Hook = Callable[[Tensor, Tensor], Tensor | None]
@@ -110,6 +111,8 @@ def sample(
         sde, shape, x_T, method, steps, nfe, grid, seeds, denoise, noise, noise_scale, batch_size,
         device, dtype, options,
     )  # fmt: skip
+    if isinstance(grid, Recipe):
+        grid.check_model(score)
     started, watched, chunks = (
         time.perf_counter(),
         Watched(score, plan.score_dtype, plan.shape[0]),

@@ -19,6 +19,7 @@ from score_sde.sampling.catalogue import make_sampler
 from score_sde.sampling.grids import make_grid
 from score_sde.sampling.method import Predictor
 from score_sde.sampling.options import settings_of
+from score_sde.sampling.recipe import Recipe
 
 # alpha/sigma at t_max, below which x_0 cannot be read off the score: by the digits of the state.
 LEAST_ALPHA = {torch.float64: 1e-10}
@@ -88,7 +89,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a call of `sample`, whose arguments these are; ValueError if they make none."""
     check_counts(steps=steps, nfe=nfe, batch_size=batch_size)
-    recipe = grid if hasattr(grid, "data_std") else None
+    recipe = grid if isinstance(grid, Recipe) else None
     if recipe is not None:
         recipe.check(sde)
         options = {"data_std": recipe.data_std, "order": recipe.order, **options}
