@@ -27,7 +27,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from score_sde.checks import Count, UserError, lookup, unknown, validated, whole_seeds
+from score_sde.checks import (
+    Count,
+    UserError,
+    lookup,
+    memory_for,
+    unknown,
+    validated,
+    whole_seeds,
+)
 from score_sde.conditioning.text import make_text_encoder
 from score_sde.conditioning.told import Conditioning
 from score_sde.convert.live_autoencoder import autoencoder_of
@@ -227,7 +235,8 @@ def build_net(config: Config, spec: DataSpec) -> nn.Module:
     flat = name in ("transformer", "edm2") and len(spec.shape) != 3
     if needed or flat:
         raise ConfigError(f"net.name={name} does not take items of shape {spec.shape}: {SHAPES}.")
-    return _call(make, "net", values, given)
+    with memory_for("net"):
+        return _call(make, "net", values, given)
 
 
 def build_autoencoder(config: Config, spec: DataSpec) -> Any:

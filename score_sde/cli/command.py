@@ -12,7 +12,7 @@ from typing import Any
 
 from score_sde.checks import as_it_looks, did_you_mean, trusting
 from score_sde.cli.flags import UsageError, Words, change_field, parse
-from score_sde.cli.help import EXAMPLES, help_of, help_text, samplers_text
+from score_sde.cli.help import help_of, help_text, samplers_text
 from score_sde.cli.modes import GENERAL, MODES, SAMPLER
 from score_sde.runs.configs import Config, load_config
 from score_sde.runs.directory import RunDirectory
@@ -77,7 +77,9 @@ def _arguments(name: str, said: Words) -> dict[str, Any]:
         if config is not None:
             given["workdir"] = str(Path("runs") / config.run_name)
         elif mode.needs("workdir"):
-            raise UsageError("give --config or --workdir, for example:" + EXAMPLES)
+            raise UsageError(
+                "give --config or --workdir, for example --config vp_fashion --mode train."
+            )
     if config is not None and "config" in taken:
         given |= {"changes": config.changed} if config.of_run else {"config": config.to_dict()}
     elif config is not None and config.changed:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Size, Sizes, UserError, checked
+from score_sde.checks import Depth, Size, Sizes, UserError, checked, memory_for, named
 from score_sde.nets.codec import Moments
 from score_sde.nets.layers import conv, group_norm
 from score_sde.nets.presets import AUTOENCODERS
@@ -80,15 +80,16 @@ class KLAutoencoder(nn.Module):
     """
 
     @checked("net")
+    @memory_for("net")
     def __init__(
         self,
         channels: Size,
-        size: tuple[int, int],
+        size: tuple[Size, Size],
         latent_channels: Size = 4,
         width: Size = 32,
         multipliers: Sizes = (1, 2),
-        blocks: Size = 1,
-        decoder_blocks: Size = 2,
+        blocks: Depth = 1,
+        decoder_blocks: Depth = 2,
         attention: bool = False,
         patch: Size = 2,
     ):
@@ -127,9 +128,7 @@ class KLAutoencoder(nn.Module):
     @classmethod
     def preset(cls, name: str, **options: Any) -> KLAutoencoder:
         """Settings of `presets.AUTOENCODERS` by name, with changes."""
-        if name not in AUTOENCODERS:
-            raise UserError(f"no autoencoder {name!r}; there are {', '.join(AUTOENCODERS)}.")
-        return cls(**{**AUTOENCODERS[name], **options})
+        return cls(**{**named(AUTOENCODERS, name, "the preset"), **options})
 
     def moments(self, x: Tensor) -> Moments:
         """Mean and standard deviation of the latents of x, each (B, *latent_shape)."""

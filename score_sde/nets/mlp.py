@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import Size, UserError, checked
+from score_sde.checks import Depth, Size, UserError, checked, memory_for
 from score_sde.nets.layers import SinusoidalEmbedding
 
 
@@ -16,7 +16,8 @@ class MLP(nn.Module):
     """
 
     @checked("net")
-    def __init__(self, dim: Size, width: Size = 128, depth: Size = 3):
+    @memory_for("net")
+    def __init__(self, dim: Size, width: Size = 128, depth: Depth = 3):
         super().__init__()
         self.dim = dim
         self.embedding = nn.Sequential(

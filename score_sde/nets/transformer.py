@@ -14,13 +14,24 @@ others then (2209.12152).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Few, Fraction, Positive, Size, UserError, checked
+from score_sde.checks import (
+    Depth,
+    Few,
+    Fraction,
+    Positive,
+    Size,
+    UserError,
+    check_fits,
+    checked,
+    memory_for,
+    named,
+)
 from score_sde.nets.attention import (
     axial_angles,
     patches_per_side,
@@ -30,14 +41,6 @@ from score_sde.nets.attention import (
 )
 from score_sde.nets.presets import TRANSFORMERS
 from score_sde.nets.transformer_blocks import Block, BlockOptions, Embedding, make_norm, small
-
-CHOICES = {
-    "modulation": ("each", "shared", "tokens"),
-    "positions": ("sincos", "rotary", "learned"),
-    "norm": ("layer", "rms"),
-    "mlp": ("gelu", "gelu_tanh", "swiglu"),
-    "text": ("cross", "tokens"),
-}
 
 
 class Transformer(nn.Module):
@@ -70,33 +73,34 @@ class Transformer(nn.Module):
     blocks: Any
 
     @checked("net")
+    @memory_for("net")
     def __init__(
         self,
         channels: Size,
-        size: tuple[int, int],
+        size: tuple[Size, Size],
         out_channels: Size | None = None,
         width: Size = 384,
-        depth: Size = 12,
+        depth: Depth = 12,
         heads: Size = 6,
         patch: Size = 2,
         mlp_ratio: Positive = 4.0,
-        mlp: str = "gelu_tanh",
-        modulation: str = "each",
-        positions: str = "sincos",
+        mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh",
+        modulation: Literal["each", "shared", "tokens"] = "each",
+        positions: Literal["sincos", "rotary", "learned"] = "sincos",
         position_spacing: float = 1.0,
-        norm: str = "layer",
+        norm: Literal["layer", "rms"] = "layer",
         norm_eps: Positive = 1e-6,
-        mlp_norm_eps: float | None = None,
+        mlp_norm_eps: Positive | None = None,
         qk_norm: bool = False,
         qkv_bias: bool = True,
         classes: Few = 0,
         class_dropout: Fraction = 0.0,
-        class_tokens: int = 0,
-        class_tokens_from: int = 0,
-        text_dim: int = 0,
-        text: str = "cross",
-        pooled_dim: int = 0,
-        bottleneck: int | None = None,
+        class_tokens: Few = 0,
+        class_tokens_from: Few = 0,
+        text_dim: Few = 0,
+        text: Literal["cross", "tokens"] = "cross",
+        pooled_dim: Few = 0,
+        bottleneck: Size | None = None,
         skips: bool = False,
         last_conv: bool = False,
         dropout: Fraction = 0.0,
@@ -105,10 +109,6 @@ class Transformer(nn.Module):
         embedding_per_block: bool = False,
     ):
         super().__init__()
-        chosen = dict(modulation=modulation, positions=positions, norm=norm, mlp=mlp, text=text)
-        for name, value in chosen.items():
-            if value not in CHOICES[name]:
-                raise UserError(f"{name} {value!r} is unknown; choose from {CHOICES[name]}.")
         if width % 4 or (positions == "rotary" and (width // heads) % 4):
             raise UserError(f"positions need a width of 4 a head (got {width} over {heads}).")
         if class_tokens and not classes:
@@ -119,6 +119,7 @@ class Transformer(nn.Module):
         self.out_channels = channels if out_channels is None else out_channels
         self.grid = patches_per_side(size, patch)
         count = self.grid[0] * self.grid[1]
+        check_fits(32 * count * width, "the places of so many patches")
 
         inner = bottleneck or width
         self.patches = nn.Conv2d(channels, inner, patch, stride=patch, bias=bottleneck is None)
@@ -160,9 +161,7 @@ class Transformer(nn.Module):
     @classmethod
     def preset(cls, name: str, **options: Any) -> Transformer:
         """A published transformer by its name in `presets.TRANSFORMERS`, with changes."""
-        if name not in TRANSFORMERS:
-            raise UserError(f"no transformer {name!r}; there are {', '.join(TRANSFORMERS)}.")
-        return cls(**{**TRANSFORMERS[name], **options})
+        return cls(**{**named(TRANSFORMERS, name, "the preset"), **options})
 
     def _initialize(self) -> None:
         small_normal(self)

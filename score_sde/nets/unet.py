@@ -17,13 +17,25 @@ that is to be continued or enlarged joins the input as more channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Few, Fraction, Positive, Size, Sizes, UserError, checked
+from score_sde.checks import (
+    Depth,
+    Few,
+    Fraction,
+    NonNegative,
+    Positive,
+    Size,
+    Sizes,
+    UserError,
+    checked,
+    memory_for,
+    named,
+)
 from score_sde.nets.blocks import (
     BlockOptions,
     InputPyramid,
@@ -42,17 +54,6 @@ from score_sde.nets.layers import (
 )
 from score_sde.nets.presets import PRESETS
 from score_sde.nets.text import CrossAttention, TextInput, Words
-
-CHOICES = {
-    "modulation": ("shift", "scale_shift"),
-    "resample": ("block", "conv", "conv_symmetric", "plain"),
-    "embedding": ("positional", "positional_adm", "positional_edm", "fourier"),
-    "class_embedding": ("input", "output"),
-    "decoder_attention": ("last", "every"),
-    "progressive_input": ("none", "skip", "residual"),
-    "progressive_combine": ("sum", "cat"),
-    "progressive_output": ("none", "skip"),
-}
 
 
 SIDES = ("Depth", "Height", "Width")
@@ -119,6 +120,7 @@ class UNet(nn.Module):
     decoder: Any
 
     @checked("net")
+    @memory_for("net")
     def __init__(
         self,
         channels: Size,
@@ -126,50 +128,49 @@ class UNet(nn.Module):
         out_channels: Size | None = None,
         width: Size = 128,
         multipliers: Sizes = (1, 2, 2, 2),
-        blocks: Size = 4,
-        decoder_blocks: Size | None = None,
-        middle: tuple[str, ...] = ("block", "attention", "block"),
-        resample: str = "block",
+        blocks: Depth = 4,
+        decoder_blocks: Depth | None = None,
+        middle: tuple[Literal["block", "attention"], ...] = ("block", "attention", "block"),
+        resample: Literal["block", "conv", "conv_symmetric", "plain"] = "block",
         attention: tuple[Size, ...] = (16,),
-        decoder_attention: str = "last",
+        decoder_attention: Literal["last", "every"] = "last",
         heads: Size = 1,
         head_channels: Size | None = None,
         dropout: Fraction = 0.0,
         patch: Size = 1,
-        modulation: str = "shift",
+        modulation: Literal["shift", "scale_shift"] = "shift",
         skip_scale: Positive = 1.0,
         skip_conv: bool = True,
         group_channels: Size = 4,
         groups: Size = 32,
         norm_eps: Positive = 1e-6,
-        embedding: str = "positional",
+        embedding: Literal[
+            "positional", "positional_adm", "positional_edm", "fourier"
+        ] = "positional",
         classes: Few = 0,
         class_dropout: Fraction = 0.0,
-        class_embedding: str = "input",
+        class_embedding: Literal["input", "output"] = "input",
         augment: Few = 0,
         taps: tuple[int, ...] = (1, 1),
-        text: int = 0,
-        text_table: int = 0,
-        text_channels: int = 128,
-        text_attention: tuple[int, ...] | None = None,
-        text_head_channels: int = 32,
-        picture: int = 0,
-        picture_noise: float = 0.0,
-        progressive_input: str = "none",
-        progressive_combine: str = "sum",
-        progressive_output: str = "none",
+        text: Few = 0,
+        text_table: Few = 0,
+        text_channels: Size = 128,
+        text_attention: tuple[Size, ...] | None = None,
+        text_head_channels: Size = 32,
+        picture: Few = 0,
+        picture_noise: NonNegative = 0.0,
+        progressive_input: Literal["none", "skip", "residual"] = "none",
+        progressive_combine: Literal["sum", "cat"] = "sum",
+        progressive_output: Literal["none", "skip"] = "none",
         norm_groups: Mapping[str, int] | None = None,
     ):
         super().__init__()
-        given, dims = locals(), len(size)
+        dims = len(size)
         if dims not in (1, 2, 3) or (dims != 2 and picture):
             raise UserError(
                 f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
                 f"pictures only of images (got size {tuple(size)}, picture={picture})."
             )
-        for name, choices in CHOICES.items():
-            if given[name] not in choices:
-                raise UserError(f"{name} {given[name]!r} is unknown; choose from {list(choices)}.")
         heights = _level_heights(size, patch, len(multipliers), attention)
         decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
         if not 1 <= decoder_blocks <= blocks + 1:
@@ -289,9 +290,7 @@ class UNet(nn.Module):
     @classmethod
     def preset(cls, name: str, channels: int, size: tuple[int, ...], **changes: Any) -> UNet:
         """A published (or proven) setting by name, a key of `PRESETS`, with changes."""
-        if name not in PRESETS:
-            raise UserError(f"unknown U-Net preset {name!r}; choose from {list(PRESETS)}.")
-        return cls(channels, size, **{**PRESETS[name], **changes})
+        return cls(channels, size, **{**named(PRESETS, name, "the preset"), **changes})
 
     def modulated(self) -> Iterator[tuple[str, Any]]:
         """Names and modules of what takes a share of the modulation, in order of execution."""

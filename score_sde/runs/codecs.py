@@ -132,7 +132,8 @@ def _read(path: Path, said: Any, trusted: bool) -> RunCodec:
             f"Put the old file back."
         )
     try:
-        with trusting(trusted), no_larger_than(sum(v.numel() for v in state.values())):
+        held = sum(value.numel() for value in state.values())
+        with trusting(trusted), no_larger_than(held, str(where)):
             net = build.build_autoencoder({"autoencoder": said["autoencoder"]}, spec)
         codec = Codec(net, state["shift"], state["scale"])
         codec.load_state_dict(state)

@@ -8,23 +8,21 @@ that a file of a few bytes asks for and no file holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from score_sde import build
-from score_sde.checks import UserError
+from score_sde.checks import UserError, memory_for
 from score_sde.data import DataSpec
 from score_sde.models import ScoreModel
 from score_sde.runs.directory import RunDirectory, RunError
 
 MOST_VALUES = 10**9  # of one item of data
-SLACK = 10**6  # what a network may have beyond its weights, and what its settings may count up to
+SLACK = 10**6  # what a network may have beyond its weights
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,8 @@ def read_spec(values: Any, where: Path) -> DataSpec:
 def build_with(facts: Facts, state: Mapping[str, Tensor]) -> ScoreModel:
     """The model of a run with these weights; RunError if they are not those of its network."""
     held = sum(value.numel() for value in state.values())
-    _check_numbers(facts, facts.config["net"], "net", max(SLACK, held))
     try:
-        with no_larger_than(held):
+        with no_larger_than(held, f"{facts.path / 'config.json'}"):
             model = build.build_model(facts.config, facts.spec)
         model.net.load_state_dict(dict(state))
     except UserError:
@@ -106,37 +103,7 @@ def build_with(facts: Facts, state: Mapping[str, Tensor]) -> ScoreModel:
     return model
 
 
-def _check_numbers(facts: Facts, value: Any, name: str, most: int) -> None:
-    """No count in the network's settings is larger than all that its weights hold."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_numbers(facts, item, f"{name}.{key}", most)
-    elif isinstance(value, list):
-        for item in value:
-            _check_numbers(facts, item, name, most)
-    elif isinstance(value, int) and abs(value) > most:
-        raise RunError(
-            f"{facts.path / 'config.json'}: {name} is {value}, more than the {most} numbers that "
-            "the weights hold."
-        )
-
-
-@contextmanager
-def no_larger_than(numbers: int) -> Iterator[None]:
-    """While a network is built: RunError as soon as it has many more numbers than these."""
-    so_far = 0
-
-    def count(module: Any, name: str, parameter: Any) -> None:
-        nonlocal so_far
-        so_far += 0 if parameter is None else parameter.numel()
-        if so_far > 2 * numbers + SLACK:
-            raise RunError(
-                f"config.json describes a network of more than {so_far:,} numbers, but the "
-                f"weights beside it hold {numbers:,}."
-            )
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+def no_larger_than(numbers: int, what: str) -> memory_for:
+    """While a network is built: UserError before it has many more numbers than these weights."""
+    why = f"the weights beside it hold {numbers:,} numbers"
+    return memory_for(what, 4 * (2 * numbers + SLACK), why)

@@ -1,0 +1,85 @@
+"""What a user may give: one error, one lookup of names, one validation by types.
+
+Whatever is wrong with what was given is a `UserError`, a sentence with the field, the value and
+what is allowed. Anything else that is raised is a mistake of ours. In ten seconds:
+
+    @checked                                 # a public function: types and ranges by annotations
+    def sample(sde: SDE, steps: Count | None = None, grid: str | Tensor | None = None): ...
+
+    @validated("training")                   # settings: errors name training.lr
+    @dataclass(frozen=True)
+    class TrainingSettings:
+        lr: Positive = 2e-4
+        batch_size: Count = 128
+        betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+        precision: Literal["fp32", "bf16"] = "fp32"
+
+        def __post_init__(self):             # what only mathematics decides stays here
+            require(self.t_min < self.t_max, f"training.t_min ({self.t_min}) must be below ...")
+
+    METHODS = {"ddim": DDIM}
+    make = lookup(METHODS, name, "sampler", kind=Predictor)      # short name or dotted path
+
+Types are strict: "5" is not 5, True is not 1, 1.5 is no whole number; NaN and infinity are refused
+unless the type is `Extended`. NumPy's scalars are numbers, a list will do for a tuple. A class in
+an annotation (Tensor, SDE, nn.Module) means an instance of it; unannotated arguments pass.
+
+A dotted path is the user's own word, unless it comes from a file of somebody else's: what is built
+from such a file is built ``with trusting(False)``, where a name means a built-in, or a class of
+this package of the right kind, and nothing else is imported.
+"""
+
+from score_sde.checks.errors import UserError, as_it_looks, did_you_mean, require, unknown
+from score_sde.checks.memory import check_fits, machine_memory, memory_for
+from score_sde.checks.names import lookup, named, trusting, trusts_files
+from score_sde.checks.types import (
+    Count,
+    Depth,
+    Extended,
+    Few,
+    Fraction,
+    Index,
+    Momentum,
+    NonNegative,
+    Options,
+    Positive,
+    Row,
+    Seed,
+    Size,
+    Sizes,
+    whole_seeds,
+)
+from score_sde.checks.validation import checked, sentence, validated
+
+__all__ = [
+    "Count",
+    "Depth",
+    "Extended",
+    "Few",
+    "Fraction",
+    "Index",
+    "Momentum",
+    "NonNegative",
+    "Options",
+    "Positive",
+    "Row",
+    "Seed",
+    "Size",
+    "Sizes",
+    "UserError",
+    "as_it_looks",
+    "check_fits",
+    "checked",
+    "did_you_mean",
+    "lookup",
+    "machine_memory",
+    "memory_for",
+    "named",
+    "require",
+    "sentence",
+    "trusting",
+    "trusts_files",
+    "unknown",
+    "validated",
+    "whole_seeds",
+]

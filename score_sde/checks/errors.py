@@ -1,0 +1,59 @@
+"""The error of a user's mistake, and the words that errors are made of."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """What a user gave cannot be used: a sentence with the value, the choices and the fix.
+
+    On one line, whatever a value or another library's message brings along.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).splitlines()))
+
+
+def require(holds: bool, sentence: str) -> None:
+    """Raises UserError with this sentence unless the condition holds."""
+    if not holds:
+        raise UserError(sentence)
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """ " Did you mean 'ddim'?", or nothing if no choice is near."""
+    known = {str(choice).lower(): str(choice) for choice in choices}
+    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return f" Did you mean {known[close[0]]!r}?" if close else ""
+
+
+def unknown(what: str, name: str, choices: Iterable[str], *, also: str = "") -> UserError:
+    """The error for a name that is none of the choices."""
+    known = [str(choice) for choice in choices]
+    listed = f"Choose from {', '.join(known)}{also}." if known else "There are none."
+    return UserError(f"{what} {name!r} is unknown.{did_you_mean(name, known)} {listed}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, on one line."""
+    if getattr(value, "ndim", False) and hasattr(value, "shape"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if dataclasses.is_dataclass(value) or type(value).__repr__ is object.__repr__:
+        return f"an object of type {type(value).__name__}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def as_it_looks(text: Any) -> Any:
+    """Text as the number, truth value or list that it looks like, and else as text."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

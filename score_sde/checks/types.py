@@ -1,0 +1,59 @@
+"""Types by which arguments and settings are checked: numbers of a range, and the like."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import Field, Strict
+from torch import Tensor
+
+from score_sde.checks.errors import require, shown
+
+T = TypeVar("T")
+
+Positive = Annotated[float, Field(gt=0, lt=1e100)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Extended = Annotated[float, Field(allow_inf_nan=True)]
+"""A number that may be infinite or NaN."""
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+"""A count that memory or time is taken for: of channels, layers, steps of a table."""
+Depth = Annotated[int, Field(ge=1, le=4096)]
+"""A count of modules, each of which is an object of Python."""
+Few = Annotated[int, Field(ge=0, le=2**20)]
+"""As `Size`, or none."""
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1)]
+Index = Annotated[int, Field(ge=0, le=2**53)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Row = Annotated[tuple[T, ...], Strict(False)]
+"""Row[Count]: a tuple of any length, or a list that becomes one."""
+Options = Mapping[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """NumPy's scalars as Python's; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def whole_seeds(seeds: Iterable[Any]) -> list[int]:
+    """Seeds as integers from 0 to 2^64 - 1; UserError for anything else."""
+    require(
+        isinstance(seeds, Iterable), f"seeds are one whole number a sample (got {shown(seeds)})."
+    )
+    found = []
+    for seed in seeds.reshape(-1) if isinstance(seeds, Tensor) else seeds:
+        try:
+            value = operator.index(plain(seed))
+        except TypeError:
+            value = -1
+        require(
+            0 <= value < 2**64 and not isinstance(seed, bool),
+            f"seeds must be whole numbers from 0 to 2^64 - 1 (got {shown(seed)}).",
+        )
+        found.append(value)
+    return found
