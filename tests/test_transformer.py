@@ -113,7 +113,7 @@ def test_query_norms_bound_the_scores():
 def test_wrong_shapes_are_explained():
     with pytest.raises(ValueError, match="30x32 do not divide into patches of 4x4"):
         Transformer(3, (30, 32), patch=4)
-    with pytest.raises(ValueError, match="is unknown; choose from"):
+    with pytest.raises(ValueError, match="net.mlp must be .* Did you mean"):
         Transformer(3, (32, 32), mlp="relu")
     net = Transformer(2, (8, 8), width=32, depth=1, heads=2)
     with pytest.raises(ValueError, match=r"images of \(8, 8\), not \(16, 16\)"):
