@@ -163,7 +163,7 @@ def test_embeddings():
         (lambda: UNet(1, (8, 8), **SMALL, embedding="sine"), "net.embedding must be"),
         (lambda: UNet(1, (8, 8), **SMALL, middle=("attention",)), "middle"),
         (lambda: UNet(1, (8, 8), **SMALL, taps=(1,)), "taps .* at least two numbers"),
-        (lambda: UNet(1, (8, 8), **SMALL, progressive_input="sum"), "net.progressive_input must be"),
+        (lambda: UNet(1, (8, 8), **SMALL, progressive_input="sum"), "progressive_input must"),
         (
             lambda: UNet(1, (8, 8), **{**SMALL, "attention": (4,)}, head_channels=24),
             "32 channels do not divide into 24 channels per",
