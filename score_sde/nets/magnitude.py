@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Few, Fraction, Size, Sizes, UserError, checked
+from score_sde.checks import Depth, Few, Fraction, Size, Sizes, UserError, checked, memory_for
 from score_sde.nets.presets import EDM2
 
 SILU = 0.596  # E[silu(x)^2]^(1/2) of standard normal x
@@ -155,13 +155,14 @@ class MagnitudeUNet(nn.Module):
     knows_nothing = True  # rows of `scores.nothing_like` are no condition
 
     @checked("net")
+    @memory_for("net")
     def __init__(
         self,
         channels: Size,
         size: tuple[Size, Size],
         width: Size = 192,
         multipliers: Sizes = (1, 2, 3, 4),
-        blocks: Size = 3,
+        blocks: Depth = 3,
         attention: tuple[Size, ...] = (16, 8),
         head_channels: Size = 64,
         dropout: Fraction = 0.0,
