@@ -55,7 +55,6 @@ from score_sde.nets.layers import (
 from score_sde.nets.presets import PRESETS
 from score_sde.nets.text import CrossAttention, TextInput, Words
 
-
 SIDES = ("Depth", "Height", "Width")
 
 
