@@ -76,6 +76,7 @@ NUM_SAMPLES = Flag("num_samples", int, "how many samples, or items of a split")
 FIRST_SEED = Flag("first_seed", int, "sample i has seed first_seed + i")
 BATCH_SIZE = Flag("batch_size", int, "samples or items at a time")
 WEIGHTS = Flag("weights", str, "ema (averaged), model (as trained), another average's name")
+STEP = Flag("step", str, "of the checkpoint: a number, or best (by held-out loss); else the newest")
 CLASS_LABELS = Flag(
     "class_labels", str,
     "a class for all, some to take in turn (0,1,2), all; or data, the classes of a split",
@@ -97,7 +98,7 @@ STEERING = (
     Flag("init", str, "a picture to start from instead of from noise"),
     Flag("strength", float, "share of the steps taken from there, in (0, 1]; 0.6 if not given"),
 )
-ITEMS = (WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, CLASS_LABELS, DATA, SPLIT)
+ITEMS = (WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, CLASS_LABELS, DATA, SPLIT)
 
 MODES: dict[str, Mode] = {
     "train": Mode(
@@ -111,8 +112,8 @@ MODES: dict[str, Mode] = {
     "sample": Mode(
         "draw from a trained run",
         (
-            WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, OUT, CLASS_LABELS, SAMPLER,
-            STEPS, NFE, GRID, OPTION, BATCH_SIZE, *STEERING,
+            WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, STEP, OUT, CLASS_LABELS,
+            SAMPLER, STEPS, NFE, GRID, OPTION, BATCH_SIZE, *STEERING,
         ),
         sample.sample_to_files,
     ),
@@ -121,14 +122,14 @@ MODES: dict[str, Mode] = {
         (
             WORKDIR, CONFIG, DEVICE,
             Flag("sigma_rel", float, "relative width of the average, for example 0.08"),
-            Flag("step", int, "of the snapshot that it ends at; the last if not given"),
+            STEP,
         ),
         average.make_average,
     ),
     "calibrate": Mode(
         "fit a time grid of adams to a run, a recipe for --grid",
         (
-            WORKDIR, CONFIG, DEVICE, NFE, WEIGHTS,
+            WORKDIR, CONFIG, DEVICE, NFE, WEIGHTS, STEP,
             Flag("thorough", bool, "choose order and density by error too"),
             Flag("recipe", str, "file to write; recipe_<nfe>.json in the run if not given"),
         ),
@@ -147,8 +148,8 @@ MODES: dict[str, Mode] = {
     "evaluate": Mode(
         "distances of samples to data, with errors, and whether they are copies",
         (
-            WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, OUT, CLASS_LABELS, SAMPLER,
-            STEPS, NFE, GRID, OPTION, BATCH_SIZE, DATA, SPLIT,
+            WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, STEP, OUT, CLASS_LABELS,
+            SAMPLER, STEPS, NFE, GRID, OPTION, BATCH_SIZE, DATA, SPLIT,
             Flag("samples", str, "folder, .zip, .npy or .npz of samples, in place of a run's"),
             Flag("features", str, f"{', '.join(FEATURES)}, or a dotted path; by the images' shape"),
             Flag("reference", str, "statistics (.npz) in place of data"),
@@ -163,7 +164,7 @@ MODES: dict[str, Mode] = {
     "diagnose": Mode(
         "say why a run's samples are bad, with the evidence and the fix",
         (
-            WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, DATA, NUM_SAMPLES,
+            WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, DATA, NUM_SAMPLES,
             Flag("items", int, "how many items of the data to look at"),
         ),
         diagnose.diagnose_to_file,
@@ -196,15 +197,18 @@ MODES: dict[str, Mode] = {
     ),
     "export": Mode(
         "write a run's weights for other tools",
-        (WORKDIR, CONFIG, OUT, WEIGHTS, Flag("format", exchange.LAYOUTS, "of the files", "layout")),
+        (
+            WORKDIR, CONFIG, OUT, WEIGHTS, STEP,
+            Flag("format", exchange.LAYOUTS, "of the files", "layout"),
+        ),
         exchange.export_run,
     ),
     "restore": Mode(
         "draw what pictures may have been from what is left of them",
         (
             Flag("task", restore.TASKS, "what is measured of the pictures"),
-            WORKDIR, CONFIG, DEVICE, WEIGHTS, OUT, CLASS_LABELS, DATA, SPLIT, NUM_SAMPLES, NFE,
-            FIRST_SEED, BATCH_SIZE, OPTION,
+            WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, CLASS_LABELS, DATA, SPLIT, NUM_SAMPLES,
+            NFE, FIRST_SEED, BATCH_SIZE, OPTION,
             Flag("items", int, "how many items of the data to look at"),
             Flag("mask", str, "of inpaint: a picture, white where the pictures are seen"),
             Flag("factor", int, "of upscale, deblur and fourier"),

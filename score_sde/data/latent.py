@@ -34,7 +34,7 @@ class LatentData(ArrayData):
 
     def raw_items(self, rows: range) -> Tensor:
         """These items, (len(rows), *shape), drawn by their places: the same ones at every call."""
-        mean, std = self.raw[rows.start : rows.stop].unbind(1)
+        mean, std = self.raw[rows.start : rows.stop : rows.step].unbind(1)
         noise = [_normal(self.spec.shape, i) for i in rows]
         return mean + std * torch.stack(noise) if noise else mean
 

@@ -61,11 +61,14 @@ class ArrayData:
 
     def raw_items(self, rows: range) -> Tensor:
         """These items as they are stored, (len(rows), *shape)."""
-        return self.raw[rows.start : rows.stop]
+        return self.raw[rows.start : rows.stop : rows.step]
 
     def condition_items(self, rows: range) -> dict[str, Tensor]:
         """What is known of these items, by name, each a tensor with len(rows) rows."""
-        return {name: value[rows.start : rows.stop] for name, value in self.condition.items()}
+        return {
+            name: value[rows.start : rows.stop : rows.step]
+            for name, value in self.condition.items()
+        }
 
     def with_condition(self, **condition: Tensor) -> ArrayData:
         """These items with more known of each: for each name a tensor with a row an item."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from score_sde.runs.directory import RunError
 from score_sde.runs.run import Run, load
 from score_sde.training.posthoc import load_average, reconstruct, save_average
 
 
 def make_average(
-    workdir: str | Path, sigma_rel: float, step: int | None = None, device: str = "auto"
+    workdir: str | Path, sigma_rel: float, step: int | str | None = None, device: str = "auto"
 ) -> Run:
     """An average of relative width sigma_rel from a run's snapshots (2312.02696), kept in the run.
 
@@ -18,7 +19,9 @@ def make_average(
     ends at, the last when None. Raises CheckpointError for a run without snapshots.
     """
     workdir = Path(workdir)
-    at, state = reconstruct(workdir, sigma_rel, step)
+    if step is not None and not str(step).isdecimal():
+        raise RunError(f"step is that of a snapshot, a number (got {step!r}).")
+    at, state = reconstruct(workdir, sigma_rel, None if step is None else int(step))
     name = f"sigma_rel_{sigma_rel:g}"
     there = load_average(workdir, name)
     if there is not None and there[0] != at:  # an average of another step is not replaced

@@ -16,6 +16,7 @@ def calibrate_run(
     weights: str = "ema",
     recipe: str | Path | None = None,
     device: str = "auto",
+    step: int | str | None = None,
 ) -> Path:
     """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run.
 
@@ -23,7 +24,7 @@ def calibrate_run(
     """
     if recipe is not None and Path(recipe).exists():
         load_recipe(recipe)  # another file is not replaced, nor is the work done for nothing
-    run = load(workdir, weights, device)
+    run = load(workdir, weights, device, step=step)
     where = next(run.score.parameters()).device
     shape = (64, *run.data_spec.shape)
     score = run.score.bind(class_labels=run.class_labels(None, range(shape[0])))

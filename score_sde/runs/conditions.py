@@ -10,8 +10,21 @@ from torch.nn.functional import avg_pool2d
 
 from score_sde import build, distributed
 from score_sde.conditioning.text import encode, said_of
+from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data
 from score_sde.runs.directory import RunError
+
+
+def with_told(
+    config: Mapping[str, Any], data: Data, conditioning: Conditioning
+) -> tuple[Data, list[str]]:
+    """The data with the conditions that are made of them, and the names of those of captions."""
+    named: list[str] = []
+    if conditioning.text:
+        data, named = with_captions(config, data)
+    if conditioning.picture:
+        data = with_smaller(data, conditioning.picture)
+    return data, named
 
 
 def with_smaller(data: Data, factor: int) -> Data:

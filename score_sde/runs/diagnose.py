@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from score_sde import build
+from score_sde.checks import UserError
 from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.ode.solve import ODEError
-from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.directory import RunDirectory
 from score_sde.runs.items import items_of
 from score_sde.runs.run import Run, load
+from score_sde.training.checkpoints import steps_of
 
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
 MOST_ITEMS = 5000
@@ -31,6 +33,7 @@ def diagnose(
     items: int = 512,
     weights: str = "ema",
     device: str = "auto",
+    step: int | str | None = None,
 ) -> Diagnosis:
     """What is wrong with a run, with the evidence and the fix, or that nothing was found.
 
@@ -39,7 +42,7 @@ def diagnose(
     level.
     """
     path = run.path if isinstance(run, Run) else Path(run)
-    loaded = run if isinstance(run, Run) else load(path, weights, device)
+    loaded = run if isinstance(run, Run) else load(path, weights, device, step=step)
     raw = _raw(path, loaded, str(next(loaded.score.parameters()).device))
     train, held_out = _items(loaded, data)
     if num_samples is None:
@@ -68,9 +71,10 @@ def diagnose_to_file(
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
+    step: int | str | None = None,
 ) -> Diagnosis:
     """`diagnose` a run, print what was found and write <workdir>/evaluation/diagnosis.json."""
-    found = diagnose(workdir, data, num_samples, items, weights, device)
+    found = diagnose(workdir, data, num_samples, items, weights, device, step)
     print(found)
     path = (Path(out) if out else Path(workdir) / "evaluation") / "diagnosis.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +107,10 @@ def _trained(run: Run) -> tuple[float, float] | None:
 
 def _raw(path: Path, loaded: Run, device: str) -> Any:
     """The weights as trained, or those that are loaded where there are no others."""
+    step = loaded.step if loaded.step in steps_of(path) else None
     try:
-        return load(path, "model", device).score
-    except RunError:
+        return load(path, "model", device, step=step).score
+    except UserError:
         return loaded.score
 
 

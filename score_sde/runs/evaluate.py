@@ -21,18 +21,18 @@ from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
 from score_sde.data.pictures import grid_array, save_png
-from score_sde.evaluation.features import Features, extract, facts_of, find_features
-from score_sde.evaluation.measures import MOST, Featured, Statistics, featured, with_logits
+from score_sde.evaluation.features import find_features
+from score_sde.evaluation.measures import MOST, Featured, Statistics, featured
 from score_sde.evaluation.memorisation import FEWEST, Memorisation, memorisation
 from score_sde.evaluation.report import Report, as_items, check_comparable, report
-from score_sde.evaluation.statistics import kept, load_statistics, save_statistics
+from score_sde.evaluation.statistics import load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.drawn import draw
+from score_sde.runs.features import reference_features, stored_items
 from score_sde.runs.items import items_of
 from score_sde.runs.run import Run, RunError, load, pick_device
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.sweep import as_plain, points, summary
-from score_sde.training.checkpoints import load_weights, steps_of
 
 
 def evaluate_to_files(
@@ -54,7 +54,7 @@ def evaluate_to_files(
     guidance: float | None = None,
     sweep: str | None = None,
     values: str | None = None,
-    step: int | None = None,
+    step: int | str | None = None,
     method: str | None = None,
     steps: int | None = None,
     nfe: int | None = None,
@@ -81,7 +81,7 @@ def evaluate_to_files(
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     _check_sources(workdir, samples, data, reference, save)
     with distributed.processes(pick_device(device)) as chosen:
-        run = None if workdir is None else _load(Path(workdir), weights, step, str(chosen))
+        run = None if workdir is None else load(workdir, weights, str(chosen), step=step)
         real = None if reference is not None else _reference_data(run, data, split)
         target: Featured | Statistics | None = None
         if workdir is None and samples is None:
@@ -140,17 +140,6 @@ def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | Non
     return found[-1][1]
 
 
-def _load(workdir: Path, weights: str, step: int | None, device: str) -> Run:
-    """A run with the weights of a step, the newest when None."""
-    run = load(workdir, weights, device)
-    if step is None or step == run.step:
-        return run
-    if step not in steps_of(workdir):
-        raise RunError(f"{workdir} keeps no checkpoint {step}, but {steps_of(workdir)}.")
-    run.score.net.load_state_dict(load_weights(workdir, step, weights))
-    return replace(run, step=step)
-
-
 def _check_sources(workdir: Any, samples: Any, data: Any, reference: Any, save: Any) -> None:
     """Raises RunError for flags that contradict each other or say too little."""
     if workdir is not None and samples is not None:
@@ -164,29 +153,6 @@ def _check_sources(workdir: Any, samples: Any, data: Any, reference: Any, save: 
         )
     if workdir is None and samples is None and save is None:
         raise RunError("give --samples to evaluate, or --save to keep the reference's statistics.")
-
-
-def stored_items(data: Data, n: int | None = None) -> Tensor:
-    """The first n items (all when None): uint8 for images, else values in the data's own range."""
-    rows = range(len(data) if n is None else min(n, len(data)))
-    raw = data.raw_items(rows)
-    if not data.spec.is_image or raw.dtype == torch.uint8:
-        return raw
-    return data.spec.to_uint8(data.spec.to_model(raw))
-
-
-def reference_features(data: Data, extractor: Features) -> Featured:
-    """All items of the data as an extractor sees them, kept by both their checksums."""
-    facts, checksum = facts_of(extractor), data.fingerprint()[:16]
-    images = data.spec.is_image
-
-    def make() -> Tensor:
-        return extract(extractor, as_items(stored_items(data), "the reference's items"))
-
-    if not images or not facts.get("checksum"):
-        return with_logits(extractor, make(), checksum, images)
-    key = f"{checksum} {sorted(facts.items())}"
-    return with_logits(extractor, kept(key, make, distributed.is_writer()), checksum, images)
 
 
 def _reference_data(run: Run | None, name: str | None, split: str) -> Data:

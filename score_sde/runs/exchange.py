@@ -126,6 +126,7 @@ def export_run(
     out: str | Path | None = None,
     layout: str = "safetensors",
     weights: str = "ema",
+    step: int | str | None = None,
 ) -> Path:
     """A run's weights in a folder of their own: ``out``, or export_<layout> in the run.
 
@@ -135,7 +136,7 @@ def export_run(
     """
     if layout not in LAYOUTS:
         raise RunError(f"unknown format {layout!r}; choose from {', '.join(LAYOUTS)}.")
-    run = load(workdir, weights, device="cpu")
+    run = load(workdir, weights, device="cpu", step=step)
     folder = Path(out) if out else Path(workdir) / f"export_{layout}"
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise RunError(f"{folder} holds files; give an empty or new folder as --out.")

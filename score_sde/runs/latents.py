@@ -32,6 +32,7 @@ def encode_to_files(
     device: str = "auto",
     class_labels: ClassLabels = None,
     data: str | None = None,
+    step: int | str | None = None,
 ) -> Path:
     """Latents of a split's first items, and the items decoded from them, into a folder.
 
@@ -44,7 +45,7 @@ def encode_to_files(
     """
     if not 0 < temperature < float("inf"):
         raise RunError(f"temperature must be positive (got {temperature}).")
-    run = load(workdir, weights, device)
+    run = load(workdir, weights, device, step=step)
     items, n = items_of(run, split, num_samples, data)
     split = items.split  # "all" of data without parts, whatever was asked for
     labels = labels_of(run, items, n, class_labels)
@@ -104,6 +105,7 @@ def interpolate_to_files(
     device: str = "auto",
     class_labels: ClassLabels = None,
     data: str | None = None,
+    step: int | str | None = None,
 ) -> Path:
     """Ways between items 0 and 1, 2 and 3, ... of a split through their latents, into a folder.
 
@@ -113,7 +115,7 @@ def interpolate_to_files(
     """
     if pairs < 1 or points < 2:
         raise RunError(f"pairs must be >= 1 and points >= 2 (got {pairs}, {points}).")
-    run = load(workdir, weights, device)
+    run = load(workdir, weights, device, step=step)
     labels = labels_of(run, None, pairs, class_labels)
     items, n = items_of(run, split, 2 * pairs, data)
     split = items.split

@@ -61,6 +61,7 @@ def likelihood_to_files(
     probes: int | None = None,
     nfe: int | None = None,
     options: Mapping[str, Any] | None = None,
+    step: int | str | None = None,
 ) -> dict[str, Any]:
     """The likelihood of a split's first num_samples items (all of them if None), into files.
 
@@ -86,7 +87,7 @@ def likelihood_to_files(
     if repeats < 1 or batch_size < 1:
         raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
     with distributed.processes(pick_device(device)) as chosen:
-        run = load(workdir, weights, str(chosen))
+        run = load(workdir, weights, str(chosen), step=step)
         refuse_latents(
             run,
             "and a density of latents is none of pictures: it depends on the scale that the "

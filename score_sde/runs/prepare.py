@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
-from score_sde.models import ScoreModel
-from score_sde.nets import packed
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
-from score_sde.runs.conditions import with_captions, with_smaller
+from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
+from score_sde.runs.watching import Watcher, drawing, repeated, watcher_of
 from score_sde.training import Pictures, Trainer
 from score_sde.version import __version__
 
@@ -38,6 +36,7 @@ class Parts:
     pictures: Pictures | None
     facts: dict[str, Any]
     codec: RunCodec | None = None
+    watcher: Watcher | None = None
 
 
 def prepare(
@@ -64,11 +63,8 @@ def prepare(
     torch.manual_seed(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
-    if conditioning.text:
-        data, named = with_captions(config, data)
-        conditioning = conditioning.with_text(named, model.net)
-    if conditioning.picture:
-        data = with_smaller(data, conditioning.picture)
+    data, named = with_told(config, data, conditioning)
+    conditioning = conditioning.with_text(named, model.net)
     known = data.condition_items(range(min(len(data), 2)))
     check_told(conditioning, known, data.spec.classes, model.net)
     data_std = float(data.reference(1000).std())
@@ -87,7 +83,10 @@ def prepare(
         pictures = _pictures(trainer, sampler, data, conditioning, count, codec)
     if codec is not None:
         facts["codec"] = codec.facts()
-    return Parts(data, conditioning, trainer, pictures, facts, codec)
+    watcher = None
+    if settings.evaluate_every:
+        watcher = watcher_of(config, trainer, sampler, data, conditioning, codec)
+    return Parts(data, conditioning, trainer, pictures, facts, codec, watcher)
 
 
 def facts_of(config: Mapping[str, Any], data: Data, data_std: float) -> dict[str, Any]:
@@ -107,17 +106,10 @@ def _pictures(
 ) -> Pictures:
     """Grids of ``count`` samples: of all classes in turn, and told what the first items are."""
     known = conditioning.of(data.condition_items(range(min(count, len(data)))))
-    told = {name: value[torch.arange(count) % len(value)] for name, value in known.items()}
+    told = repeated(known, count)
     if conditioning.classes:
         told["class_labels"] = torch.arange(count) % len(data.spec.classes)
-
-    def draw(model: ScoreModel) -> Tensor:
-        score, shape = packed(model).bind(**told), (count, *data.spec.shape)
-        # A network that is divided over the processes is called by all of them equally often.
-        way = sampler.draw if trainer.sharded else sampler.draw_shared
-        x = way(score, shape, range(count)).x
-        return x if codec is None else codec.decode(x)
-
+    draw = drawing(trainer, sampler, (count, *data.spec.shape), told, codec)
     models = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
     return Pictures(draw, models, data.spec if codec is None else codec.spec)
 

@@ -56,6 +56,7 @@ def restore_to_files(
     device: str = "auto",
     class_labels: ClassLabels = None,
     options: Mapping[str, Any] | None = None,
+    step: int | str | None = None,
 ) -> Path:
     """Measure pictures, draw what they may have been, and write both into a folder.
 
@@ -74,7 +75,7 @@ def restore_to_files(
     if num_samples < 1:
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
     with distributed.processes(pick_device(device)) as chosen:
-        run = load(workdir, weights, str(chosen))
+        run = load(workdir, weights, str(chosen), step=step)
         refuse_latents(
             run,
             "whose measurements of pixels go through its decoder",

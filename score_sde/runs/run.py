@@ -41,6 +41,7 @@ from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import (
     State,
     averages_of,
+    chosen_steps,
     load_tensors,
     load_weights,
     steps_of,
@@ -244,11 +245,18 @@ def said_of_classes(labels: Tensor | None) -> dict[str, Any]:
 
 
 @checked
-def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bool = False) -> Run:
+def load(
+    path: str | Path,
+    weights: str = "ema",
+    device: str = "auto",
+    trust: bool = False,
+    step: int | str | None = None,
+) -> Run:
     """A run from its directory alone, on any device.
 
-    weights: "ema", "model" (as trained), or another average that the run keeps. Of the newest
-    checkpoint; a damaged one is named, and the one before is used.
+    weights: "ema", "model" (as trained), or another average that the run keeps.
+    step: of the checkpoint; "best" for the one with the smallest held-out loss, None for the
+        newest: if that is damaged, it is named, and the one before is used.
     A folder that was exported as safetensors has one set of weights, whichever is asked for.
     trust: whether names in its config may run code of other packages than this one. A run that
     this user trained on this machine needs no trust: its config is signed, see `signature`.
@@ -264,14 +272,16 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto", trust: bo
     if not steps and not exported.is_file():
         raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     trusted = trust or trusts_files() or is_signed(path / "config.json")
-    step, state = _find_weights(path, steps, weights) if steps else _exported(exported, weights)
+    if step is not None and not steps:
+        raise RunError(f"{path} was exported without its checkpoints; leave out step={step!r}.")
+    at, state = _find_weights(path, weights, step) if steps else _exported(exported, weights)
     with trusting(trusted):
         model = build_with(facts, state)
     if others := strays(path):
         print(f"{path}/checkpoints holds what is no checkpoint, and is left alone: {others[:5]}")
     model = model.to(pick_device(device)).eval().requires_grad_(False)
     config, spec, codec = facts.config, facts.spec, codec_of_run(path, trusted)
-    return Run(path, model.sde, model, spec, config, step, facts.data_std, trusted, codec)
+    return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec)
 
 
 def _exported(path: Path, weights: str) -> tuple[int, State]:
@@ -281,9 +291,15 @@ def _exported(path: Path, weights: str) -> tuple[int, State]:
     return 0, load_tensors(path)
 
 
-def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, State]:
-    """The named weights of the newest checkpoint that is whole, and their step."""
+def _find_weights(path: Path, weights: str, wanted: int | str | None) -> tuple[int, State]:
+    """The named weights of the wanted, or the newest whole, checkpoint, and their step."""
+    steps = chosen_steps(path, wanted)
     if (average := load_average(path, weights)) is not None:
+        if wanted is not None and average[0] != steps[0]:
+            raise RunError(
+                f"the average {weights!r} is of step {average[0]}, not {steps[0]}: leave out step, "
+                "or make another by --mode ema."
+            )
         return average
     for step in reversed(steps):
         there = averages_of(path, step)
@@ -293,6 +309,8 @@ def _find_weights(path: Path, steps: list[int], weights: str) -> tuple[int, Stat
         try:
             return step, load_weights(path, step, weights)
         except CheckpointError as error:
+            if wanted is not None:
+                raise
             print(f"{error} Trying the one before.")
     raise RunError(f"No checkpoint of {path} can be read.")
 

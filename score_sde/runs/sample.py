@@ -59,6 +59,7 @@ def sample_to_files(
     init: str | Path | None = None,
     strength: float | None = None,
     upscale: str | Path | None = None,
+    step: int | str | None = None,
 ) -> Path:
     """Sample a run and write num_samples (64) PNG files, grid.png, samples.npz and settings.json.
 
@@ -69,14 +70,15 @@ def sample_to_files(
     class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
-    that are not images give the .npz and, in the plane, a picture. Returns the folder: ``out``, or
-    one named by the request. A command that was stopped goes on when it is given again.
+    that are not images give the .npz and, in the plane, a picture. step: as of `load`. Returns the
+    folder: ``out``, or one named by the request. A command that was stopped goes on when it is
+    given again.
     """
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     captions, n = _captions(prompt, prompts, num_samples)
     start = _start(init, strength)
     with distributed.processes(pick_device(device)) as chosen:
-        run = load(workdir, weights, str(chosen))
+        run = load(workdir, weights, str(chosen), step=step)
         weaker = None if against is None else load(against, weights, str(chosen))
         large = None if upscale is None else load(upscale, weights, str(chosen))
         seeds = range(first_seed, first_seed + n)

@@ -139,8 +139,9 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
         logger = Logger(directory.path, *shown, at, config)
     saved_step = -1 if at is None else at
     return Session(
-        directory, trainer, parts.data, parts.conditioning, parts.pictures, logger, saved_step
-    )
+        directory, trainer, parts.data, parts.conditioning, parts.pictures, logger, saved_step,
+        parts.watcher,
+    )  # fmt: skip
 
 
 def _announce(directory: RunDirectory, parts: Parts) -> None:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.training.steps import CheckpointError as CheckpointError
+from score_sde.training.steps import (
+    best_step,
+    folder_of,
+    folders_of,
+    is_partial,
+    meta_sum,
+    read_meta,
+)
+from score_sde.training.steps import chosen_steps as chosen_steps
+from score_sde.training.steps import steps_of as steps_of
+from score_sde.training.steps import strays as strays
 
 State = dict[str, Tensor]
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written, found or read; the message says which and why."""
 
 
 @dataclass
@@ -47,38 +52,6 @@ class Checkpoint:
     training: dict[str, Any]
     meta: dict[str, Any]
     averages: dict[str, State] = field(default_factory=dict)
-
-
-def _folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
-
-
-def _step_of(folder: Path) -> int | None:
-    """The step that a folder of a checkpoint is named by; None for any other folder."""
-    named = re.fullmatch(r"step_(\d{8,})", folder.name)
-    return int(named[1]) if named and folder.is_dir() else None
-
-
-def _folders(run: Path) -> dict[int, Path]:
-    """The folders named as checkpoints, whatever is in them, by ascending step."""
-    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
-    steps = ((_step_of(folder), folder) for folder in there)
-    return dict(sorted((step, folder) for step, folder in steps if step is not None))
-
-
-def steps_of(run: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending."""
-    return [step for step, folder in _folders(run).items() if (folder / "meta.json").is_file()]
-
-
-def strays(run: Path) -> list[str]:
-    """Names among the checkpoints that are not those of one: other people's files and folders."""
-    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
-    return sorted(p.name for p in there if _step_of(p) is None and not _is_partial(p))
-
-
-def _is_partial(folder: Path) -> bool:
-    return re.fullmatch(r"\.partial_\d{8,}", folder.name) is not None
 
 
 def _remove(folder: Path) -> None:
@@ -175,18 +148,24 @@ def _bytes_of(value: Any) -> int:
 
 
 def save_checkpoint(
-    run: Path, step: int, checkpoint: Checkpoint, keep: int = 2, keep_every: int = 0
+    run: Path,
+    step: int,
+    checkpoint: Checkpoint,
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_best: bool = False,
 ) -> Path:
     """Write a checkpoint atomically; delete all but the newest ``keep`` and every keep_every-th.
 
     Everything goes to a temporary folder, to the disk, and is then renamed: a crash leaves the
     previous checkpoints as they were. keep 0 deletes none; keep_every counts steps of training, 0
-    for none. Raises CheckpointError when the disk is full.
+    for none. keep_best: keep the one of the smallest held-out loss too (`best_step`). Raises
+    CheckpointError when the disk is full.
     """
-    target, partial = _folder(run, step), run / "checkpoints" / f".partial_{step:08d}"
+    target, partial = folder_of(run, step), run / "checkpoints" / f".partial_{step:08d}"
     try:
         for leftover in (run / "checkpoints").glob(".partial_*"):
-            if _is_partial(leftover):
+            if is_partial(leftover):
                 _remove(leftover)
         partial.mkdir(parents=True, exist_ok=True)
         states = {"model": checkpoint.model, "ema": checkpoint.ema, **checkpoint.averages}
@@ -196,7 +175,7 @@ def save_checkpoint(
         torch.save(checkpoint.training, partial / "training.pt")
         sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
         meta = {"step": step, **checkpoint.meta, "checksums": sums}
-        meta["checksum"] = _meta_sum(meta)
+        meta["checksum"] = meta_sum(meta)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
         for path in (*partial.iterdir(), partial):
             _sync(path)
@@ -207,9 +186,10 @@ def save_checkpoint(
         room = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
         why = f"No space left on device: {room}" if free < needed else str(error)
         raise CheckpointError(f"Save failed ({why}). Previous checkpoints are kept.") from error
+    best = best_step(run) if keep_best else None
     for old in steps_of(run)[:-keep] if keep > 0 else []:
-        if not (keep_every and old % keep_every == 0):
-            _remove(_folder(run, old))
+        if not (keep_every and old % keep_every == 0) and old != best:
+            _remove(folder_of(run, old))
     return target
 
 
@@ -228,26 +208,6 @@ def _put(partial: Path, target: Path) -> None:
         aside.rmdir()
 
 
-def _meta_sum(meta: Mapping[str, Any]) -> str:
-    """A checksum of everything in meta.json but itself."""
-    rest = {key: value for key, value in meta.items() if key != "checksum"}
-    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    """What meta.json says; CheckpointError if it is not there, or was edited."""
-    if not (folder / "meta.json").is_file():
-        raise CheckpointError("no meta.json")
-    meta = json.loads((folder / "meta.json").read_text())
-    if not isinstance(meta, dict) or not isinstance(meta.get("checksums", {}), dict):
-        raise CheckpointError("meta.json is not of a checkpoint")
-    if meta.get("step") != _step_of(folder):
-        raise CheckpointError(f"meta.json says step {meta.get('step')}")
-    if meta.get("checksum", (found := _meta_sum(meta))) != found:
-        raise CheckpointError("meta.json was changed after it was written")
-    return meta
-
-
 def _check(path: Path, meta: dict[str, Any]) -> Path:
     """The path, if the file is there and has the checksum that was written down."""
     expected = meta.get("checksums", {}).get(path.name)
@@ -260,7 +220,7 @@ def _check(path: Path, meta: dict[str, Any]) -> Path:
 
 def averages_of(run: Path, step: int) -> list[str]:
     """Names of the weights in a checkpoint: model, ema, and further averages."""
-    return sorted(path.stem for path in _folder(run, step).glob("*.safetensors"))
+    return sorted(path.stem for path in folder_of(run, step).glob("*.safetensors"))
 
 
 def load_weights(run: Path, step: int, which: str) -> State:
@@ -268,18 +228,18 @@ def load_weights(run: Path, step: int, which: str) -> State:
 
     Raises CheckpointError if they are damaged.
     """
-    folder = _folder(run, step)
+    folder = folder_of(run, step)
     try:
-        return load_file(_check(folder / f"{which}.safetensors", _read_meta(folder)))
+        return load_file(_check(folder / f"{which}.safetensors", read_meta(folder)))
     except (CheckpointError, SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {step} is damaged: {error}.") from error
 
 
 def load_checkpoint(run: Path) -> Checkpoint | None:
     """The newest readable checkpoint, or None; a damaged one is named and the one before used."""
-    for step, folder in reversed(_folders(run).items()):
+    for step, folder in reversed(folders_of(run).items()):
         try:
-            meta = _read_meta(folder)
+            meta = read_meta(folder)
             names = [path.stem for path in folder.glob("*.safetensors")]
             states = {name: load_file(_check(folder / f"{name}.safetensors", meta))
                       for name in {"model", "ema", *names}}  # fmt: skip

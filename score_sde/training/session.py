@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from score_sde.models import ScoreModel
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, save_tensors
 from score_sde.training.logs import Logger
 from score_sde.training.posthoc import snapshot_path, snapshot_state
+from score_sde.training.steps import held_out_losses
 from score_sde.training.stopping import Interrupted, StopSignals
 from score_sde.training.trainer import Trainer
 from score_sde.training.writer import BackgroundWriter
@@ -62,6 +64,8 @@ class Session:
     """Trains into a directory; under torchrun all processes have one, and the first one writes.
 
     pictures: None where samples cannot be pictured. logger: of the process that writes.
+    evaluation: numbers of the averaged model, "held_out_loss" among them where there are held-out
+        items; called by all processes.
     """
 
     def __init__(
@@ -73,11 +77,14 @@ class Session:
         pictures: Pictures | None = None,
         logger: Logger | None = None,
         saved_step: int = -1,
+        evaluation: Callable[[], dict[str, float]] | None = None,
     ):
         self.directory, self.trainer, self.data = directory, trainer, data
         self.conditioning = conditioning or Conditioning()
         self.pictures, self.logger, self.saved_step = pictures, logger, saved_step
-        self.settings = trainer.settings
+        self.settings, self.evaluation = trainer.settings, evaluation
+        self.held_out_loss: float | None = None  # of this step, None where it was not evaluated
+        self.best = min(held_out_losses(directory.path).values(), default=math.inf)
         self.writer = BackgroundWriter()
         trainer.name_row = self._name_row
 
@@ -109,6 +116,9 @@ class Session:
                     self.log(values, x0, clock, bar)
                 if self._due(settings.ema_snapshot_every):
                     self.snapshot()
+                self.held_out_loss = None
+                if self._due(settings.evaluate_every):
+                    self.evaluate()
                 if self._due(settings.save_every):
                     self.save()
                 if self._due(settings.sample_every):
@@ -117,6 +127,8 @@ class Session:
                     self.save()
                     self.writer.wait()
                     raise Interrupted(stop.number or signal.SIGTERM)
+            if settings.evaluate_every and not self._due(settings.evaluate_every):
+                self.evaluate()
             self.save()
             self.writer.wait()
             self.draw()
@@ -134,6 +146,19 @@ class Session:
         shown = f"step {trainer.step}, loss {trainer.smooth_loss:.4f}, {speed:.0f} items/s"
         bar.set_description_str(f"{shown}, ETA {scalars['eta_seconds']:.0f} s", refresh=False)
 
+    def evaluate(self) -> None:
+        """Numbers of the averaged model into the log; a checkpoint if it is the best so far."""
+        if self.evaluation is None:
+            return
+        values = self.evaluation()
+        if self.logger is not None:
+            self.logger.scalars(self.trainer.step, values)
+        self.held_out_loss = values.get("held_out_loss")
+        if self.held_out_loss is not None and self.held_out_loss < self.best:
+            self.best = self.held_out_loss
+            if self.settings.keep_best:
+                self.save()
+
     def snapshot(self) -> None:
         """The averages from which one of any length can be made later, in the background."""
         self._check_directory()
@@ -149,11 +174,14 @@ class Session:
         self.saved_step = step = self.trainer.step
 
         def write(parts: dict) -> None:
-            kept = self.settings.keep, self.settings.keep_every
+            kept = self.settings.keep, self.settings.keep_every, self.settings.keep_best
             save_checkpoint(self.directory.path, step, Checkpoint(**parts), *kept)
             self.directory.drop_replaced()
 
-        self.writer.submit("checkpoint", write, vars(self.trainer.checkpoint()))
+        checkpoint = self.trainer.checkpoint()
+        if self.held_out_loss is not None:
+            checkpoint.meta["held_out_loss"] = self.held_out_loss
+        self.writer.submit("checkpoint", write, vars(checkpoint))
 
     def draw(self) -> None:
         """Grids of the same noise, by the averaged and by the raw weights."""

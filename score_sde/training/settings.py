@@ -34,6 +34,10 @@ class TrainingSettings:
         training (`posthoc`); 0 for none.
     log_every, save_every, sample_every: updates between them; 0 for never (the end always saves).
     keep: newest checkpoints that are kept. keep_every: and those of every so many updates, 0: none.
+    evaluate_every: updates between evaluations: the loss of held-out items, where the data have a
+        test split, and the distance of a few samples to the data (`runs.watching`); 0 for none.
+    evaluate_samples: how many samples; 0 for the loss alone.
+    keep_best: keep the checkpoint with the smallest held-out loss as well (`--step best`).
     sample_images, sample_nfe: images of a grid, and evaluations for each by dpmpp_2m; 0: by the
         sampler of the config.
     max_bad_steps: steps in a row with a gradient that is not finite after which the run stops.
@@ -64,6 +68,9 @@ class TrainingSettings:
     sample_every: Index = 5000
     keep: Count = 2
     keep_every: Index = 0
+    evaluate_every: Index = 0
+    evaluate_samples: Index = 500
+    keep_best: bool = False
     sample_images: Count = 64
     sample_nfe: Index = 0
     max_bad_steps: Count = 20
@@ -77,4 +84,12 @@ class TrainingSettings:
             self.sharding == "none" or not self.compile,
             f"training.sharding={self.sharding} and training.compile=True exclude each other: "
             "choose one.",
+        )
+        require(
+            bool(self.evaluate_every) or not self.keep_best,
+            "training.keep_best=True needs the held-out loss: set training.evaluate_every.",
+        )
+        require(
+            self.evaluate_samples == 0 or self.evaluate_samples >= 20,
+            f"training.evaluate_samples must be 0 or at least 20 (got {self.evaluate_samples}).",
         )

@@ -1,0 +1,111 @@
+"""Which checkpoints a run keeps, what their meta.json says, and which of them is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from score_sde.checks import UserError
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, found or read; the message says which and why."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a folder of a checkpoint is named by; None for any other folder."""
+    named = re.fullmatch(r"step_(\d{8,})", folder.name)
+    return int(named[1]) if named and folder.is_dir() else None
+
+
+def folders_of(run: Path) -> dict[int, Path]:
+    """The folders named as checkpoints, whatever is in them, by ascending step."""
+    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
+    steps = ((step_of(folder), folder) for folder in there)
+    return dict(sorted((step, folder) for step, folder in steps if step is not None))
+
+
+def steps_of(run: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    return [step for step, folder in folders_of(run).items() if (folder / "meta.json").is_file()]
+
+
+def strays(run: Path) -> list[str]:
+    """Names among the checkpoints that are not those of one: other people's files and folders."""
+    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
+    return sorted(p.name for p in there if step_of(p) is None and not is_partial(p))
+
+
+def is_partial(folder: Path) -> bool:
+    return re.fullmatch(r"\.partial_\d{8,}", folder.name) is not None
+
+
+def meta_sum(meta: Mapping[str, Any]) -> str:
+    """A checksum of everything in meta.json but itself."""
+    rest = {key: value for key, value in meta.items() if key != "checksum"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What meta.json says; CheckpointError if it is not there, or was edited."""
+    if not (folder / "meta.json").is_file():
+        raise CheckpointError("no meta.json")
+    meta = json.loads((folder / "meta.json").read_text())
+    if not isinstance(meta, dict) or not isinstance(meta.get("checksums", {}), dict):
+        raise CheckpointError("meta.json is not of a checkpoint")
+    if meta.get("step") != step_of(folder):
+        raise CheckpointError(f"meta.json says step {meta.get('step')}")
+    if meta.get("checksum", (found := meta_sum(meta))) != found:
+        raise CheckpointError("meta.json was changed after it was written")
+    return meta
+
+
+def held_out_losses(run: Path) -> dict[int, float]:
+    """The held-out loss of each checkpoint that was evaluated when it was made, by its step."""
+    found = {}
+    for step in steps_of(run):
+        try:
+            value = read_meta(folder_of(run, step)).get("held_out_loss")
+        except (CheckpointError, OSError, ValueError):
+            continue
+        if isinstance(value, int | float) and math.isfinite(value):
+            found[step] = float(value)
+    return found
+
+
+def best_step(run: Path) -> int | None:
+    """The checkpoint with the smallest held-out loss; None where none was evaluated."""
+    losses = held_out_losses(run)
+    return min(losses, key=lambda step: losses[step]) if losses else None
+
+
+def chosen_steps(run: Path, step: int | str | None) -> list[int]:
+    """The checkpoints that may be loaded for a step, the best choice last.
+
+    step: a number, "best" for the smallest held-out loss, None for the newest and, where that is
+    damaged, those before. Raises CheckpointError for one that the run does not keep.
+    """
+    there = steps_of(run)
+    if step is None:
+        return there
+    if step == "best":
+        best = best_step(run)
+        if best is None:
+            raise CheckpointError(
+                f"{run} has no checkpoint whose held-out loss is known: train with "
+                "training.evaluate_every and training.keep_best=True on data with a test split."
+            )
+        return [best]
+    if not str(step).isdecimal() or int(step) not in there:
+        kept = ", ".join(map(str, there)) or "none"
+        raise CheckpointError(f"{run} keeps no checkpoint {step!r}; it has {kept}, and best.")
+    return [int(step)]
