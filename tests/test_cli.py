@@ -111,7 +111,7 @@ def test_words_become_values_of_the_types_that_flags_and_fields_have():
         (["--config=toy2d", "--resume=perhaps"], "--resume must be one of no, yes, auto"),
         (["--mode=likelihood", "--workdir=w", "--bound=chains"], "Did you mean 'chain'"),
         (["--mode=encode", "--config=toy2d", "--config.sampling.nfe=3"], "no effect in --mode enc"),
-        (["--mode=sample", "--workdir=w", "--stepz=3"], "Did you mean 'steps'"),
+        (["--mode=sample", "--workdir=w", "--stepps=3"], "Did you mean 'steps'"),
         (["--config=toy2d", "-nfe"], "--nfe needs a value"),
     ],
 )
