@@ -36,13 +36,14 @@ from score_sde.checks import (
     validated,
     whole_seeds,
 )
+from score_sde.conditioning.classifier import Classification, NoisyClassifier
 from score_sde.conditioning.text import make_text_encoder
 from score_sde.conditioning.told import Conditioning
 from score_sde.convert.live_autoencoder import autoencoder_of
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
-from score_sde.nets import MLP, Transformer, UNet
+from score_sde.nets import MLP, ImageClassifier, Transformer, UNet, VectorClassifier
 from score_sde.nets.autoencoder import KLAutoencoder
 from score_sde.nets.magnitude import MagnitudeUNet
 from score_sde.processes.sdes import (
@@ -71,6 +72,7 @@ SDES = {
 }
 NETS = {"unet": UNet, "edm2": MagnitudeUNet, "transformer": Transformer, "mlp": MLP}
 AUTOENCODERS = {"kl": KLAutoencoder, "diffusers": autoencoder_of}
+CLASSIFIERS = {"image_classifier": ImageClassifier, "vector_classifier": VectorClassifier}
 Config = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -207,12 +209,19 @@ SHAPES = (
 )
 
 
-def build_net(config: Config, spec: DataSpec) -> nn.Module:
+def build_net(
+    config: Config, spec: DataSpec, nets: Mapping[str, Callable[..., nn.Module]] = NETS
+) -> nn.Module:
     """The network for data of this spec: it is given what its constructor asks for by name of
-    channels, size (H, W), dim and shape."""
+    channels, size (H, W), dim, shape and classes."""
     values = _section(config, "net")
     name = values.pop("name", "unet")
-    make = lookup(NETS, name, "net.name", kind=nn.Module)
+    if nets is NETS and name in CLASSIFIERS:
+        raise ConfigError(
+            f"net.name={name} is a classifier of noisy samples: train it with --mode "
+            "train_classifier, and lead samples of another run with it by --classifier."
+        )
+    make = lookup(nets, name, "net.name", kind=nn.Module)
     accepted = inspect.signature(make).parameters
     facts: dict[str, Any] = {"shape": spec.shape}
     if _section(config, "model").get("learned_variance") and "out_channels" not in values:
@@ -292,6 +301,33 @@ def in_fast_layout(model: Model) -> Model:
     images = any(isinstance(m, nn.Conv2d) for m in modules)
     suits = images and all(m.num_channels >= 4 * m.num_groups for m in norms)
     return model.to(memory_format=torch.channels_last) if suits else model  # type: ignore[call-overload]
+
+
+def build_classifier(config: Config, spec: DataSpec) -> NoisyClassifier:
+    """A classifier of noisy samples, on the CPU; ConfigError without classes to tell apart."""
+    if (name := _section(config, "net").get("name", "unet")) in NETS:
+        raise ConfigError(
+            f"net.name={name} makes scores, not classes. A classifier is trained with --mode "
+            f"train_classifier and net.name one of {', '.join(CLASSIFIERS)}, as in "
+            "configs/classifier_fashion.py."
+        )
+    if not spec.classes:
+        raise ConfigError(f"a classifier needs data with classes; {spec.name} has none.")
+    told = build_conditioning(config)
+    if not told.classes or told.dropout:
+        raise ConfigError(
+            "a classifier is trained with conditioning.classes=True and conditioning.dropout=0."
+        )
+    net = build_net(config, spec, CLASSIFIERS)
+    if getattr(net, "classes", None) != len(spec.classes):
+        raise ConfigError(f"{type(net).__name__} must say of {len(spec.classes)} classes.")
+    given = {"net": net, "sde": build_sde(config)}
+    return in_fast_layout(_call(NoisyClassifier, "model", _section(config, "model"), given))
+
+
+def build_classification(config: Config) -> Classification:
+    """The objective of a classifier, at the times of the loss section."""
+    return Classification(_call(ScoreMatching, "loss", _section(config, "loss"), {}))
 
 
 def build_objective(config: Config) -> ScoreMatching:

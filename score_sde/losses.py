@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -87,11 +87,14 @@ WEIGHTINGS: dict[str, Callable[[NoisePredictor, Tensor], Tensor]] = {
 
 
 class LossTerms(NamedTuple):
-    """One value per sample, each (B,): the loss, its time, and the mean squared error of eps."""
+    """One value per sample, each (B,): the loss, its time, and an error that is easier to read.
+
+    That is the mean squared error of eps; of a classifier, 1 where it is wrong.
+    """
 
     loss: Tensor
     t: Tensor
-    eps_error: Tensor
+    error: Tensor
 
 
 @validated("loss")
@@ -115,6 +118,7 @@ class ScoreMatching:
         eq. 16). For networks that learn u.
     """
 
+    measures: ClassVar[str] = "eps_error"
     weighting: str = "simple"
     times: str = "uniform"
     t_min: Positive | None = None
@@ -151,6 +155,10 @@ class ScoreMatching:
     def first(self, sde: SDE) -> float:
         """The smallest training time."""
         return sde.t_min if self.t_min is None else self.t_min
+
+    def trivial(self, model: NoisePredictor, t: Tensor, data_std: float) -> Tensor:
+        """The error of a model that has learned nothing, like t; see `trivial_error`."""
+        return trivial_error(model.sde, t, data_std)
 
     def draw_times(self, model: NoisePredictor, n: int, device: torch.device | str) -> Tensor:
         """n times from the density, float32 (n,). float64 inside where the device has it."""

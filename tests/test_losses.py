@@ -189,7 +189,7 @@ def test_t_min_and_reductions():
     mean = ScoreMatching()(model, x0, t=t, eps=eps)
     half = ScoreMatching(reduction="half_sum")(model, x0, t=t, eps=eps)
     torch.testing.assert_close(half.loss, 3 * mean.loss)
-    torch.testing.assert_close(mean.eps_error, eps.square().mean(1))
+    torch.testing.assert_close(mean.error, eps.square().mean(1))
 
 
 def test_trivial_error_is_that_of_the_best_linear_guess():

@@ -21,6 +21,7 @@ from score_sde.restoration import METHODS
 from score_sde.runs import (
     average,
     calibrate,
+    classifier,
     diagnose,
     evaluate,
     exchange,
@@ -93,7 +94,16 @@ STEERING = (
     GUIDANCE,
     Flag("guidance_interval", tuple, "log-SNR from,to within which guidance acts"),
     Flag("guidance_rule", tuple(RULES), "how, see docs/steering.md"),
+    Flag(
+        "guidance_option",
+        list,
+        "rescale, threshold or one of the rule, name=value",
+        "guidance_options",
+    ),
     Flag("against", str, "directory of a weaker run to lead away from (autoguidance)"),
+    Flag("against_weights", str, "its weights; of this run itself, if --against is not given"),
+    Flag("against_step", str, "its checkpoint: a number, or best; else the newest"),
+    Flag("classifier", str, "directory of a classifier that leads to --class_labels"),
     Flag("upscale", str, "directory of a run that enlarges what this one draws"),
     Flag("init", str, "a picture to start from instead of from noise"),
     Flag("strength", float, "share of the steps taken from there, in (0, 1]; 0.6 if not given"),
@@ -116,6 +126,11 @@ MODES: dict[str, Mode] = {
             SAMPLER, STEPS, NFE, GRID, OPTION, BATCH_SIZE, *STEERING,
         ),
         sample.sample_to_files,
+    ),
+    "train_classifier": Mode(
+        "train a classifier of noisy samples, for --classifier",
+        (CONFIG, WORKDIR, RESUME, RESUME_CHANGED, OVERWRITE, DATA, DEVICE),
+        classifier.train_classifier,
     ),
     "ema": Mode(
         "make an average of the weights of another length from a run's snapshots",

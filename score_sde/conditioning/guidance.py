@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, checked, lookup
-from score_sde.conditioning.rules import RULES, Look, Rule, rescaled, thresholded
+from score_sde.checks import UserError, checked
+from score_sde.conditioning.rules import Look, Rule, make_rule, rescaled, thresholded
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreFn, take
@@ -43,6 +43,7 @@ class Guided:
     rule: Rule
     rescale: float
     threshold: float | None
+    bounds: tuple[float, float]
     doubled: bool
     memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -61,7 +62,7 @@ class Guided:
         """The score of some samples, see `scores.take`."""
         return Guided(
             take(self.conditional, rows), take(self.against, rows), self.sde, self.scale,
-            self.interval, self.rule, self.rescale, self.threshold, self.doubled,
+            self.interval, self.rule, self.rescale, self.threshold, self.bounds, self.doubled,
         )  # fmt: skip
 
     def weight(self, t: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Guided:
         if self.rescale:
             guided = rescaled(look, c, guided, self.rescale)
         if self.threshold is not None:
-            guided = thresholded(look, guided, self.threshold)
+            guided = thresholded(look, guided, self.threshold, self.bounds)
         if w.ndim == 0:
             return guided
         return torch.where(wide == 1, c, torch.where(wide == 0, u, guided))
@@ -143,19 +144,21 @@ def guide(
     rule: str | Rule = "cfg",
     rescale: float = 0.0,
     threshold: float | None = None,
+    bounds: tuple[float, float] = (-1.0, 1.0),
     sde: SDE | None = None,
 ) -> Guided:
     """A score led from ``against`` to ``conditional`` and beyond; for any sampler.
 
     conditional, against: bound scores, `model.bind(class_labels=y)` and `model.bind()` for
-        classifier-free guidance, another prompt for a negative one, or a weaker model with the
-        same condition for autoguidance. Two of one model are evaluated as one batch.
+        classifier-free guidance, another prompt for a negative one, a weaker model with the same
+        condition for autoguidance, or `classifier.told(score, y)` and that score for the guidance
+        of a classifier. Two of one model are evaluated as one batch.
     scale: w, 1 for the conditional score as it is, 0 for the other; or a function of log-SNR.
     interval: log-SNR (from, to) within which w counts; outside of it w is 1 and only the
         conditional score is evaluated (2404.07724).
     rule: "cfg", "apg" (`Projected`), "zero_star" (`ZeroStar`), or a rule with settings.
-    rescale: phi of 2305.08891, 0 for none. threshold: quantile of dynamic thresholding (0.995), for
-        pictures in [-1, 1].
+    rescale: phi of 2305.08891, 0 for none. threshold: quantile of dynamic thresholding (0.995), of
+        pictures whose values lie within ``bounds``.
     sde: the process; that of ``conditional`` unless given.
 
     Raises UserError for settings that make no sense.
@@ -163,10 +166,12 @@ def guide(
     sde = sde or getattr(conditional, "sde", None)
     check_guidance(sde, scale, interval, rescale, threshold)
     assert sde is not None
-    chosen: Rule = lookup(RULES, rule, "guidance rule")() if isinstance(rule, str) else rule
     joins = getattr(conditional, "joins", None)
     doubled = joins is not None and joins(against)
-    return Guided(conditional, against, sde, scale, interval, chosen, rescale, threshold, doubled)
+    return Guided(
+        conditional, against, sde, scale, interval, make_rule(rule), rescale, threshold, bounds,
+        doubled,
+    )  # fmt: skip
 
 
 def check_guidance(

@@ -7,13 +7,15 @@ and all of them keep c exactly where w is 1 (`guidance.Guided` sees to it).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from score_sde.checks import Extended, lookup, unknown, validated
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreError
@@ -53,6 +55,7 @@ class ClassifierFree:
         return torch.lerp(u, c, w)
 
 
+@validated("apg")
 @dataclass(frozen=True)
 class Projected:
     """Adaptive projected guidance (2410.02416): D_c + (w - 1)(what of D_c - D_u is across D_c).
@@ -63,8 +66,8 @@ class Projected:
     """
 
     eta: float = 0.0
-    most: float = math.inf
-    momentum: float = 0.0
+    most: Annotated[Extended, Field(gt=0)] = math.inf
+    momentum: Annotated[float, Field(gt=-1, lt=1)] = 0.0
 
     def __call__(self, look: Look, c: Tensor, u: Tensor, w: Tensor) -> Tensor:
         clean = look.denoised(c)
@@ -98,6 +101,7 @@ def _projection(a: Tensor, b: Tensor) -> Tensor:
     return expand(share.to(a.dtype), a) * b
 
 
+@validated("zero_star")
 @dataclass(frozen=True)
 class ZeroStar:
     """CFG-Zero* for flow matching (2503.18886): u scaled to fit c, in velocity.
@@ -107,7 +111,7 @@ class ZeroStar:
     first 4 % of the steps; -inf for never.
     """
 
-    zero_below: float = -math.inf
+    zero_below: Extended = -math.inf
 
     def __call__(self, look: Look, c: Tensor, u: Tensor, w: Tensor) -> Tensor:
         sde, x, t = look.sde, look.x, look.t
@@ -126,6 +130,24 @@ RULES: dict[str, Callable[..., Rule]] = {
 }
 
 
+BESIDE = ("rescale", "threshold")  # options of every rule, see `guidance.guide`
+
+
+def make_rule(rule: str | Rule, options: Mapping[str, Any] | None = None) -> Rule:
+    """A rule by its name in `RULES`, with these fields of it; or one that is made already.
+
+    Raises UserError for a name or an option that is not there.
+    """
+    if not isinstance(rule, str):
+        return rule
+    make = lookup(RULES, rule, "guidance rule")
+    known = [f.name for f in fields(make)] if isinstance(make, type) else None
+    for name in options or {}:
+        if known is not None and name not in known:
+            raise unknown(f"{rule}: the guidance option", name, (*known, *BESIDE))
+    return make(**dict(options or {}))
+
+
 def rescaled(look: Look, c: Tensor, guided: Tensor, share: float) -> Tensor:
     """The denoised picture with the standard deviation of the conditional one (2305.08891, eq. 15).
 
@@ -137,12 +159,19 @@ def rescaled(look: Look, c: Tensor, guided: Tensor, share: float) -> Tensor:
     return look.score(expand(factor, clean) * clean)
 
 
-def thresholded(look: Look, guided: Tensor, quantile: float) -> Tensor:
-    """Dynamic thresholding of the denoised picture in [-1, 1] (2205.11487, section 2.3)."""
-    clean = look.denoised(guided)
+def thresholded(
+    look: Look, guided: Tensor, quantile: float, bounds: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    """Dynamic thresholding of the denoised picture (2205.11487, section 2.3).
+
+    bounds: of the values of pictures; about their middle, everything is divided by the quantile of
+    the distances where that lies beyond them.
+    """
+    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    clean = (look.denoised(guided) - middle) / half
     most = torch.quantile(clean.flatten(1).abs().float(), quantile, dim=1).clamp(min=1)
     bound = expand(most.to(clean.dtype), clean)
-    return look.score(clean.clamp(-bound, bound) / bound)
+    return look.score(middle + half * (clean.clamp(-bound, bound) / bound))
 
 
 @dataclass(frozen=True)

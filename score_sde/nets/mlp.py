@@ -30,7 +30,8 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+    def features(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        """What the last layer sees, (B, width)."""
         if x.ndim < 2 or x.shape[1:].numel() != self.dim:
             raise UserError(f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}.")
         features = self.embedding[0](noise_label).to(self.last.weight.dtype)
@@ -39,4 +40,7 @@ class MLP(nn.Module):
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             scale, shift = modulation(embedding).chunk(2, dim=1)
             h = h + nn.functional.silu(torch.addcmul(shift, layer(h), 1 + scale))
-        return self.last(h).view_as(x)
+        return h
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        return self.last(self.features(x, noise_label)).view_as(x)

@@ -8,21 +8,25 @@ that a file of a few bytes asks for and no file holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from score_sde import build
 from score_sde.checks import UserError, memory_for
+from score_sde.conditioning.classifier import NoisyClassifier
 from score_sde.data import DataSpec
 from score_sde.models import ScoreModel
 from score_sde.runs.directory import RunDirectory, RunError
 
 MOST_VALUES = 10**9  # of one item of data
 SLACK = 10**6  # what a network may have beyond its weights
+
+
+Model = TypeVar("Model", ScoreModel, NoisyClassifier)
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,16 @@ def read_spec(values: Any, where: Path) -> DataSpec:
         raise RunError(f"{where}: data_spec is not one of data ({error}).") from error
 
 
-def build_with(facts: Facts, state: Mapping[str, Tensor]) -> ScoreModel:
+def build_with(
+    facts: Facts,
+    state: Mapping[str, Tensor],
+    make: Callable[[Mapping[str, Any], DataSpec], Model] = build.build_model,  # type: ignore[assignment]
+) -> Model:
     """The model of a run with these weights; RunError if they are not those of its network."""
     held = sum(value.numel() for value in state.values())
     try:
         with no_larger_than(held, f"{facts.path / 'config.json'}"):
-            model = build.build_model(facts.config, facts.spec)
+            model = make(facts.config, facts.spec)
         model.net.load_state_dict(dict(state))
     except UserError:
         raise

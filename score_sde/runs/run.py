@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,19 +35,14 @@ from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.sampler import make_sampler
 from score_sde.runs.signature import is_signed
-from score_sde.runs.steering import Prompt, Wish, steer
+from score_sde.runs.steering import steer
+from score_sde.runs.weights import find_weights
+from score_sde.runs.wish import Prompt, Wish
 from score_sde.sampling import SampleResult, sample
-from score_sde.training import CheckpointError
-from score_sde.training.checkpoints import (
-    State,
-    averages_of,
-    chosen_steps,
-    load_tensors,
-    load_weights,
-    steps_of,
-    strays,
-)
-from score_sde.training.posthoc import load_average
+from score_sde.training.checkpoints import strays
+
+if TYPE_CHECKING:
+    from score_sde.runs.classifier import Classifier
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -160,6 +155,8 @@ class Run:
         against: Run | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rule: str = "cfg",
+        guidance_options: Mapping[str, Any] | None = None,
+        classifier: Classifier | None = None,
         condition: Mapping[str, Tensor] | None = None,
         init: Picture | None = None,
         strength: float = 0.6,
@@ -169,7 +166,8 @@ class Run:
         """n samples with the run's sampler; sample i has seed first_seed + i.
 
         class_labels: one integer for all or n of them, see `class_labels`. prompt: one caption for
-        all or n of them. guidance, condition and what belongs to it: see `steering.Wish`.
+        all or n of them. guidance and what belongs to it, classifier, condition: see `wish.Wish`;
+        guidance_options are the fields of the rule, and rescale and threshold of `guide`.
         init: a picture to start from, and strength: the share of the steps from there, in (0, 1].
         pixels: of a run of latents, whether they come decoded, in the range of ``item_spec``.
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
@@ -180,7 +178,7 @@ class Run:
         seeds = range(first_seed, first_seed + n)
         wish = Wish(
             class_labels, prompt, guidance, negative_prompt, against, guidance_interval,
-            guidance_rule, condition=condition,
+            guidance_rule, guidance_options or {}, classifier, condition,
         )  # fmt: skip
         steered = steer(self, wish, seeds)
         with trusting(self.trusted):  # what is changed is the user's own word
@@ -268,13 +266,8 @@ def load(
             "`python main.py --config configs/vp_fashion.py --mode train`."
         )
     facts = read_facts(path)
-    steps, exported = steps_of(path), path / "model.safetensors"
-    if not steps and not exported.is_file():
-        raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
     trusted = trust or trusts_files() or is_signed(path / "config.json")
-    if step is not None and not steps:
-        raise RunError(f"{path} was exported without its checkpoints; leave out step={step!r}.")
-    at, state = _find_weights(path, weights, step) if steps else _exported(exported, weights)
+    at, state = find_weights(path, weights, step)
     with trusting(trusted):
         model = build_with(facts, state)
     if others := strays(path):
@@ -282,37 +275,6 @@ def load(
     model = model.to(pick_device(device)).eval().requires_grad_(False)
     config, spec, codec = facts.config, facts.spec, codec_of_run(path, trusted)
     return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec)
-
-
-def _exported(path: Path, weights: str) -> tuple[int, State]:
-    """The weights of an exported folder, which has one set of them."""
-    if weights not in ("ema", "model"):
-        raise RunError(f"{path.parent} has one set of weights; leave out weights={weights!r}.")
-    return 0, load_tensors(path)
-
-
-def _find_weights(path: Path, weights: str, wanted: int | str | None) -> tuple[int, State]:
-    """The named weights of the wanted, or the newest whole, checkpoint, and their step."""
-    steps = chosen_steps(path, wanted)
-    if (average := load_average(path, weights)) is not None:
-        if wanted is not None and average[0] != steps[0]:
-            raise RunError(
-                f"the average {weights!r} is of step {average[0]}, not {steps[0]}: leave out step, "
-                "or make another by --mode ema."
-            )
-        return average
-    for step in reversed(steps):
-        there = averages_of(path, step)
-        if weights not in there and {"ema", "model"} <= set(there):
-            made = sorted(file.stem for file in (path / "averages").glob("*.safetensors"))
-            raise RunError(f"weights must be one of {there + made} (got {weights!r}).")
-        try:
-            return step, load_weights(path, step, weights)
-        except CheckpointError as error:
-            if wanted is not None:
-                raise
-            print(f"{error} Trying the one before.")
-    raise RunError(f"No checkpoint of {path} can be read.")
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

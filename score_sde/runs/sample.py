@@ -14,10 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde import build, distributed
+from score_sde.checks import as_it_looks
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import captioned_grid, grid_array, image_array, picture_of
 from score_sde.runs.cascade import check_upscaler, enlarge
+from score_sde.runs.classifier import load_classifier
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import check_strength
 from score_sde.runs.outputs import (
@@ -30,7 +32,7 @@ from score_sde.runs.outputs import (
 )
 from score_sde.runs.run import Run, load, pick_device, said_of_classes
 from score_sde.runs.sampler import given_settings
-from score_sde.runs.steering import Wish, check_wish, read_prompts
+from score_sde.runs.wish import Wish, check_wish, labels_of, read_prompts
 from score_sde.sampling import SampleResult, load_recipe
 
 
@@ -55,7 +57,11 @@ def sample_to_files(
     negative_prompt: str | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rule: str | None = None,
+    guidance_options: Mapping[str, Any] | None = None,
     against: str | Path | None = None,
+    against_weights: str | None = None,
+    against_step: str | None = None,
+    classifier: str | Path | None = None,
     init: str | Path | None = None,
     strength: float | None = None,
     upscale: str | Path | None = None,
@@ -65,7 +71,8 @@ def sample_to_files(
 
     prompt, or a file of prompts with a line each: captions, of all samples or taken in turn; they
     are written beside the pictures (metadata.jsonl) and into the grid. guidance and what belongs
-    to it, init and strength: as of `Run.sample`, ``against`` being the directory of another run.
+    to it, init and strength: as of `Run.sample`, ``against`` and ``classifier`` being directories;
+    against_weights and against_step say which weights of ``against``, or of this run itself.
     upscale: the directory of a run that enlarges what this one draws (`cascade`).
     class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
@@ -79,13 +86,19 @@ def sample_to_files(
     start = _start(init, strength)
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen), step=step)
-        weaker = None if against is None else load(against, weights, str(chosen))
+        weaker, leader = None, None
+        if against is not None or against_weights is not None or against_step is not None:
+            which = against_weights or weights
+            weaker = load(against or workdir, which, str(chosen), step=against_step)
+        if classifier is not None:
+            leader = load_classifier(classifier, weights, str(chosen))
         large = None if upscale is None else load(upscale, weights, str(chosen))
         seeds = range(first_seed, first_seed + n)
-        labels = run.class_labels(class_labels, seeds)
+        labels = labels_of(run, class_labels, seeds, leader)
+        looked = {key: as_it_looks(text) for key, text in (guidance_options or {}).items()}
         wish = Wish(
             labels, captions, guidance, negative_prompt, weaker, guidance_interval,
-            guidance_rule or "cfg",
+            guidance_rule or "cfg", looked, leader,
         )  # fmt: skip
         check_wish(run, wish, n)
         if large is not None:
@@ -123,6 +136,8 @@ def _captions(
 def _start(init: str | Path | None, strength: float | None) -> dict[str, Any]:
     """The arguments of `Run.sample` for a picture to start from."""
     if init is None:
+        if strength is not None:
+            raise RunError("strength is of a picture to start from: give init too.")
         return {}
     strength = 0.6 if strength is None else strength
     check_strength(strength)

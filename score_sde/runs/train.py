@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,53 @@ def train(
     it and train together. Raises RunError for a used or missing directory, ConfigError and
     DataError for bad settings, `Interrupted` after a signal.
     """
-    directory, settings = _resolve(config, workdir, resume, changes)
+    directory, settings = resolve(config, workdir, resume, changes)
     own = config is not None or trusts_files() or is_signed(directory.config)
+    order = Order(own, resume, overwrite, device, resume_changed)
+    if build.is_autoencoder(settings):
+        made, _ = carry_out(directory, settings, order, prepare_autoencoder, finish_autoencoder)
+        return made
+    _, where = carry_out(directory, settings, order, prepare)
+    return load(directory.path, device=where)
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a directory is trained in, as of `train`; own: whether the config is the user's word."""
+
+    own: bool
+    resume: bool | str
+    overwrite: bool
+    device: str
+    resume_changed: bool
+
+
+def carry_out(
+    directory: RunDirectory,
+    settings: Mapping[str, Any],
+    order: Order,
+    make: Callable[..., Parts],
+    finish: Callable[[RunDirectory, Parts], Any] | None = None,
+) -> tuple[Any, str]:
+    """Train in a directory what ``make`` makes of a config; where to load it.
+
+    make: `prepare`, or another function of the config, the device, what config.json holds of a run
+    that is resumed, and the directory. finish: what is done after the last update; the first result
+    is what it returns.
+    """
+    resume, overwrite = order.resume, order.overwrite
     if resume == "auto":
         resume = bool(steps_of(directory.path))
         overwrite = overwrite or not resume
     directory.check(bool(resume), overwrite)
-    with distributed.processes(pick_device(device)) as chosen:
-        with nullcontext() if own else trusting(False):
-            make = prepare_autoencoder if build.is_autoencoder(settings) else prepare
+    with distributed.processes(pick_device(order.device)) as chosen:
+        with nullcontext() if order.own else trusting(False):
             parts = make(settings, chosen, directory.read_config() if resume else {}, directory)
         if resume:
-            check_same_run(directory, parts.facts, resume_changed)
+            check_same_run(directory, parts.facts, order.resume_changed)
         distributed.wait()  # all that can be wrong with the config has been found, by all
         with directory.training() if distributed.is_writer() else nullcontext():
-            session = _start(directory, parts, bool(resume), own)
+            session = _start(directory, parts, bool(resume), order.own)
             _announce(directory, parts)
             try:
                 session.run()
@@ -83,12 +116,11 @@ def train(
                 f"done: step {trainer.step} in {trainer.seconds:.0f} s; everything is in "
                 f"{directory.path}"
             )
-            if build.is_autoencoder(settings):
-                return finish_autoencoder(directory, parts)
-        return load(directory.path, device="cpu" if trainer.sharded else str(chosen))
+            made = None if finish is None else finish(directory, parts)
+        return made, "cpu" if trainer.sharded else str(chosen)
 
 
-def _resolve(
+def resolve(
     config: str | Mapping[str, Any] | None,
     workdir: str | Path | None,
     resume: bool | str,
@@ -188,7 +220,7 @@ def train_as_asked(
     if wandb:
         changes["training.wandb"] = True
     given = resume != "no" if resume != "auto" else "auto"
-    directory, settings = _resolve(config, workdir, given, changes)
+    directory, settings = resolve(config, workdir, given, changes)
     asked = given_settings(None, method, steps, nfe, grid, batch_size, options)
     if not build.is_autoencoder(settings) or any(v is not None for v in asked.values()):
         changes["sampling"] = build.change_sampling(settings.get("sampling"), asked)

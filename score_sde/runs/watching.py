@@ -173,7 +173,7 @@ def watcher_of(
         draw = drawing(trainer, sampler, (count, *data.spec.shape), told, codec)
         yardstick = Yardstick.of(real, extractor, count, draw)
     model = trainer.model.with_net(trainer.ema.net)
-    return Watcher(model, trainer.objective, conditioning, data, held_out, trainer.seed,
+    return Watcher(model, build.build_objective(config), conditioning, data, held_out, trainer.seed,
                    trainer.sharded, yardstick)  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class Reconstruction:
     precision: "fp32", or "bf16" autocast around the network.
     """
 
+    measures: ClassVar[str] = "square_error"
     absolute: NonNegative = 1.0
     square: NonNegative = 1.0
     kl: NonNegative = 1e-4
@@ -124,7 +125,7 @@ class AutoencoderTrainer(Trainer):
         return x0.new_zeros(len(x0)), random.noise(like, self.rows)
 
     def _count(self, terms: LossTerms) -> None:
-        self.bins.add(terms.eps_error)  # type: ignore[call-arg]
+        self.bins.add(terms.error)  # type: ignore[call-arg]
 
     def _place_of(self, t: Tensor) -> str:
         return ""

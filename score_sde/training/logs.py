@@ -47,9 +47,13 @@ def peak_memory(device: torch.device) -> float:
 
 
 class NoiseBins:
-    """Mean error of eps in bins of the noise level, beside that of the trivial predictor."""
+    """Mean error in bins of the noise level, beside that of the trivial predictor.
 
-    def __init__(self) -> None:
+    measures: what the error is called; of scores it is that of eps.
+    """
+
+    def __init__(self, measures: str = "eps_error") -> None:
+        self.measures = measures
         self._sums = np.zeros((3, len(BIN_NAMES)))
 
     def add(self, noise_level: Tensor, error: Tensor, trivial: Tensor) -> None:
@@ -77,7 +81,7 @@ class NoiseBins:
         count, error, trivial = np.reshape(self.sums(), self._sums.shape)
         result = {}
         for i in np.flatnonzero(count):
-            result[f"eps_error/{BIN_NAMES[i]}"] = float(error[i] / count[i])
+            result[f"{self.measures}/{BIN_NAMES[i]}"] = float(error[i] / count[i])
             result[f"trivial/{BIN_NAMES[i]}"] = float(trivial[i] / count[i])
         self._sums[:] = 0
         return result

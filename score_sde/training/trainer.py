@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from score_sde import distributed
-from score_sde.losses import LossTerms, ScoreMatching, trivial_error
-from score_sde.models import PRECISIONS, ScoreModel
+from score_sde.losses import LossTerms
+from score_sde.models import PRECISIONS
 from score_sde.noise import StepRandomness
 from score_sde.scores import nothing_like
 from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
 from score_sde.training.logs import NoiseBins, bin_names, peak_memory
+from score_sde.training.objective import Objective, Trainable
 from score_sde.training.optim import learning_rate_factor, make_optimizers
 from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
 from score_sde.training.settings import TrainingSettings
 from score_sde.training.sharding import load_net, load_optimizer, shard, whole
+
+Model = TypeVar("Model", bound=Trainable)
 
 
 def check_division(settings: TrainingSettings) -> None:
@@ -48,7 +51,7 @@ def check_division(settings: TrainingSettings) -> None:
         )
 
 
-class Trainer:
+class Trainer(Generic[Model]):
     """A model, its objective, optimisers and averages: `update` does one step.
 
     data_std: standard deviation of the data, of the trivial predictor that errors are shown beside.
@@ -59,8 +62,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: ScoreModel,
-        objective: ScoreMatching,
+        model: Model,
+        objective: Objective,
         settings: TrainingSettings,
         seed: int = 0,
         data_std: float = 1.0,
@@ -91,7 +94,7 @@ class Trainer:
         self.called_model = model.with_net(self.called_net)
         self.step, self.seconds, self.smooth_loss = 0, 0.0, math.nan
         self.bad_steps, self.skipped_steps = 0, 0
-        self.bins = NoiseBins()
+        self.bins = NoiseBins(objective.measures)
         self.name_row: Callable[[int], str] = "row {}".format
 
     def _average(self, decay: float = 0.0, sigma_rel: float | None = None,
@@ -205,8 +208,8 @@ class Trainer:
 
     def _count(self, terms: LossTerms) -> None:
         log_snr = self.model.sde.log_snr(terms.t)
-        trivial = trivial_error(self.model.sde, terms.t, self.data_std)
-        self.bins.add(torch.exp(-0.5 * log_snr), terms.eps_error, trivial)
+        trivial = self.objective.trivial(self.model, terms.t, self.data_std)
+        self.bins.add(torch.exp(-0.5 * log_snr), terms.error, trivial)
 
     def _skip(self, terms: LossTerms) -> None:
         """Count a step without a finite gradient, say what was in it, stop if it is one of many."""

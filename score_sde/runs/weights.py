@@ -1,0 +1,61 @@
+"""Which weights of a run directory, or of an exported folder, and of which checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from score_sde.runs.directory import RunError
+from score_sde.training import CheckpointError
+from score_sde.training.checkpoints import (
+    State,
+    averages_of,
+    chosen_steps,
+    load_tensors,
+    load_weights,
+    steps_of,
+)
+from score_sde.training.posthoc import load_average
+
+
+def find_weights(path: Path, weights: str, step: int | str | None = None) -> tuple[int, State]:
+    """The named weights of a run or exported folder and their step; RunError without any.
+
+    step: of which checkpoint, see `chosen_steps`; None for the newest that is whole.
+    """
+    steps, exported = steps_of(path), path / "model.safetensors"
+    if not steps and not exported.is_file():
+        raise RunError(f"{path} has no checkpoint yet. Train it with --mode train.")
+    if step is not None and not steps:
+        raise RunError(f"{path} was exported without its checkpoints; leave out step={step!r}.")
+    return _find_weights(path, weights, step) if steps else _exported(exported, weights)
+
+
+def _exported(path: Path, weights: str) -> tuple[int, State]:
+    """The weights of an exported folder, which has one set of them."""
+    if weights not in ("ema", "model"):
+        raise RunError(f"{path.parent} has one set of weights; leave out weights={weights!r}.")
+    return 0, load_tensors(path)
+
+
+def _find_weights(path: Path, weights: str, wanted: int | str | None) -> tuple[int, State]:
+    """The named weights of the wanted, or the newest whole, checkpoint, and their step."""
+    steps = chosen_steps(path, wanted)
+    if (average := load_average(path, weights)) is not None:
+        if wanted is not None and average[0] != steps[0]:
+            raise RunError(
+                f"the average {weights!r} is of step {average[0]}, not {steps[0]}: leave out step, "
+                "or make another by --mode ema."
+            )
+        return average
+    for step in reversed(steps):
+        there = averages_of(path, step)
+        if weights not in there and {"ema", "model"} <= set(there):
+            made = sorted(file.stem for file in (path / "averages").glob("*.safetensors"))
+            raise RunError(f"weights must be one of {there + made} (got {weights!r}).")
+        try:
+            return step, load_weights(path, step, weights)
+        except CheckpointError as error:
+            if wanted is not None:
+                raise
+            print(f"{error} Trying the one before.")
+    raise RunError(f"No checkpoint of {path} can be read.")

@@ -1,0 +1,259 @@
+"""What samples of a run are to be: classes, captions, and how strongly they are led there.
+
+A wish is checked whole before any work: captions to a model of classes, more prompts than samples,
+guidance of a model that never went without a condition are each a sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of
+from score_sde.conditioning.guidance import check_guidance
+from score_sde.conditioning.rules import BESIDE, make_rule
+from score_sde.conditioning.text import check_captions
+from score_sde.runs.directory import RunError
+
+if TYPE_CHECKING:
+    from score_sde.runs.classifier import Classifier
+    from score_sde.runs.run import Run
+
+Prompt = str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What samples are to be.
+
+    class_labels: as of `class_labels_of`. prompt: a caption for all samples, or one for each.
+    guidance: the scale w of `guide`, None and 1 for none. negative_prompt: what to lead away from,
+    instead of from nothing. against: another run to lead away from, told the same (autoguidance).
+    classifier: of noisy samples, which leads to the classes (2105.05233). interval: of log-SNR,
+    where guidance acts. rule: of `guide`; options: its fields, and rescale and threshold.
+    condition: further things that the network is told, each with a row for each sample, such as
+    the picture of a cascade.
+    """
+
+    class_labels: ClassLabels = None
+    prompt: Prompt = None
+    guidance: float | None = None
+    negative_prompt: Prompt = None
+    against: Run | None = None
+    interval: tuple[float, float] | None = None
+    rule: str = "cfg"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    condition: Mapping[str, Tensor] | None = None
+
+    def part(self, rows: range) -> Wish:
+        """The wish for some of the samples that it gives one each."""
+
+        def some(given: Any) -> Any:
+            single = given is None or isinstance(given, str | int)
+            return given if single else given[rows.start : rows.stop]
+
+        return replace(
+            self, class_labels=some(self.class_labels), prompt=some(self.prompt),
+            negative_prompt=some(self.negative_prompt),
+        )  # fmt: skip
+
+    def to_arguments(self) -> dict[str, Any]:
+        """As arguments of `Run.sample`."""
+        return {
+            "class_labels": self.class_labels, "prompt": self.prompt, "guidance": self.guidance,
+            "negative_prompt": self.negative_prompt, "against": self.against,
+            "guidance_interval": self.interval, "guidance_rule": self.rule,
+            "guidance_options": self.options, "classifier": self.classifier,
+            "condition": self.condition,
+        }  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a folder of samples depends on but for the classes, as plain values."""
+        plain = self.to_arguments() | {"class_labels": None}
+        plain["against"] = None if self.against is None else str(self.against.path)
+        plain["classifier"] = None if self.classifier is None else self.classifier.identity
+        plain["guidance_rule"] = None if self.rule == "cfg" else self.rule
+        plain["guidance_options"] = dict(self.options) or None
+        return {name: value for name, value in plain.items() if value is not None}
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is anything to lead away from."""
+        return self.guidance is not None and self.guidance != 1
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """How it is guided, for the settings of samples, but for the scale."""
+        found: dict[str, Any] = {"guidance_interval": self.interval}
+        found["guidance_options"] = dict(self.options)
+        found["guidance_rule"] = None if self.rule == "cfg" else self.rule
+        found["against"] = None if self.against is None else str(self.against.path)
+        return {name: value for name, value in found.items() if value}
+
+    @property
+    def rule_options(self) -> dict[str, Any]:
+        """Those of the options that are fields of the rule."""
+        return {name: v for name, v in self.options.items() if name not in BESIDE}
+
+
+class Captions(NamedTuple):
+    """One caption for each sample, or None."""
+
+    prompts: tuple[str, ...] | None
+    negative: tuple[str, ...] | None
+
+
+def labels_of(
+    run: Run, given: ClassLabels, seeds: Sequence[int], classifier: Classifier | None = None
+) -> Tensor | None:
+    """The classes of samples with these seeds, as the run, or else the classifier, knows them."""
+    if classifier is None or classes_of(run.score.net):
+        return run.class_labels(given, seeds)
+    return class_labels_of(classifier.model.net, given, len(seeds), classifier.data_spec.classes)
+
+
+def check_wish(run: Run, wish: Wish, n: int) -> Captions:
+    """The captions of n samples; RunError for a wish that cannot be fulfilled, before any work."""
+    prompts = _prompts(run, wish.prompt, n, "prompt")
+    negative = _prompts(run, wish.negative_prompt, n, "negative_prompt")
+    labels = labels_of(run, wish.class_labels, range(n), wish.classifier)
+    rescale, threshold = (wish.options.get(name) for name in BESIDE)
+    for name, value in (("rescale", rescale), ("threshold", threshold)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RunError(f"the guidance option {name} must be a number (got {value!r}).")
+    check_guidance(
+        run.sde, 1.0 if wish.guidance is None else wish.guidance, wish.interval,
+        rescale or 0.0, threshold,
+    )  # fmt: skip
+    make_rule(wish.rule, wish.rule_options)
+    if wish.classifier is not None:
+        _check_classifier(run, wish, labels)
+    if not wish.guided:
+        _check_unguided(wish, negative)
+    elif wish.classifier is None:
+        _check_guided(run, wish, Captions(prompts, negative), labels)
+    return Captions(prompts, negative)
+
+
+def _check_unguided(wish: Wish, negative: tuple[str, ...] | None) -> None:
+    """RunError for what has no effect without guidance."""
+    if negative is not None:
+        raise RunError("a negative prompt needs guidance to lead away from it: give guidance=3.")
+    if wish.against is not None:
+        raise RunError("another run to lead away from needs guidance: give guidance=2.")
+    given: dict[str, Any] = {"guidance_interval": wish.interval}
+    given["guidance_options"] = wish.options or None
+    given["guidance_rule"] = None if wish.rule == "cfg" else wish.rule
+    for name, value in given.items():
+        if value is not None:
+            raise RunError(f"{name} has no effect without guidance: give guidance=2.")
+
+
+def _check_guided(run: Run, wish: Wish, captions: Captions, labels: Tensor | None) -> None:
+    """RunError for guidance that this run cannot give."""
+    guidance = f"guidance={wish.guidance:g}"
+    if captions.negative is not None and captions.prompts is None:
+        raise RunError("a negative prompt goes with a prompt; give both.")
+    if captions.negative is not None and wish.against is not None:
+        raise RunError("give a negative prompt or another run to lead away from, not both.")
+    if captions.prompts is None and labels is None and wish.against is None:
+        raise RunError(f"{guidance} leads from no condition to one: {_what_to_give(run)}.")
+    if wish.against is not None:
+        if wish.against.sde != run.sde or wish.against.data_spec.shape != run.data_spec.shape:
+            raise RunError(
+                f"{wish.against.path} is of another process or of other data than {run.path}: "
+                "guidance needs a weaker model of the same ones."
+            )
+    elif captions.negative is None and not trained_without(run):
+        raise RunError(
+            f"{guidance} needs a model that was trained without its condition at times "
+            "(conditioning.dropout=0.1); this one never was."
+        )
+
+
+def _what_to_give(run: Run) -> str:
+    if (run.config.get("conditioning") or {}).get("text"):
+        return "give a prompt"
+    if classes_of(run.score.net):
+        return f"give class_labels, of {', '.join(run.data_spec.classes[:12]) or 'its classes'}"
+    return "this run was trained without any, so it takes a classifier, or another run as against"
+
+
+def _check_classifier(run: Run, wish: Wish, labels: Tensor | None) -> None:
+    """RunError for a classifier that cannot lead the samples of this run."""
+    found = wish.classifier
+    assert found is not None
+    if labels is None:
+        names = ", ".join(found.data_spec.classes[:12])
+        raise RunError(f"a classifier leads to a class: give class_labels, of {names}.")
+    if wish.negative_prompt is not None or wish.against is not None:
+        raise RunError("a classifier leads by itself: leave out against and the negative prompt.")
+    ours, theirs = run.data_spec, found.data_spec
+    alike = ours.shape == theirs.shape and all(
+        math.isclose(getattr(ours, name), getattr(theirs, name), rel_tol=1e-3, abs_tol=1e-3)
+        for name in ("shift", "scale")
+    )
+    if found.model.sde != run.sde or not alike:
+        raise RunError(
+            f"the classifier {found.path} knows samples of {theirs.name} {theirs.shape} under "
+            f"{found.model.sde}; {run.path} makes {ours.name} {ours.shape} under {run.sde}: train "
+            "one with the same data, scaling and process."
+        )
+    if classes_of(run.score.net) not in (0, found.model.classes):
+        raise RunError(
+            f"the classifier {found.path} knows {found.model.classes} classes, {run.path} "
+            f"{classes_of(run.score.net)}."
+        )
+
+
+def trained_without(run: Run) -> bool:
+    """Whether the network was at times told nothing, so that its unconditional score means one."""
+    told = run.config.get("conditioning") or {}
+    return bool(told.get("dropout") or getattr(run.score.net, "class_dropout", 0.0))
+
+
+def _prompts(run: Run, given: Prompt, n: int, what: str) -> tuple[str, ...] | None:
+    """One caption for each of n samples; None without any."""
+    if given is None:
+        return None
+    if not (run.config.get("conditioning") or {}).get("text"):
+        raise RunError(
+            f"{run.path} was trained without captions, so it takes no {what}. Train one with "
+            "configs/text_emoji.py, or with conditioning.text on captioned data."
+        )
+    captions = [given] * n if isinstance(given, str) else list(given)
+    if len(captions) > n:
+        raise RunError(
+            f"{len(captions)} captions of {what} are more than {n} samples: give --num_samples "
+            f"{len(captions)} or more."
+        )
+    if len(captions) != n:
+        raise RunError(f"{n} samples need one {what} for all or {n}; got {len(captions)}.")
+    check_captions(captions)
+    return tuple(captions)
+
+
+def read_prompts(path: str | Path, n: int | None) -> list[str]:
+    """Captions of a text file, a line each; in turn for n samples, or once.
+
+    RunError for a file that is not there, is empty, or has an empty line among others.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"the prompts of {path} cannot be read ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise RunError(f"line {number} of {path} is empty: give a caption in each line.")
+    if n is not None and len(lines) > n:
+        raise RunError(
+            f"{path} has {len(lines)} prompts, more than {n} samples: give --num_samples "
+            f"{len(lines)}."
+        )
+    return [lines[i % len(lines)] for i in range(len(lines) if n is None else n)]
