@@ -29,7 +29,14 @@ from such a file is built ``with trusting(False)``, where a name means a built-i
 this package of the right kind, and nothing else is imported.
 """
 
-from score_sde.checks.errors import UserError, as_it_looks, did_you_mean, require, unknown
+from score_sde.checks.errors import (
+    UserError,
+    as_it_looks,
+    did_you_mean,
+    require,
+    sentence_of,
+    unknown,
+)
 from score_sde.checks.memory import check_fits, machine_memory, memory_for
 from score_sde.checks.names import lookup, named, trusting, trusts_files
 from score_sde.checks.types import (
@@ -77,6 +84,7 @@ __all__ = [
     "named",
     "require",
     "sentence",
+    "sentence_of",
     "trusting",
     "trusts_files",
     "unknown",

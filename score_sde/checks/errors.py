@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 
 class UserError(ValueError):
     """What a user gave cannot be used: a sentence with the value, the choices and the fix.
@@ -17,6 +19,19 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What to tell a user of an error that is not a mistake of ours; None if it is one."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror or error}."
+    no_room = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if no_room or (type(error) is RuntimeError and "allocate memory" in str(error)):
+        return "out of memory. Take fewer at a time (--batch_size), or a smaller network."
+    return None
 
 
 def require(holds: bool, sentence: str) -> None:

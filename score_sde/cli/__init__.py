@@ -7,9 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from score_sde.checks import UserError
+from score_sde.checks import sentence_of
 from score_sde.cli.command import Command as Command
 from score_sde.cli.command import understand as understand
 from score_sde.cli.modes import MODES as MODES
@@ -45,19 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {sentence or _mistake(error)}", file=sys.stderr)
         return 2 if sentence else 1
     return 0
-
-
-def sentence_of(error: Exception) -> str | None:
-    """What to tell a user of an error that is not a mistake of ours; None if it is one."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror or error}."
-    no_room = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if no_room or (type(error) is RuntimeError and "allocate memory" in str(error)):
-        return "out of memory. Take fewer at a time (--batch_size), or a smaller network."
-    return None
 
 
 def _mistake(error: Exception) -> str:

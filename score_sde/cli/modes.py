@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from score_sde import explorer
 from score_sde.cli.flags import Flag
 from score_sde.conditioning.rules import RULES
 from score_sde.evaluation.features import FEATURES
@@ -210,11 +211,20 @@ MODES: dict[str, Mode] = {
         ),
         exchange.import_checkpoint,
     ),
+    "explore": Mode(
+        "open a page in the browser: draw, restore, look into score fields, compare runs",
+        (
+            WORKDIR, CONFIG, DEVICE, Flag("port", int, "of the page; the first free one from 7860"),
+            Flag("host", str, "who may come; 127.0.0.1 is this computer alone"),
+        ),
+        explorer.explore,
+    ),
     "export": Mode(
         "write a run's weights for other tools",
         (
             WORKDIR, CONFIG, OUT, WEIGHTS, STEP,
             Flag("format", exchange.LAYOUTS, "of the files", "layout"),
+            Flag("dtype", tuple(exchange.DTYPES), "of the weights"),
         ),
         exchange.export_run,
     ),

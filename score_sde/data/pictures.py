@@ -37,6 +37,15 @@ def grid_array(pixels: Tensor, columns: int | None = None, gap: int = 2) -> np.n
     return image_array(canvas)
 
 
+def enlarged(pixels: np.ndarray, least: int = 512) -> np.ndarray:
+    """A picture (H, W[, C]) of which each pixel became a square, ``least`` or more on a side.
+
+    Whole factors only, so that nothing is blurred; large pictures stay as they are.
+    """
+    factor = max(1, -(-least // max(pixels.shape[:2])))
+    return pixels.repeat(factor, 0).repeat(factor, 1)
+
+
 def density_array(points: Tensor, side: int = 256, extent: float = 3.0) -> np.ndarray:
     """Points (N, 2) as a dark-on-light histogram of [-extent, extent]^2; the y axis points up."""
     x, y = points.cpu().double().numpy()[:, :2].T

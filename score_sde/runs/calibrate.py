@@ -31,7 +31,7 @@ def calibrate_run(
     found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
     )
-    wanted = Path(recipe) if recipe else Path(workdir) / f"recipe_{nfe}.json"
+    wanted = Path(recipe) if recipe else run.home / f"recipe_{nfe}.json"
     path = write_beside(wanted, found.to_json())
     print(found)
     if path != wanted:

@@ -17,6 +17,7 @@ from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.ode.solve import ODEError
+from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.items import items_of
 from score_sde.runs.run import Run, load
@@ -76,7 +77,8 @@ def diagnose_to_file(
     """`diagnose` a run, print what was found and write <workdir>/evaluation/diagnosis.json."""
     found = diagnose(workdir, data, num_samples, items, weights, device, step)
     print(found)
-    path = (Path(out) if out else Path(workdir) / "evaluation") / "diagnosis.json"
+    home = pretrained.home(pretrained.find(workdir))
+    path = (Path(out) if out else home / "evaluation") / "diagnosis.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(as_plain(found), indent=1, default=str) + "\n")
     print(f"wrote {path}")

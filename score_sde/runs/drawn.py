@@ -73,7 +73,7 @@ def draw(
     if guidance is not None:
         facts["guidance"] = more["guidance"] = guidance
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = run.path / "evaluation" / f"samples_{key}"
+    folder = run.home / "evaluation" / f"samples_{key}"
     labels = run.class_labels(class_labels, range(first_seed, first_seed + n))
     parts = []
     for start in range(0, n, PART):

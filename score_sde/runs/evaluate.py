@@ -115,7 +115,7 @@ def evaluate_to_files(
             bound = reconstruction_distance(run.codec, real, extractor, len(items), target.features)
             result = replace(result, notes=(*result.notes, bound))
         distributed.say(str(result))
-        folder = Path(out) if out else (Path(workdir) / "evaluation" if workdir else None)
+        folder = Path(out) if out else (run.home / "evaluation" if run else None)
         if folder is not None and distributed.is_writer():
             _write(folder, result, split, copies, items, train)
     return result

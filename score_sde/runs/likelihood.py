@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from score_sde import distributed
 from score_sde.conditioning.classes import ClassLabels
+from score_sde.data import DataSpec
 from score_sde.likelihood import (
+    Likelihood,
     continuous_bound,
     dequantize,
     log_likelihood,
@@ -162,6 +164,29 @@ def _write(output: Output, n: int, spec: Any, protocol: Mapping[str, Any]) -> No
     output.finish(summary, ["likelihood.npz", "likelihood.json"])
 
 
+def levels_of(spec: DataSpec) -> dict[str, Any]:
+    """Number, lowest value and whole width of the levels in the model's units; {} without any."""
+    if spec.levels is None or spec.low is None or spec.high is None:
+        return {}
+    low, scale = (spec.low - spec.shift) / spec.scale, (spec.high - spec.low) / spec.scale
+    return {"levels": spec.levels, "low": low, "scale": scale}
+
+
+def likelihood_of(
+    run: Run, score: ScoreFn, raw: Tensor, seeds: Sequence[int], k: int = 0, **settings: Any
+) -> Likelihood:
+    """log p of raw items (B, ...); those that have levels are dequantised, here the k-th time.
+
+    score: of the run. seeds: one integer an item. settings: of `log_likelihood`.
+    """
+    x, levels = to_model(run, raw), levels_of(run.data_spec)
+    known = {key: levels[key] for key in ("levels", "scale") if levels}
+    if levels:
+        x = dequantize(x, levels["levels"], levels["low"], levels["scale"], seeds, k)
+    mine = [seed + k * 2**42 for seed in seeds]
+    return log_likelihood(run.sde, score, x, seeds=mine, **known, **settings)
+
+
 def _batch(
     run: Run,
     score: ScoreFn,
@@ -174,18 +199,11 @@ def _batch(
     """Values per item, and facts that are the same for all."""
     spec, x = run.data_spec, to_model(run, raw)
     seeds = list(rows)
-    levels: dict[str, Any] = {}
-    if spec.levels is not None and spec.low is not None and spec.high is not None:
-        low, scale = (spec.low - spec.shift) / spec.scale, (spec.high - spec.low) / spec.scale
-        levels = {"levels": spec.levels, "low": low, "scale": scale}
-    draws = []
-    for k in range(repeats if levels else 1):
-        inputs = x
-        if levels:
-            inputs = dequantize(x, spec.levels or 2, levels["low"], levels["scale"], seeds, k)
-        known = {key: levels[key] for key in ("levels", "scale") if levels}
-        mine = [seed + k * 2**42 for seed in seeds]
-        draws.append(log_likelihood(run.sde, score, inputs, seeds=mine, **known, **dict(settings)))
+    levels = levels_of(spec)
+    draws = [
+        likelihood_of(run, score, raw, seeds, k, **dict(settings))
+        for k in range(repeats if levels else 1)
+    ]
     nats = torch.stack([draw.nats for draw in draws])
     found = {
         "nats": nats.mean(0),

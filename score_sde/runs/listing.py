@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from score_sde.runs.directory import RunDirectory
 from score_sde.training.checkpoints import steps_of
 
 
@@ -37,14 +39,18 @@ def _last_line(log: Path) -> dict[str, float]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return {}
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            return {key: float(v) for key, v in found.items() if _is_number(v)}
-    return {}
+    return next((found for line in reversed(lines) if (found := _numbers(line))), {})
+
+
+def _numbers(line: str) -> dict[str, float]:
+    """The numbers of one line of a log; {} for one that is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: float(value) for key, value in found.items() if _is_number(value)}
 
 
 def _is_number(value: object) -> bool:
@@ -81,26 +87,67 @@ def find_runs(root: Path) -> list[RunSummary]:
     return sorted(found, key=lambda run: run.changed)
 
 
-def table(runs: Sequence[RunSummary]) -> str:
-    """One line a run."""
+HEAD = ("run", "step", "saved", "loss", "minutes", "last change", "picture")
+
+
+def rows(runs: Sequence[RunSummary]) -> list[list[str]]:
+    """What is known of each run, as text under `HEAD`."""
 
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    rows = [("run", "step", "saved", "loss", "minutes", "last change", "picture")]
-    for run in runs:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
-        minutes = None if run.seconds is None else run.seconds / 60
-        rows.append(
-            (
-                str(run.path), shown(run.step, "d"), shown(run.saved_step, "d"),
-                shown(run.loss, ".4f"), shown(minutes, ".1f"), when,
-                "-" if run.picture is None else str(run.picture),
-            )
-        )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(f"{c:{w}s}" for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return [
+        [
+            str(run.path),
+            shown(run.step, "d"),
+            shown(run.saved_step, "d"),
+            shown(run.loss, ".4f"),
+            shown(None if run.seconds is None else run.seconds / 60, ".1f"),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
+            "-" if run.picture is None else str(run.picture),
+        ]
+        for run in runs
+    ]
+
+
+def table(runs: Sequence[RunSummary]) -> str:
+    """One line a run."""
+    lines = [list(HEAD), *rows(runs)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    padded = ("  ".join(f"{c:{w}s}" for c, w in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def curve(run: Path) -> tuple[list[float], list[float]]:
+    """Steps and smoothed losses of a run's log; lines that cannot be read are passed over."""
+    steps, losses = [], []
+    try:
+        lines = (run / "log.jsonl").read_text(errors="replace").splitlines()
+    except OSError:
+        return [], []
+    for line in lines:
+        found = _numbers(line)
+        if "step" in found and ("loss_smooth" in found or "loss" in found):
+            steps.append(found["step"])
+            losses.append(found.get("loss_smooth", found.get("loss", 0.0)))
+    return steps, losses
+
+
+def differences(runs: Sequence[Path]) -> list[tuple[str, list[str]]]:
+    """Fields of the configs in which some of the runs differ, with each one's value as text."""
+    configs = [dict(_fields(RunDirectory(run).read_config().get("config") or {})) for run in runs]
+    names = sorted(set().union(*configs))
+    found = [(name, [config.get(name, "-") for config in configs]) for name in names]
+    return [(name, values) for name, values in found if len(set(values)) > 1]
+
+
+def _fields(config: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and values as text."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _fields(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, str(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -144,7 +144,7 @@ def open_output(
     """
     asked = plain({"kind": kind, **identity(run), **request})
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    output = Output(Path(out) if out else run.path / kind / f"{name}_{digest}", asked)
+    output = Output(Path(out) if out else run.home / kind / f"{name}_{digest}", asked)
     if distributed.is_writer():
         output.claim()
     distributed.wait()

@@ -31,12 +31,16 @@ Model = TypeVar("Model", ScoreModel, NoisyClassifier)
 
 @dataclass(frozen=True)
 class Facts:
-    """What config.json says: the config, the data's spec and standard deviation."""
+    """What config.json says: the config, the data's spec and standard deviation.
+
+    step: of the weights beside it, where it was exported.
+    """
 
     path: Path
     config: dict[str, Any]
     spec: DataSpec
     data_std: float
+    step: int = 0
 
 
 def read_facts(path: Path) -> Facts:
@@ -66,7 +70,10 @@ def read_facts(path: Path) -> Facts:
     std = found.get("data_std")
     if not isinstance(std, int | float) or isinstance(std, bool) or not 0 < std < math.inf:
         raise RunError(f"{where}: data_std must be a positive number (got {std!r:.60}).")
-    return Facts(path, config, read_spec(found["data_spec"], where), float(std))
+    step = found.get("step", 0)
+    if type(step) is not int or step < 0:
+        raise RunError(f"{where}: step must be a whole number (got {step!r:.60}).")
+    return Facts(path, config, read_spec(found["data_spec"], where), float(std), step)
 
 
 def read_spec(values: Any, where: Path) -> DataSpec:

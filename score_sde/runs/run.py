@@ -29,6 +29,7 @@ from score_sde.restoration.reference import (
     reference_gaussian,
     save_gaussian,
 )
+from score_sde.runs import pretrained
 from score_sde.runs.codecs import RunCodec, codec_of_run, latents_of
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
@@ -39,6 +40,7 @@ from score_sde.runs.steering import steer
 from score_sde.runs.weights import find_weights
 from score_sde.runs.wish import Prompt, Wish
 from score_sde.sampling import SampleResult, sample
+from score_sde.sampling.loop import Hook
 from score_sde.training.checkpoints import strays
 
 if TYPE_CHECKING:
@@ -112,13 +114,18 @@ class Run:
         return max(drawn).read_bytes() if drawn else None
 
     @property
+    def home(self) -> Path:
+        """Where what is made of it is written: its path, but for models that ship."""
+        return pretrained.home(self.path)
+
+    @property
     def gaussian(self) -> Gaussian | SmoothGaussian:
         """The Gaussian of the training data in the model's range, kept with the run.
 
         Made of at most 20 000 items when it is first asked for. Raises RunError for a run that was
         imported without its data: make one by `reference_gaussian`.
         """
-        path = self.path / "gaussian.safetensors"
+        path = self.home / "gaussian.safetensors"
         if not path.is_file():
             if (self.config.get("data") or {}).get("name", "imported") == "imported":
                 raise RunError(
@@ -128,6 +135,7 @@ class Run:
             data = self.data()
             items = self.data_spec.to_model(data.raw_items(range(min(len(data), 20_000))))
             if distributed.is_writer():
+                path.parent.mkdir(parents=True, exist_ok=True)
                 save_gaussian(reference_gaussian(items), path)
             distributed.wait()
         return load_gaussian(path)
@@ -161,6 +169,7 @@ class Run:
         init: Picture | None = None,
         strength: float = 0.6,
         pixels: bool = True,
+        hook: Hook | None = None,
         **changes: Any,
     ) -> SampleResult:
         """n samples with the run's sampler; sample i has seed first_seed + i.
@@ -170,6 +179,7 @@ class Run:
         guidance_options are the fields of the rule, and rescale and threshold of `guide`.
         init: a picture to start from, and strength: the share of the steps from there, in (0, 1].
         pixels: of a run of latents, whether they come decoded, in the range of ``item_spec``.
+        hook: called with (x, t) after each step of a batch, see `score_sde.sample`.
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
         A new method comes with its own steps, grid and options. grid may be the path of a recipe;
         the methods that need the data's scale are given it, and `ancestral` takes the variances
@@ -205,6 +215,7 @@ class Run:
             seeds=seeds,
             device=device,
             progress=progress,
+            hook=hook,
             return_info=True,
             **sampler.options,
         )
@@ -250,7 +261,7 @@ def load(
     trust: bool = False,
     step: int | str | None = None,
 ) -> Run:
-    """A run from its directory alone, on any device.
+    """A run from its directory alone, on any device; or a model that ships: load("fashion").
 
     weights: "ema", "model" (as trained), or another average that the run keeps.
     step: of the checkpoint; "best" for the one with the smallest held-out loss, None for the
@@ -259,15 +270,18 @@ def load(
     trust: whether names in its config may run code of other packages than this one. A run that
     this user trained on this machine needs no trust: its config is signed, see `signature`.
     """
-    path = Path(path)
+    path = pretrained.find(path)
     if not (path / "config.json").is_file():
         raise RunError(
             f"{path} is not a run directory (no config.json). Train one with "
-            "`python main.py --config configs/vp_fashion.py --mode train`."
+            "`python main.py --config configs/vp_fashion.py --mode train`, or take one that ships: "
+            f"{', '.join(pretrained.CONFIGS)}."
         )
     facts = read_facts(path)
     trusted = trust or trusts_files() or is_signed(path / "config.json")
+    trusted = trusted or pretrained.is_ours(path / "config.json")
     at, state = find_weights(path, weights, step)
+    at = at or facts.step
     with trusting(trusted):
         model = build_with(facts, state)
     if others := strays(path):

@@ -30,6 +30,13 @@ def find_weights(path: Path, weights: str, step: int | str | None = None) -> tup
     return _find_weights(path, weights, step) if steps else _exported(exported, weights)
 
 
+def weights_of(path: Path) -> list[str]:
+    """Names of the weights that a run keeps, for `load`: of its newest checkpoint, and averages."""
+    steps = steps_of(path)
+    made = sorted(file.stem for file in (path / "averages").glob("*.safetensors"))
+    return averages_of(path, steps[-1]) + made if steps else ["ema"]
+
+
 def _exported(path: Path, weights: str) -> tuple[int, State]:
     """The weights of an exported folder, which has one set of them."""
     if weights not in ("ema", "model"):

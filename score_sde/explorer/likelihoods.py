@@ -1,0 +1,52 @@
+"""How likely a run finds a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from score_sde.checks import UserError
+from score_sde.data.pictures import image_array
+from score_sde.explorer.runs_here import Subject
+from score_sde.explorer.widgets import import_gradio, picture, shown, spoken
+from score_sde.runs.editing import read_picture
+from score_sde.runs.likelihood import likelihood_of
+
+
+def likelihood_tab(subject: Subject) -> None:
+    """The tab: an upload, what the model sees of it, and bits per dimension."""
+    gr = import_gradio()
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            file = gr.File(label="a picture", file_count="single", elem_id="likelihood-upload",
+                           height=110)  # fmt: skip
+            nfe = gr.Slider(16, 128, value=32, step=8, label="network evaluations")
+            button = gr.Button("How likely is it?", variant="primary", elem_id="likely")
+        with gr.Column(scale=2, min_width=300):
+            seen = picture("as the model sees it", "as-seen")
+            said = gr.Markdown(elem_id="likelihood-said")
+
+    @spoken
+    def judge(path: str | None, nfe: Any) -> Any:
+        if path is None:
+            raise UserError("there is no picture yet: upload one.")
+        run = subject.run()
+        spec = run.data_spec
+        x0 = read_picture(path, spec)
+        with Image.open(path) as opened:
+            width, height = opened.size
+        lines = []
+        if (height, width) != spec.shape[-2:]:
+            lines.append(
+                f"The upload is {height} x {width}; it was brought to the model's "
+                f"{spec.shape[-2]} x {spec.shape[-1]}."
+            )
+        found = likelihood_of(
+            run, run.score, spec.to_raw(x0[None]).round(), [0], probes=2, nfe=int(nfe),
+            data_std=run.data_std, prior="sde", truncation="bound" if spec.levels else "corrected",
+        )  # fmt: skip
+        pixels = image_array(spec.to_uint8(x0[None].cpu())[0])
+        return shown(pixels, 224), "  \n".join([*lines, str(found)])
+
+    button.click(judge, [file, nfe], [seen, said])

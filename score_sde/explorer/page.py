@@ -1,0 +1,121 @@
+"""The page in the browser: `--mode explore`, `score_sde.explorer.explore`.
+
+It listens on this computer alone unless told otherwise, calls nobody, and loads nothing from
+elsewhere. A tab is there if the run can do what is in it.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from score_sde.checks import UserError
+from score_sde.explorer.compare import runs_tab
+from score_sde.explorer.draw import draw_tab
+from score_sde.explorer.likelihoods import likelihood_tab
+from score_sde.explorer.plane import plane_tab
+from score_sde.explorer.restoring import restore_tab
+from score_sde.explorer.runs_here import Subject
+from score_sde.explorer.widgets import import_gradio
+from score_sde.runs import pretrained
+from score_sde.runs.listing import find_runs
+
+if TYPE_CHECKING:
+    import gradio
+
+HOST, PORT = "127.0.0.1", 7860
+CSS = """
+footer { display: none !important; }
+.gradio-container { max-width: 1200px !important; margin: 0 auto; }
+.pixels img { image-rendering: pixelated; }
+.caption { margin-bottom: -0.6rem; }
+"""
+
+
+def explore(
+    workdir: str | Path = "pretrained/fashion",
+    device: str = "auto",
+    port: int | None = None,
+    host: str = HOST,
+    wait: bool = True,
+) -> gradio.Blocks:
+    """Serve the page on a run, or on a folder of runs, until Ctrl-C.
+
+    workdir: a run, a model that ships, or a folder with runs in it. port: 7860, or the first free
+    one after it, when None. host: who may come; "127.0.0.1" is this computer alone. wait: False
+    returns at once, and ``close()`` of the result ends it.
+
+    Raises UserError for a port in use, a workdir that is neither, and without gradio.
+    """
+    import_gradio()
+    import matplotlib
+
+    matplotlib.use("Agg")  # figures are drawn for the page: no display is needed
+    port = free_port(host, port)
+    page = make_page(workdir, device)
+    gr = import_gradio()
+    page.launch(
+        server_name=host, server_port=port, share=False, quiet=True, show_error=True, pwa=False,
+        ssr_mode=False, prevent_thread_lock=True, footer_links=[], enable_monitoring=False,
+        css=CSS, theme=gr.themes.Base(font=["system-ui", "sans-serif"],
+                                      font_mono=["ui-monospace", "monospace"]),
+    )  # fmt: skip
+    print(f"the page is at http://{host}:{port}; stop it with Ctrl-C", flush=True)
+    if host not in (HOST, "localhost", "::1"):
+        print(f"anyone who reaches {host} can use it", flush=True)
+    if wait:
+        page.block_thread()
+    return page
+
+
+def make_page(workdir: str | Path, device: str = "auto") -> gradio.Blocks:
+    """The page, not yet served; UserError for a workdir that is no run and holds none."""
+    gr = import_gradio()
+    path = pretrained.find(workdir)
+    is_run = (path / "config.json").is_file()
+    root = Path("runs") if pretrained.card(path) else path.parent if is_run else path
+    if not is_run and not (path.is_dir() and find_runs(path)):
+        raise UserError(
+            f"{path} is no run and holds none. Give --workdir a run, a folder of runs, or a model "
+            f"that ships: pretrained/{', pretrained/'.join(pretrained.CONFIGS)}."
+        )
+    subject = Subject(path, device) if is_run else None
+    with gr.Blocks(title="score_sde", analytics_enabled=False) as page:
+        gr.Markdown("## score_sde" + (f"\n{subject.about}" if subject else ""))
+        spec = subject.run().item_spec if subject else None
+        if subject and spec and (spec.is_image or subject.in_the_plane):
+            with gr.Tab("Draw"):
+                draw_tab(subject)
+        in_pixels = subject is not None and subject.run().codec is None
+        if subject and spec and in_pixels and spec.is_image and spec.shape[0] in (1, 3, 4):
+            with gr.Tab("Restore"):
+                restore_tab(subject)
+            with gr.Tab("Likelihood"):
+                likelihood_tab(subject)
+        with gr.Tab("Score field"):
+            plane_tab(subject)
+        if root.is_dir() and find_runs(root):
+            with gr.Tab("Runs"):
+                runs_tab(root)
+    return page
+
+
+def free_port(host: str, port: int | None) -> int:
+    """``port``, or the first free one from 7860 on; UserError for one in use."""
+    for candidate in range(PORT, PORT + 100) if port is None else [port]:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OverflowError as error:
+                raise UserError(f"port must lie in 1 to 65535 (got {candidate}).") from error
+            except OSError as error:
+                if port is None:
+                    continue
+                raise UserError(
+                    f"port {port} of {host} cannot be used ({error.strerror}): give another "
+                    "--port, or none for the first free one."
+                ) from error
+        return candidate
+    raise UserError(f"no port from {PORT} to {PORT + 99} is free: give --port.")

@@ -1,0 +1,94 @@
+"""Hide a part of a picture, and draw what may have been there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde.checks import UserError
+from score_sde.data.pictures import grid_array, image_array
+from score_sde.explorer.runs_here import Subject
+from score_sde.explorer.widgets import (
+    canvas,
+    data_url,
+    import_gradio,
+    picture,
+    shown,
+    spoken,
+    whole,
+)
+from score_sde.restoration import Mask, restore
+from score_sde.runs.editing import read_picture
+from score_sde.runs.restore import ROUNDING
+from score_sde.runs.restore import shown as keep_seen
+
+
+def restore_tab(subject: Subject) -> None:
+    """The tab: a picture to paint on, and its fillings."""
+    gr = import_gradio()
+    held: dict[str, Tensor] = {}
+
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            file = gr.File(label="a picture, brought to the model's size", file_count="single",
+                              elem_id="restore-upload", height=110)  # fmt: skip
+            seed = gr.Number(0, label="or a sample of this seed", precision=0)
+            take = gr.Button("Take the sample", elem_id="take")
+            paint = canvas("mask.js", "paint over what is to be filled", "mask")
+            clear = gr.Button("Clear", elem_id="clear-mask")
+            n = gr.Slider(1, 16, value=4, step=1, label="draws")
+            button = gr.Button("Fill", variant="primary", elem_id="fill")
+        with gr.Column(scale=2, min_width=300):
+            found = picture("fillings, each as likely as the others", "filled")
+            said = gr.Markdown(elem_id="fill-said")
+
+    def scene() -> str:
+        spec = subject.run().data_spec
+        height, width = spec.shape[-2:]
+        pixels = image_array(spec.to_uint8(held["x0"][None].cpu())[0])
+        return json.dumps({"picture": data_url(pixels), "height": height, "width": width})
+
+    @spoken
+    def upload(path: str | None) -> str:
+        if path is None:
+            held.clear()
+            return ""
+        held["x0"] = read_picture(path, subject.run().data_spec)
+        return scene()
+
+    @spoken
+    def sampled(seed: Any) -> str:
+        run = subject.run()
+        held["x0"] = run.sample(1, whole(seed, "the seed", 0, 2**63 - 1)).x[0].cpu()
+        return scene()
+
+    @spoken
+    def wipe() -> str:
+        return scene() if held else ""
+
+    @spoken
+    def fill(painted: str, n: Any) -> Any:
+        hidden = json.loads(painted or "{}").get("hidden") or ""
+        if "x0" not in held:
+            raise UserError("there is no picture yet: upload one, or take a sample.")
+        if "1" not in hidden:
+            raise UserError("the mask covers nothing: paint over what is to be filled.")
+        run = subject.run()
+        spec, x0 = run.data_spec, held["x0"][None]
+        seen = torch.tensor([c == "0" for c in hidden]).reshape(spec.shape[-2:])
+        operator = Mask(seen)
+        result = restore(
+            run.sde, run.score, operator(x0), operator, noise_std=ROUNDING, nfe=30,
+            gaussian=run.gaussian, n=whole(n, "draws", 1, 16), seeds=range(int(n)),
+            device=next(run.score.parameters()).device, return_info=True,
+        )  # fmt: skip
+        x = keep_seen(operator, result.x.cpu()[None], x0)[0]
+        return shown(grid_array(spec.to_uint8(x.float()))), str(result).replace("\n", "  \n")
+
+    file.change(upload, file, paint)
+    take.click(sampled, seed, paint)
+    clear.click(wipe, None, paint)
+    button.click(fill, [paint, n], [found, said])

@@ -1,0 +1,128 @@
+"""What the tabs share: gradio, found late, canvases, pictures, and errors as sentences."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from inspect import isgeneratorfunction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from score_sde.checks import UserError, sentence_of
+from score_sde.data.pictures import enlarged
+
+if TYPE_CHECKING:
+    import gradio
+
+BUSY = threading.Lock()
+"""One thing at a time: networks use all cores, and matplotlib is not for several threads."""
+
+
+def import_gradio() -> Any:
+    """gradio, told to call nobody; UserError if it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(
+            "the page needs gradio, which is not installed: pip install 'score-sde[explore]'."
+        ) from error
+    if int(gradio.__version__.split(".")[0]) < 6:
+        raise UserError(
+            f"the page needs gradio 6 or newer (here is {gradio.__version__}): "
+            "pip install --upgrade 'score-sde[explore]'."
+        )
+    return gradio
+
+
+def spoken(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the page: one at a time, without gradients, and its errors are sentences."""
+    gr = import_gradio()
+
+    def said(error: Exception) -> Exception:
+        sentence = sentence_of(error)
+        if sentence is None:
+            return error
+        return gr.Error(sentence, duration=None, title="This cannot be done", print_exception=False)
+
+    if isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generate(*given: Any) -> Iterator[Any]:
+            steps, done = function(*given), object()
+            while True:
+                with BUSY:  # between its steps others have their turn
+                    try:
+                        item = next(steps, done)
+                    except Exception as error:
+                        raise said(error) from error
+                if item is done:
+                    return
+                yield item
+
+        return generate
+
+    @functools.wraps(function)
+    def call(*given: Any) -> Any:
+        with BUSY, torch.no_grad():
+            try:
+                return function(*given)
+            except Exception as error:
+                raise said(error) from error
+
+    return call
+
+
+def canvas(script: str, label: str, name: str, **props: Any) -> gradio.HTML:
+    """A canvas whose picture the file ``script`` paints from a JSON text."""
+    gr = import_gradio()
+    gr.Markdown(label, elem_classes="caption")
+    return gr.HTML(
+        value="", elem_id=name, apply_default_css=False,
+        html_template=f'<canvas role="img" aria-label="{label}" tabindex="0"></canvas>',
+        css_template="canvas { width: 100%; touch-action: none; display: block; "
+        "border-radius: 6px; cursor: crosshair; }",
+        js_on_load=Path(__file__).with_name(script).read_text(), **props,
+    )  # fmt: skip
+
+
+def picture(label: str, name: str) -> gradio.Image:
+    """A picture of the page, with its caption above it."""
+    gr = import_gradio()
+    gr.Markdown(label, elem_classes="caption")
+    return gr.Image(
+        label=label, show_label=False, format="png", interactive=False, elem_id=name,
+        elem_classes="pixels", buttons=["download", "fullscreen"],
+    )  # fmt: skip
+
+
+def shown(pixels: np.ndarray | None, least: int = 448) -> Image.Image | None:
+    """A picture for the page, its pixels enlarged by a whole factor."""
+    return None if pixels is None else Image.fromarray(enlarged(pixels, least))
+
+
+def data_url(pixels: np.ndarray) -> str:
+    """A picture as text, for a canvas."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def whole(value: Any, what: str, least: int, most: int) -> int:
+    """A whole number of a field of the page; UserError for what is none, or out of range."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be a whole number (got {value!r}).") from error
+    if number != value or not least <= number <= most:
+        raise UserError(f"{what} must be a whole number from {least} to {most} (got {value}).")
+    return number

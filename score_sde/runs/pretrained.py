@@ -1,0 +1,44 @@
+"""Small models that ship with the package: `load("fashion")`, `--workdir pretrained/fashion`.
+
+score_sde/pretrained/fashion/
+    config.json, model.safetensors    as `--mode export --dtype bfloat16` wrote them
+    card.json                         the commands that made it, its seed, and its figures
+
+They are read from the package and never written to: what is made of one goes to
+pretrained/<name>/ where you are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1] / "pretrained"
+CONFIGS = {"fashion": "042123f969969e6debcc24efe538c0ab5dfa56270606891aa04e9af785d47ef3"}
+"""Of each model, the SHA-256 of its config.json: what the names in it may run is known to us."""
+
+
+def find(path: str | Path) -> Path:
+    """The folder of a run: ``path``, or that of a model that ships and is called so."""
+    given = Path(path)
+    shipped = given.parts in ((given.name,), ("pretrained", given.name)) and given.name in CONFIGS
+    return FOLDER / given.name if shipped and not (given / "config.json").is_file() else given
+
+
+def home(path: Path) -> Path:
+    """Where what is made of a run is written: in it, but for the models that ship."""
+    return Path("pretrained") / path.name if path.parent == FOLDER else path
+
+
+def is_ours(config: Path) -> bool:
+    """Whether a config.json is that of a model that ships, as it was shipped."""
+    return config.parent.parent == FOLDER and hashlib.sha256(
+        config.read_bytes()
+    ).hexdigest() == CONFIGS.get(config.parent.name)
+
+
+def card(path: Path) -> dict[str, Any]:
+    """How a model that ships was made, and its figures; {} for other runs."""
+    return json.loads((path / "card.json").read_text()) if path.parent == FOLDER else {}
