@@ -26,7 +26,7 @@ def runs_tab(root: Path) -> None:
     curves = gr.Plot(label="loss", elem_id="curves")
     pictures = gr.Gallery(label="their newest pictures", columns=3, format="png", height="auto",
                           elem_id="pictures")  # fmt: skip
-    configs = gr.Markdown(elem_id="configs")
+    fields = gr.Markdown(elem_id="configs")
 
     @spoken
     def look() -> Any:
@@ -54,4 +54,4 @@ def runs_tab(root: Path) -> None:
         return figure, shown, text
 
     again.click(look, None, [table, chosen])
-    show.click(compare, chosen, [curves, pictures, configs])
+    show.click(compare, chosen, [curves, pictures, fields])

@@ -19,12 +19,11 @@ def draw_tab(subject: Subject) -> None:
     """The tab; only what this run can be told is asked for."""
     gr = import_gradio()
     run = subject.run()
-    own = (run.config.get("sampling") or {}).get("method", "adams")
     films: dict[str, Film] = {}  # of the page's one user
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            sampler = gr.Dropdown(list(SAMPLERS), value=own, label="sampler")
+            sampler = gr.Dropdown(list(SAMPLERS), value=run.sampling.method, label="sampler")
             steps = gr.Slider(1, 200, value=10, step=1, label="steps")
             seed = gr.Number(0, label="seed of the first sample", precision=0)
             count = gr.Slider(1, 64, value=16, step=1, label="samples")

@@ -9,7 +9,7 @@ from score_sde.conditioning.classes import classes_of
 from score_sde.runs import pretrained
 from score_sde.runs.run import Run, load
 from score_sde.runs.weights import weights_of
-from score_sde.runs.wish import trained_without
+from score_sde.runs.wish import takes_prompts, trained_without
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Subject:
     @property
     def takes_prompts(self) -> bool:
         """Whether it was trained with captions."""
-        return bool((self.run().config.get("conditioning") or {}).get("text"))
+        return takes_prompts(self.run())
 
     @property
     def takes_guidance(self) -> bool:

@@ -114,6 +114,12 @@ class Run:
         return max(drawn).read_bytes() if drawn else None
 
     @property
+    def sampling(self) -> build.SamplingSettings:
+        """How it is sampled unless told otherwise."""
+        with trusting(self.trusted):
+            return build.build_sampling(self.config)
+
+    @property
     def home(self) -> Path:
         """Where what is made of it is written: its path, but for models that ship."""
         return pretrained.home(self.path)

@@ -218,11 +218,16 @@ def trained_without(run: Run) -> bool:
     return bool(told.get("dropout") or getattr(run.score.net, "class_dropout", 0.0))
 
 
+def takes_prompts(run: Run) -> bool:
+    """Whether it was trained with captions."""
+    return bool((run.config.get("conditioning") or {}).get("text"))
+
+
 def _prompts(run: Run, given: Prompt, n: int, what: str) -> tuple[str, ...] | None:
     """One caption for each of n samples; None without any."""
     if given is None:
         return None
-    if not (run.config.get("conditioning") or {}).get("text"):
+    if not takes_prompts(run):
         raise RunError(
             f"{run.path} was trained without captions, so it takes no {what}. Train one with "
             "configs/text_emoji.py, or with conditioning.text on captioned data."
