@@ -37,6 +37,7 @@ from score_sde.checks.errors import (
     sentence_of,
     unknown,
 )
+from score_sde.checks.files import LOOSE, from_json, json_lines, objects, read_json, try_json
 from score_sde.checks.memory import check_fits, machine_memory, memory_for
 from score_sde.checks.names import lookup, named, trusting, trusts_files
 from score_sde.checks.types import (
@@ -46,6 +47,7 @@ from score_sde.checks.types import (
     Few,
     Fraction,
     Index,
+    ItemShape,
     Momentum,
     NonNegative,
     Options,
@@ -65,6 +67,8 @@ __all__ = [
     "Few",
     "Fraction",
     "Index",
+    "ItemShape",
+    "LOOSE",
     "Momentum",
     "NonNegative",
     "Options",
@@ -78,15 +82,20 @@ __all__ = [
     "check_fits",
     "checked",
     "did_you_mean",
+    "from_json",
+    "json_lines",
     "lookup",
     "machine_memory",
     "memory_for",
     "named",
+    "objects",
+    "read_json",
     "require",
     "sentence",
     "sentence_of",
     "trusting",
     "trusts_files",
+    "try_json",
     "unknown",
     "validated",
     "whole_seeds",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 from torch import Tensor
 
 from score_sde.checks.errors import require, shown
 
 T = TypeVar("T")
 
-Positive = Annotated[float, Field(gt=0, lt=1e100)]
+Positive = Annotated[float, Field(gt=0, lt=1e100, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -33,6 +34,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Row = Annotated[tuple[T, ...], Strict(False)]
 """Row[Count]: a tuple of any length, or a list that becomes one."""
 Options = Mapping[str, Any]
+MOST_VALUES = 10**9
+
+
+def _of_an_item(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) > MOST_VALUES:
+        raise ValueError("that of an item of data")
+    return shape
+
+
+ItemShape = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_of_an_item)
+]
+"""The shape of one item of data, of at most a thousand million values."""
 
 
 def plain(value: Any) -> Any:

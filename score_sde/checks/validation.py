@@ -144,6 +144,8 @@ _SAID = {  # pydantic's kinds of error, as what the value must be
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a dictionary",
+    "dataclass_type": "a dictionary",
+    "json_invalid": "JSON",
     "mapping_type": "a dictionary",
     "missing": "of more items",
     "callable_type": "a function",
@@ -157,10 +159,13 @@ _SAID = {  # pydantic's kinds of error, as what the value must be
 _ABSTRACT = {"Sequence": "a list", "Mapping": "a dictionary", "Iterable": "a list"}
 
 
-def sentence(error: ValidationError, where: str, known: Iterable[str] = ()) -> str:
+def sentence(
+    error: ValidationError, where: str, known: Iterable[str] = (), nested: bool = False
+) -> str:
     """One sentence for a ValidationError: field, what it must be, what was given.
 
     where: what stands before the field, "sde." or "sample: ". known: the fields that there are.
+    nested: fields are in one another, and are named by their whole path, config.net.
     """
     names = [name for name in known if name != "self"]
     faults = error.errors(include_url=False)
@@ -170,16 +175,23 @@ def sentence(error: ValidationError, where: str, known: Iterable[str] = ()) -> s
         shift = 1 if list(known)[:1] == ["self"] else 0
         place = names[place - shift] if place - shift < len(names) else "an argument"
     kind, value = first["type"], first["input"]
+    said = first.get("ctx", {}).get("error")
+    if isinstance(said, UserError):  # of a check of ours, which is a sentence
+        return f"{where}{said}"
+    if nested:
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, str)) or "all of it"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         listed = f" Known are {', '.join(names)}." if names else ""
         return f"{where}{place} is unknown.{did_you_mean(str(place), names)}{listed}"
-    if kind in ("missing_argument", "missing") and len(first["loc"]) == 1:
+    if kind in ("missing_argument", "missing") and (nested or len(first["loc"]) == 1):
         return f"{where}{place} is missing."
     if kind in ("unexpected_positional_argument", "multiple_argument_values"):
         return f"{where}{place} is given twice, or has to be given by its name."
     same = [f for f in faults if f["loc"][:1] == first["loc"][:1]]
-    allowed = list(dict.fromkeys(_allowed(f) for f in same))
     inner = [str(p + 1) for p in first["loc"][1:] if isinstance(p, int)]
+    if inner:  # what an item lacks makes the list too short as well
+        same = [f for f in same if f["type"] != "too_short"] or same
+    allowed = list(dict.fromkeys(_allowed(f) for f in same))
     item = f" (item {' of item '.join(reversed(inner))})" if inner else ""
     hint = did_you_mean(value, _expected(first)) if isinstance(value, str) else ""
     return f"{where}{place}{item} must be {' or '.join(allowed)} (got {shown(value)}).{hint}"

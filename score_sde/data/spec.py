@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Count, ItemShape, Positive, UserError
 
 SCALINGS = ("symmetric", "unit", "standard", "columns", "none")
 
@@ -27,16 +28,27 @@ class DataSpec:
     shift and scale, one for each column of a table or channel of a signal; () for most data.
     """
 
-    shape: tuple[int, ...]
+    shape: ItemShape
     low: float | None = None
     high: float | None = None
-    levels: int | None = None
+    levels: Count | None = None
     shift: float = 0.0
-    scale: float = 1.0
+    scale: Positive = 1.0
     classes: tuple[str, ...] = ()
     name: str = "data"
     shifts: tuple[float, ...] = ()
-    scales: tuple[float, ...] = ()
+    scales: tuple[Positive, ...] = ()
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    def __post_init__(self) -> None:
+        for values in (self.shifts, self.scales):
+            if values and len(values) != self.shape[0]:
+                raise DataError(
+                    f"shifts and scales are one for each of {self.shape[0]} (got {len(values)})."
+                )
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise DataError(f"low ({self.low:g}) must be below high ({self.high:g}).")
 
     @property
     def is_image(self) -> bool:

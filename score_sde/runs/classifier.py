@@ -53,9 +53,9 @@ def load_classifier(path: str | Path, weights: str = "ema", device: str = "auto"
     trusted = trusts_files() or is_signed(path / "config.json")
     step, state = find_weights(path, weights)
     with trusting(trusted):
-        model = build_with(facts, state, build.build_classifier)
+        model = build_with(path, facts, state, build.build_classifier)
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    return Classifier(path, model, facts.spec, step)
+    return Classifier(path, model, facts.data_spec, step)
 
 
 def train_classifier(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import trusting, trusts_files
+from score_sde.checks import from_json, trusting, trusts_files
 from score_sde.convert import ConversionError
 from score_sde.convert.live_autoencoder import codec_of, read_autoencoder
 from score_sde.data import Data, DataError, DataSpec
@@ -27,7 +27,7 @@ from score_sde.data.latent import LatentData
 from score_sde.nets.autoencoder import latent_statistics
 from score_sde.nets.codec import Codec, Moments
 from score_sde.runs.directory import RunDirectory, RunError
-from score_sde.runs.reading import no_larger_than, read_spec
+from score_sde.runs.reading import no_larger_than
 from score_sde.runs.signature import is_signed
 from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import load_tensors, save_tensors, tensor_sum
@@ -113,11 +113,19 @@ def codec_of_run(path: Path, trusted: bool) -> RunCodec | None:
     return None if said is None else _read(path, said, trusted)
 
 
+@dataclass(frozen=True)
+class CodecFacts:
+    """What config.json says of a codec."""
+
+    autoencoder: dict[str, Any]
+    data_spec: DataSpec
+    checksum: str | None = None
+
+
 def _read(path: Path, said: Any, trusted: bool) -> RunCodec:
     where = path / "config.json"
-    if not (isinstance(said, dict) and isinstance(said.get("autoencoder"), dict)):
-        raise RunError(f"{where}: codec must be a section with an autoencoder (got {said!r:.60}).")
-    spec = read_spec(said.get("data_spec"), where)
+    wrong = f"{where} does not describe an autoencoder"
+    facts = from_json(json.dumps(said), CodecFacts, wrong, RunError)
     if not (path / NAME).is_file():
         raise RunError(
             f"{path} has no {NAME}: an autoencoder is there when its training is over (go on with "
@@ -125,16 +133,16 @@ def _read(path: Path, said: Any, trusted: bool) -> RunCodec:
         )
     state = load_tensors(path / NAME)
     checksum = tensor_sum(state)
-    if said.get("checksum") not in (None, checksum):
+    if facts.checksum not in (None, checksum):
         raise RunError(
             f"the autoencoder in {path / NAME} is not the one that this run was trained with "
-            f"(checksum {checksum}, not {said['checksum']}): its latents mean something else. "
+            f"(checksum {checksum}, not {facts.checksum}): its latents mean something else. "
             f"Put the old file back."
         )
     try:
         held = sum(value.numel() for value in state.values())
         with trusting(trusted), no_larger_than(held, str(where)):
-            net = build.build_autoencoder({"autoencoder": said["autoencoder"]}, spec)
+            net = build.build_autoencoder({"autoencoder": facts.autoencoder}, facts.data_spec)
         codec = Codec(net, state["shift"], state["scale"])
         codec.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -144,7 +152,7 @@ def _read(path: Path, said: Any, trusted: bool) -> RunCodec:
         raise RunError(
             f"{path / NAME} does not hold the autoencoder that {where} describes ({first})."
         ) from error
-    return RunCodec(_ready(codec), said["autoencoder"], spec, checksum, path)
+    return RunCodec(_ready(codec), facts.autoencoder, facts.data_spec, checksum, path)
 
 
 def _ready(codec: Codec) -> Codec:

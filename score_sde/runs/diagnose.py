@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build
-from score_sde.checks import UserError
+from score_sde.checks import UserError, json_lines
 from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
@@ -139,16 +139,4 @@ def _items(run: Run, name: str | None) -> tuple[Tensor, Tensor | None]:
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
     """Lines of log.jsonl that can be read."""
-    lines: list[Mapping[str, Any]] = []
-    try:
-        text = RunDirectory(path).log.read_text()
-    except OSError:
-        return lines
-    for line in text.splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and "loss" in found:
-            lines.append(found)
-    return lines
+    return [line for line in json_lines(RunDirectory(path).log) if "loss" in line]

@@ -28,9 +28,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from score_sde.checks import UserError
+from typing_extensions import TypedDict
+
+from score_sde.checks import LOOSE, UserError, read_json, try_json
 from score_sde.runs.lock import Lock, LockedError
 from score_sde.runs.signature import is_signed, sign
 from score_sde.training.checkpoints import CheckpointError, steps_of
@@ -50,6 +52,42 @@ OURS = re.compile(
         )
     )
 )
+
+
+Section = dict[str, Any]
+
+
+class Sections(TypedDict, total=False):
+    """A config as config.json holds it, with more sections by its kind."""
+
+    __pydantic_config__ = LOOSE  # type: ignore[misc]
+    data: Section | None
+    codec: Section | None
+    model: Section | None
+    conditioning: Section | None
+    loss: Section | None
+    training: Section | None
+    sampling: Section | None
+    autoencoder: Section | None
+    reconstruction: Section | None
+    seed: int
+
+
+class Said(TypedDict, total=False):
+    """What config.json holds."""
+
+    __pydantic_config__ = LOOSE  # type: ignore[misc]
+    config: Sections
+    data_spec: dict[str, Any]
+    codec: Section | None
+
+
+class Mark(TypedDict):
+    """What run.json holds."""
+
+    __pydantic_config__ = LOOSE  # type: ignore[misc]
+    format: Literal["score_sde run"]
+    id: str
 
 
 class RunError(UserError):
@@ -88,13 +126,7 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any]:
         """What config.json holds; RunError if it cannot be read or is not of a run."""
-        try:
-            found = json.loads(self.config.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.config} cannot be read ({error}).") from error
-        if not isinstance(found, dict):
-            raise RunError(f"{self.config} holds {type(found).__name__}, not the facts of a run.")
-        return found
+        return dict(read_json(self.config, Said, "the config of a run", RunError))
 
     @property
     def is_run(self) -> bool:
@@ -104,8 +136,8 @@ class RunDirectory:
     @property
     def identity(self) -> str | None:
         """Which run it is; None without a mark."""
-        found = _read(self.mark)
-        return str(found["id"]) if found.get("format") == FORMAT and "id" in found else None
+        found = try_json(self.mark, Mark)
+        return found and found["id"]
 
     def ours(self) -> list[Path]:
         """Files here that have names of ours, relative to the directory. Links are not followed."""
@@ -164,7 +196,7 @@ class RunDirectory:
         """Replace config.json where it says something else; a run without the mark is marked."""
         if self.identity is None:
             _write_json(self.mark, {"format": FORMAT, "layout": 1, "id": secrets.token_hex(8)})
-        if _read(self.config) != json.loads(json.dumps(facts)):
+        if try_json(self.config, dict[str, Any]) != json.loads(json.dumps(facts)):
             _write_json(self.config, facts)
         if own and not is_signed(self.config):
             sign(self.config)
@@ -219,16 +251,8 @@ class RunDirectory:
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _holds(path: Path, keys: set[str]) -> bool:
-    return keys <= _read(path).keys()
+    return keys <= (try_json(path, dict[str, Any]) or {}).keys()
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from score_sde.checks import json_lines, objects
 from score_sde.runs.directory import RunDirectory
 from score_sde.training.checkpoints import steps_of
 
@@ -39,17 +39,11 @@ def _last_line(log: Path) -> dict[str, float]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return {}
-    return next((found for line in reversed(lines) if (found := _numbers(line))), {})
+    return next((n for found in objects(reversed(lines)) if (n := _numbers(found))), {})
 
 
-def _numbers(line: str) -> dict[str, float]:
-    """The numbers of one line of a log; {} for one that is none."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
+def _numbers(found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one line of a log."""
     return {key: float(value) for key, value in found.items() if _is_number(value)}
 
 
@@ -121,11 +115,7 @@ def table(runs: Sequence[RunSummary]) -> str:
 def curve(run: Path) -> tuple[list[float], list[float]]:
     """Steps and smoothed losses of a run's log; lines that cannot be read are passed over."""
     steps, losses = [], []
-    try:
-        lines = (run / "log.jsonl").read_text(errors="replace").splitlines()
-    except OSError:
-        return [], []
-    for line in lines:
+    for line in json_lines(run / "log.jsonl"):
         found = _numbers(line)
         if "step" in found and ("loss_smooth" in found or "loss" in found):
             steps.append(found["step"])

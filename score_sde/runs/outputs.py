@@ -25,12 +25,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
+from typing_extensions import Required, TypedDict
 
 from score_sde import distributed
+from score_sde.checks import LOOSE, try_json
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.run import Run
 from score_sde.training.checkpoints import tensor_sum
@@ -40,6 +42,15 @@ FORMAT = "score_sde output"
 SETTINGS = "settings.json"
 _PART = re.compile(r"\d{8,}_\d{8,}\.npz")
 _PARTIAL = re.compile(r"\.[\w.-]+\.[0-9a-f]{8}\.partial")
+
+
+class Mark(TypedDict, total=False):
+    """What settings.json holds, beside the facts of the result. files: once all are there."""
+
+    __pydantic_config__ = LOOSE  # type: ignore[misc]
+    format: Required[Literal["score_sde output"]]
+    request: Required[dict[str, Any]]
+    files: list[str]
 
 
 @dataclass
@@ -52,25 +63,24 @@ class Output:
     @property
     def facts(self) -> dict[str, Any] | None:
         """What `finish` has written down; None while files are missing."""
-        found = _read(self.folder / SETTINGS)
-        files = found.get("files")
-        if found.get("request") != self.request or not isinstance(files, list):
+        found = try_json(self.folder / SETTINGS, Mark)
+        if found is None or "files" not in found or found["request"] != self.request:
             return None
-        return found if all((self.folder / name).is_file() for name in files) else None
+        return dict(found) if all((self.folder / f).is_file() for f in found["files"]) else None
 
     def claim(self) -> None:
         """Make the folder and mark it; RunError if it is somebody else's or of another request."""
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give an empty or new folder as --out.")
-        found = _read(folder / SETTINGS)
+        found = try_json(folder / SETTINGS, Mark)
         if (folder / "parts").is_symlink():
             raise RunError(f"{folder / 'parts'} is a link: remove it, or give another --out.")
-        if found.get("format") == FORMAT:
-            if found.get("request") != self.request:
+        if found is not None:
+            if found["request"] != self.request:
                 raise RunError(
                     f"{folder} holds what another request made ("
-                    f"{_differences(found.get('request'), self.request)}): give another --out, or "
+                    f"{_differences(found['request'], self.request)}): give another --out, or "
                     "leave it out."
                 )
             return
@@ -251,17 +261,8 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _differences(there: Any, here: Mapping[str, Any]) -> str:
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What differs between two requests, for an error."""
-    there = there if isinstance(there, dict) else {}
     names = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
     parts = [f"{k} {_short(there.get(k))} there, {_short(here.get(k))} here" for k in names[:3]]
     return "; ".join(parts) + "; ..." * (len(names) > 3)

@@ -289,11 +289,11 @@ def load(
     at, state = find_weights(path, weights, step)
     at = at or facts.step
     with trusting(trusted):
-        model = build_with(facts, state)
+        model = build_with(path, facts, state)
     if others := strays(path):
         print(f"{path}/checkpoints holds what is no checkpoint, and is left alone: {others[:5]}")
     model = model.to(pick_device(device)).eval().requires_grad_(False)
-    config, spec, codec = facts.config, facts.spec, codec_of_run(path, trusted)
+    config, spec, codec = dict(facts.config), facts.data_spec, codec_of_run(path, trusted)
     return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec)
 
 

@@ -139,8 +139,8 @@ def resolve(
                 f"--mode train needs --config: {directory.path} is no run that could be resumed "
                 "with its own."
             )
-        found = directory.read_config().get("config")
-        if not (isinstance(found, dict) and build.is_autoencoder(found)):
+        found: Mapping[str, Any] = directory.read_config().get("config", {})
+        if not build.is_autoencoder(found):
             found = read_facts(directory.path).config
         return directory, with_changes(found, changes)
     return directory, with_changes(config, changes)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from score_sde.checks import UserError, checked
+from score_sde.checks import Index, Positive, UserError, checked, read_json
 from score_sde.processes.sdes import SDE
 
 
@@ -29,9 +30,9 @@ class Recipe:
     the calibration cost, of the score per sample of its pilot.
     """
 
-    times: tuple[float, ...]
-    order: int
-    data_std: float
+    times: Annotated[tuple[float, ...], Field(min_length=2)]
+    order: Index
+    data_std: Positive
     process: str
     error: float | None = None
     gain: float | None = None
@@ -94,9 +95,12 @@ def checksum(score: Callable[..., Any] | None) -> str | None:
 @checked
 def load_recipe(path: str | Path) -> Recipe:
     """A recipe from its JSON file; UserError if it is not one."""
-    try:
-        values = json.loads(Path(path).read_text())
-        values.pop("recipe")
-        return Recipe(**{**values, "times": tuple(values["times"])})
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is not a recipe of `calibrate` ({error}).") from error
+    found = read_json(Path(path), _File, "a recipe of `calibrate`")
+    return Recipe(**{field.name: getattr(found, field.name) for field in fields(Recipe)})
+
+
+@dataclass(frozen=True)
+class _File(Recipe):
+    """What the file of a recipe says beside it."""
+
+    recipe: Literal["adams"] = field(kw_only=True)

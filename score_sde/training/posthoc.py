@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from score_sde.checks import read_json
 from score_sde.training.checkpoints import (
     CheckpointError,
     State,
@@ -27,6 +28,7 @@ from score_sde.training.checkpoints import (
     save_tensors,
 )
 from score_sde.training.ema import EMA, power_of
+from score_sde.training.steps import Meta
 
 WIDTHS = (0.05, 0.1)  # sigma_rel of the averages that are stored, as in the paper
 MOST_MISFIT = 0.35  # of a profile that is made of stored ones; beyond, it is another average
@@ -154,8 +156,5 @@ def load_average(run: Path, name: str) -> tuple[int, State] | None:
     path = run / "averages" / f"{name}.safetensors"
     if not path.is_file():
         return None
-    try:
-        step = int(json.loads(path.with_suffix(".json").read_text())["step"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path.with_suffix('.json')} is damaged ({error}).") from error
-    return step, load_tensors(path)
+    about = read_json(path.with_suffix(".json"), Meta, "that of an average", CheckpointError)
+    return about["step"], load_tensors(path)

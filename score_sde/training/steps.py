@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from score_sde.checks import UserError
+from typing_extensions import Required, TypedDict
+
+from score_sde.checks import LOOSE, Index, UserError, read_json
 
 
 class CheckpointError(UserError):
@@ -55,15 +57,21 @@ def meta_sum(meta: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
+class Meta(TypedDict, total=False):
+    """What meta.json holds, beside the trainer's counters."""
+
+    __pydantic_config__ = LOOSE  # type: ignore[misc]
+    step: Required[Index]
+    checksums: dict[str, str]
+    checksum: str
+    held_out_loss: float | None
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """What meta.json says; CheckpointError if it is not there, or was edited."""
-    if not (folder / "meta.json").is_file():
-        raise CheckpointError("no meta.json")
-    meta = json.loads((folder / "meta.json").read_text())
-    if not isinstance(meta, dict) or not isinstance(meta.get("checksums", {}), dict):
-        raise CheckpointError("meta.json is not of a checkpoint")
-    if meta.get("step") != step_of(folder):
-        raise CheckpointError(f"meta.json says step {meta.get('step')}")
+    meta = dict(read_json(folder / "meta.json", Meta, "that of a checkpoint", CheckpointError))
+    if meta["step"] != step_of(folder):
+        raise CheckpointError(f"meta.json says step {meta['step']}")
     if meta.get("checksum", (found := meta_sum(meta))) != found:
         raise CheckpointError("meta.json was changed after it was written")
     return meta
@@ -75,9 +83,9 @@ def held_out_losses(run: Path) -> dict[int, float]:
     for step in steps_of(run):
         try:
             value = read_meta(folder_of(run, step)).get("held_out_loss")
-        except (CheckpointError, OSError, ValueError):
+        except CheckpointError:
             continue
-        if isinstance(value, int | float) and math.isfinite(value):
+        if value is not None and math.isfinite(value):
             found[step] = float(value)
     return found
 

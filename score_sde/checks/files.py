@@ -1,0 +1,83 @@
+"""JSON files read as what they should hold: a dataclass, TypedDict or type with annotations.
+
+    @dataclass(frozen=True)
+    class Facts:
+        data_std: Positive
+        items: Count | None = None
+
+    facts = read_json(path, Facts, "the config of a run")    # or a sentence that names the field
+    mark = try_json(path, Mark)                              # or None
+    for line in json_lines(path): ...                        # the lines of a log that can be read
+
+A file may come from anywhere and hold anything; what it holds beyond the annotations is left out of
+a dataclass and kept in a TypedDict that allows it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from score_sde.checks.errors import UserError
+from score_sde.checks.validation import sentence
+
+T = TypeVar("T")
+LOOSE = ConfigDict(extra="allow")
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read_json(path: Path, kind: type[T], what: str, error: type[UserError] = UserError) -> T:
+    """The file's content as a ``kind``. ``error`` says which field of it is wrong, and how.
+
+    what: that the file should be, for the sentence: "the config of a run".
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as reason:
+        raise error(f"{path} cannot be read ({reason.strerror or reason}).") from reason
+    return from_json(text, kind, f"{path} is not {what}", error)
+
+
+def from_json(text: str | bytes, kind: type[T], wrong: str, error: type[UserError]) -> T:
+    """JSON text as a ``kind``. wrong: how the sentence begins if it is none."""
+    try:
+        return _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]
+    except ValidationError as reason:
+        raise error(f"{wrong}: {sentence(reason, '', nested=True)}") from None
+
+
+def try_json(path: Path, kind: type[T]) -> T | None:
+    """The file's content as a ``kind``; None if there is no file, or it holds something else."""
+    try:
+        return read_json(path, kind, "")
+    except UserError:
+        return None
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of one a line; lines that hold none are passed over."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return
+    yield from objects(text.splitlines())
+
+
+def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of those lines that hold one."""
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found
