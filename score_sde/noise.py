@@ -57,6 +57,12 @@ def generator_of(seed: int) -> torch.Generator:
     return made
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's global generators by all 64 bits of a seed."""
+    torch.manual_seed(seed)
+    torch.set_rng_state(generator_of(seed).get_state())
+
+
 class SeededNoise:
     """A stream of standard normal states (B, *shape), one generator a sample.
 

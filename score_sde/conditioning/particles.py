@@ -25,7 +25,7 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 from score_sde.conditioning.guidance import Guided
-from score_sde.noise import SeededNoise, fresh_seeds
+from score_sde.noise import SeededNoise, fresh_seeds, generator_of
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 
@@ -70,7 +70,7 @@ def sample_tilted(
     sde, w, n = score.sde, float(score.scale), shape[0]  # type: ignore[arg-type]
     seeds = fresh_seeds(n) if seeds is None else list(seeds)
     noise = SeededNoise(seeds, shape[1:], dtype, "cpu")
-    lot = torch.Generator().manual_seed(sum(seeds) % 2**63)
+    lot = generator_of(sum(seeds) % 2**64)
     times, ratios = _grid(sde, steps)
 
     x, log_weight = sde.prior_std() * noise.draw(), torch.zeros(n, dtype=torch.float64)

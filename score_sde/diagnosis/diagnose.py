@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from score_sde.diagnosis.denoising import Level, Subject, facts_of, measure, times_of
+from score_sde.noise import seed_torch
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def diagnose_model(subject: Subject, n: int = 512, seed: int = 0) -> Diagnosis:
     if broken is not None:
         return Diagnosis((broken,), (), {}, ("weights",))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         levels = tuple(measure(subject, float(t), n) for t in times_of(subject.model))
         facts = facts_of(subject, n)
     found = [(name, check(subject, levels, facts)) for name, check in CHECKS.items()]

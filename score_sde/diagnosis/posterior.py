@@ -32,6 +32,7 @@ from torch import Tensor
 
 from score_sde.checks import lookup
 from score_sde.exact import Gaussian, GaussianMixture
+from score_sde.noise import generator_of
 from score_sde.processes.sdes import SDE, VPSDE
 from score_sde.restoration import METHODS, Matrix, restore
 
@@ -64,7 +65,7 @@ class Problem:
     def redrawn(self, seed: int) -> tuple[Problem, Tensor]:
         """The same for another (x, y) of the joint law, and that x (D,)."""
         x = self.data.sample(1, seed=10_000 + seed)[0]
-        e = torch.randn(len(self.A), generator=_generator(20_000 + seed), dtype=F64)
+        e = torch.randn(len(self.A), generator=generator_of(20_000 + seed), dtype=F64)
         return Problem(self.name, self.data, self.A, self.noise, self.A @ x + self.noise * e), x
 
     def draw(
@@ -80,14 +81,10 @@ class Problem:
         call: Callable[..., Any] = restore if isinstance(method, str) else method
         if isinstance(method, str):
             options = {**options, "method": method, "dtype": F64}
-        seeds = range(seed * n, seed * n + n)
+        seeds = [(seed * n + i) % 2**64 for i in range(n)]
         x = call(sde, self.data.score(sde), self.y, Matrix(self.A), noise_std=self.noise,
                  gaussian=self.gaussian, n=n, nfe=nfe, seeds=seeds, **options)  # fmt: skip
         return x.detach().to(F64).reshape(n, -1)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _settled_less(data: GaussianMixture, A: Tensor, noise: float) -> Tensor:
@@ -95,7 +92,7 @@ def _settled_less(data: GaussianMixture, A: Tensor, noise: float) -> Tensor:
     y = A @ data.sample(1, seed=500)[0]
     for seed in range(200):
         x = data.sample(1, seed=500 + seed)[0]
-        y = A @ x + noise * torch.randn(len(A), generator=_generator(900 + seed), dtype=F64)
+        y = A @ x + noise * torch.randn(len(A), generator=generator_of(900 + seed), dtype=F64)
         largest = data.weights_given(A, noise, y).max()
         if data.components == 1 or 0.35 < float(largest) < 0.8:
             break
@@ -107,16 +104,16 @@ def _pictures(side: int = 6, modes: int = 6) -> GaussianMixture:
     places = torch.cartesian_prod(*[torch.arange(side, dtype=F64)] * 2)
     near = torch.exp(-(torch.cdist(places, places) ** 2) / 4.5)
     root = torch.linalg.cholesky(near + 1e-6 * torch.eye(side**2))
-    smooth = torch.randn(2, modes, side**2, generator=_generator(2), dtype=F64) @ root.T
+    smooth = torch.randn(2, modes, side**2, generator=generator_of(2), dtype=F64) @ root.T
     means, gains = 0.6 * torch.tanh(2 * smooth[0]), 0.45 * torch.exp(0.5 * torch.tanh(smooth[1]))
     covariances = gains[:, :, None] * near * gains[:, None] + 0.05**2 * torch.eye(side**2)
-    return GaussianMixture(0.4 + torch.rand(modes, generator=_generator(3)), means, covariances)
+    return GaussianMixture(0.4 + torch.rand(modes, generator=generator_of(3)), means, covariances)
 
 
 @cache
 def problems() -> dict[str, Problem]:
     """Gaussian data, modes in the plane, and pictures: hidden, pooled, blurred by projections."""
-    g = _generator(4)
+    g = generator_of(4)
     angles = torch.arange(12, dtype=F64) * (2 * math.pi / 12)
     ring = GaussianMixture(0.3 + torch.rand(12, generator=g),
                            1.2 * torch.stack([angles.cos(), angles.sin()], 1), 0.1**2)  # fmt: skip
@@ -150,7 +147,7 @@ class _Meter:
         self.problem, post = problem, problem.posterior
         spread = post.covariance()
         variances, axes = torch.linalg.eigh(spread)
-        v = torch.randn(problem.data.dim, DIRECTIONS, generator=_generator(11), dtype=F64)
+        v = torch.randn(problem.data.dim, DIRECTIONS, generator=generator_of(11), dtype=F64)
         v = v / v.norm(dim=0)
         self.maps = [v / (spread.trace() / len(spread)).sqrt(),
                      (axes / variances.clamp_min(1e-12).sqrt()) @ v]  # fmt: skip
@@ -276,8 +273,8 @@ def _calibration(
     options: dict[str, Any],
     n: int = 63,
 ) -> dict[str, float]:
-    g, dim = _generator(40_000), problem.data.dim
-    v = torch.randn(dim, 6, generator=_generator(5), dtype=F64)
+    g, dim = generator_of(40_000), problem.data.dim
+    v = torch.randn(dim, 6, generator=generator_of(5), dtype=F64)
     ranks, shares = [], []
     for i in range(draws):
         other, truth = problem.redrawn(i)

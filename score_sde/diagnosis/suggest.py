@@ -23,6 +23,7 @@ from torch import Tensor
 from score_sde.data import ArrayData, Data, DataSpec
 from score_sde.data.spec import DataError, make_spec
 from score_sde.evaluation.memorisation import mann_whitney_z, nearest
+from score_sde.noise import generator_of
 from score_sde.processes.sdes import VPSDE
 
 MOST = 2000  # items that are looked at
@@ -168,7 +169,7 @@ def _items(data: Any, seed: int) -> tuple[int, DataSpec, Tensor]:
         spec = _spec_of(raw)
         data = ArrayData(raw, {}, spec)
     n = len(data)
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
+    chosen = torch.randperm(n, generator=generator_of(seed))[:MOST].sort().values
     raw = torch.cat([data.raw_items(range(int(i), int(i) + 1)) for i in chosen])
     old = data.spec
     spec = make_spec(raw, old.name, old.low, old.high, old.levels,

@@ -33,8 +33,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, checked
+from score_sde.checks import Index, Seed, Size, UserError, checked
 from score_sde.exact import Gaussian, GaussianMixture
+from score_sde.noise import generator_of
 from score_sde.processes.sdes import SDE
 from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler, sample
 
@@ -163,7 +164,7 @@ class _Impulses:
     """
 
     def __init__(self, seed: int):
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator_of(seed)
         self.probes: list[Tensor] = []  # what the last sample drew, (*shape) each
 
     @property
@@ -269,7 +270,7 @@ class _Setup:
 
 def _endpoint_error(setup: _Setup, data: GaussianMixture, steps: int | None, seed: int) -> tuple:
     """(rms, median of the samples' rms, evaluations), in units of the data's std."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     x_T = setup.sde.prior_sample((64, *data.shape), generator, dtype=F64)
     x, calls = setup.run(data, _Normals(seed), steps, len(x_T), x_T)
     squares = (x - setup.endpoint(data, x_T)).flatten(1).square().mean(1) / data.std() ** 2
@@ -335,12 +336,12 @@ def verify(
     sde: SDE,
     method: str | Predictor = "heun",
     *,
-    steps: Sequence[int] = (16, 32, 64, 128, 256, 512),
-    data: Gaussian | None = None,
+    steps: Sequence[Size] = (16, 32, 64, 128, 256, 512),
+    data: GaussianMixture | None = None,
     grid: Any = None,
     denoise: bool = False,
-    seed: int = 0,
-    monte_carlo: int = 4096,
+    seed: Seed = 0,
+    monte_carlo: Index = 4096,
     **options: Any,
 ) -> VerifyReport:
     """Endpoint errors, orders and exact Wasserstein-2 distances of a method on a process.
@@ -357,8 +358,11 @@ def verify(
     Not finite results are reported as they are. Raises ValueError for data that is not one
     Gaussian and for what `sample` refuses.
     """
-    if data is not None and data.components != 1:
-        raise UserError(f"data must be one Gaussian; got a mixture of {data.components}.")
+    if data is not None and not isinstance(data, Gaussian):
+        raise UserError(
+            "data must be one Gaussian, whose flow is known: Gaussian(mean, covariance). Got a "
+            f"mixture of {data.components}."
+        )
     setup = _Setup(sde, method, options, grid, denoise)
     facts = setup.predictor()
     adaptive = getattr(facts, "evaluations", 1) == 0

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_sde.evaluation.jackknife import Estimate
+from score_sde.noise import seed_torch
 
 FOLDS = 5
 
@@ -27,7 +28,7 @@ def two_sample_accuracy(x: Tensor, y: Tensor, most: int = 2000, seed: int = 0) -
     both = ((both - both.mean(0)) / both.std(0).clamp_min(1e-12)).float()
     truth = torch.arange(2 * n) >= n
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         fold = torch.randperm(n).remainder(FOLDS).repeat(2)
         right = [_accuracy(both, truth, fold != j) for j in range(FOLDS)]
     value = sum(right) / FOLDS

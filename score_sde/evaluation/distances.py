@@ -21,6 +21,7 @@ from torch import Tensor
 from score_sde.evaluation import moments
 from score_sde.evaluation.jackknife import Estimate, bias, block_of
 from score_sde.evaluation.moments import Moments, merged
+from score_sde.noise import generator_of
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 ROWS = 1000  # of a matrix of kernel values at a time
@@ -133,7 +134,7 @@ def permutation_p_value(
     both = torch.cat([x, y]).double()
     n, m = len(x), len(y)
     matrix = kernel(both, both).fill_diagonal_(0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     orders = [torch.arange(n + m)]
     orders += [torch.randperm(n + m, generator=generator) for _ in range(permutations)]
     first = torch.zeros(n + m, len(orders), dtype=torch.float64)
@@ -150,7 +151,7 @@ def sliced_w2(
     x: Tensor, block: Tensor, y: Tensor, directions: int = 200, seed: int = 0
 ) -> Estimate:
     """(mean over unit vectors u of W2(u.x, u.y)^2)^(1/2) of x (n, d) and y (m, d)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     u = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
     u = u / u.norm(dim=0)
     mine, other = (x.double() @ u).T, (y.double() @ u).T.sort(1).values

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
+from score_sde.noise import generator_of
 
 
 class Estimate(NamedTuple):
@@ -50,5 +51,5 @@ def block_of(n: int, blocks: int, seed: int = 0) -> Tensor:
     """The block of each of n samples, (n,) int64, at random and of sizes that differ by one."""
     if not 2 <= blocks <= n:
         raise UserError(f"blocks must be between 2 and the number of samples {n} (got {blocks}).")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=generator_of(seed))
     return torch.arange(n).remainder(blocks)[order]

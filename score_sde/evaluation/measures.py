@@ -14,6 +14,7 @@ from score_sde.evaluation import c2st, distances, moments, neighbours
 from score_sde.evaluation.features import Features, checksum, extract, facts_of
 from score_sde.evaluation.jackknife import Estimate, block_of
 from score_sde.evaluation.moments import Moments
+from score_sde.noise import generator_of
 
 MOST = 10_000  # items of each set in distances that compare all pairs
 OF_IMAGES = ("frechet", "kid", "inception_score", "precision", "recall", "density", "coverage")
@@ -66,7 +67,7 @@ class Featured:
 
 def shuffled(n: int, seed: int) -> Tensor:
     """The numbers below n in an order by seed."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(n, generator=generator_of(seed))
 
 
 def featured(extractor: Features, items: Tensor) -> Featured:

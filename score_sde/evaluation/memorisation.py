@@ -27,6 +27,7 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 from score_sde.evaluation.distances import squared_distances
+from score_sde.noise import generator_of
 
 ROWS = 500
 FEWEST = 10
@@ -192,7 +193,7 @@ def memorisation(
 
 def _some(n: int, seed: int) -> Tensor:
     """Places of at most MOST_CLEAN of n items, at random."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_CLEAN]
+    return torch.randperm(n, generator=generator_of(seed))[:MOST_CLEAN]
 
 
 def _first_places(train: Tensor, distinct: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def _nearer(
 ) -> tuple[float, tuple[float, float]]:
     """Share of x nearer to as many training as held-out items, and its 95 % interval."""
     n = min(len(train), len(held_out))
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     some = train[torch.randperm(len(train), generator=generator)[:n]]
     other = held_out[torch.randperm(len(held_out), generator=generator)[:n]]
     to_train, to_other = nearest(x, some).distances[:, 0], nearest(x, other).distances[:, 0]
@@ -269,7 +270,7 @@ def mann_whitney_z(a: Tensor, b: Tensor) -> float:
 
 def _cells(x: Tensor, k: int, seed: int, rounds: int = 30) -> Tensor:
     """Centres (k, d) by Lloyd's k-means from items at random."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     centres = x[torch.randperm(len(x), generator=generator)[:k]]
     for _ in range(rounds):
         own = torch.cdist(x, centres).argmin(1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from score_sde.checks import UserError, whole_seeds
 from score_sde.exact.measured import Conditioned, conditioned, matrix_of
 from score_sde.exact.score import ExactScore, work_dtype
-from score_sde.noise import generator_of
+from score_sde.noise import fresh_seeds, generator_of
 from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn
@@ -126,14 +126,14 @@ class GaussianMixture:
         """
         if not scale >= 1:
             raise UserError(f"the tilted law is drawn for a scale of at least 1 (got {scale}).")
-        conditional, keep = self.of_class(label), torch.Generator()
-        first = torch.seed() % 2**32 if seed is None else seed
-        keep.manual_seed(first ^ 0x5DEECE66D)  # streams of their own: x and what becomes of it
+        conditional = self.of_class(label)
+        first = fresh_seeds(1)[0] if seed is None else seed
+        keep = generator_of(first ^ 0x5DEECE66D)  # streams of their own: x and what becomes of it
         log_share = self.weights[self._of_classes(torch.tensor([label]))[0]].sum().log()
         kept: list[Tensor] = []
         turn = 0
         while sum(map(len, kept)) < n:
-            x = conditional.sample(n, seed=first + turn)
+            x = conditional.sample(n, seed=(first + turn) % 2**64)
             log_posterior = conditional.log_prob(x) + log_share - self.log_prob(x)
             u = torch.rand(n, generator=keep, dtype=torch.float64)
             kept.append(x[u.log() < (scale - 1) * log_posterior])

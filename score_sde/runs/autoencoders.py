@@ -15,6 +15,7 @@ from score_sde.data import Data, DataError, DataSpec
 from score_sde.evaluation.features import Features, extract
 from score_sde.evaluation.moments import Moments, frechet
 from score_sde.nets.autoencoder import psnr
+from score_sde.noise import seed_torch
 from score_sde.runs.codecs import BATCH, RunCodec, fitted
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.prepare import Parts, as_json, facts_of, same_spec, say_of_data
@@ -44,7 +45,7 @@ def prepare_autoencoder(
             "signals and volumes are small enough for a run of their own."
         )
     say_of_data(data, settings.batch_size, Conditioning())
-    torch.manual_seed(seed)
+    seed_torch(seed)
     net = build.build_autoencoder(config, data.spec)
     model = AutoencoderModel(net, objective.precision)
     data_std = float(data.reference(1000).std())

@@ -14,6 +14,7 @@ from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
+from score_sde.noise import seed_torch
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
@@ -60,7 +61,7 @@ def prepare(
     if same_spec(data.spec.to_dict(), saved.get("data_spec")):
         data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
     say_of_data(data, settings.batch_size, conditioning)
-    torch.manual_seed(seed)
+    seed_torch(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
     data, named = with_told(config, data, conditioning)

@@ -15,6 +15,7 @@ from score_sde import distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array
+from score_sde.noise import generator_of
 from score_sde.processes.expand import expand
 from score_sde.restoration import (
     Blur,
@@ -96,7 +97,7 @@ def restore_to_files(
         name = f"{task}_{restoration or 'auto'}_nfe{nfe}"
         output = open_output(run, "restored", name, request, out)
         y = operator(x0)
-        e = torch.randn(y.shape, generator=torch.Generator().manual_seed(first_seed))
+        e = torch.randn(y.shape, generator=generator_of(first_seed))
         y = y + noise * e.to(y)
         seeds = range(first_seed, first_seed + num_samples)
         result = restore(

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import Positive, UserError, checked
+from score_sde.checks import Positive, Seed, UserError, checked
+from score_sde.noise import generator_of
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels, make_grid
@@ -52,7 +53,7 @@ def calibrate(
     data_std: Positive | None = None,
     denoise: bool = True,
     thorough: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
 ) -> Recipe:
     """A `Recipe` of `adams` for nfe evaluations, fitted to this score by a pilot run.
@@ -70,7 +71,7 @@ def calibrate(
     if (shape is None) == (x_T is None):
         raise UserError("give exactly one of shape and x_T.")
     if x_T is None and shape is not None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         x_T = sde.prior_sample(tuple(shape), generator).to(device)
     assert x_T is not None
     check_pilot(x_T)
@@ -195,7 +196,7 @@ class _Calibration:
         count = min(self.left // (fine_steps + 2 * self.steps), 4 * len(self.x_T))
         if count < LEAST_SAMPLES // 2:
             return blind
-        generator = torch.Generator().manual_seed(self.seed + 1)
+        generator = generator_of((self.seed + 1) % 2**64)
         x_T = self.sde.prior_sample((count, *self.x_T.shape[1:]), generator).to(self.x_T)
         fine = self._run(x_T, steps=fine_steps, order=4, data_std=self.sd)
         base = self._errors(self._run(x_T, grid=blind), fine)
