@@ -46,6 +46,9 @@ def get_config(variant: str = "vp") -> ConfigDict:
     conditioning.text = placeholder(str)  # a text encoder for captions; see text_emoji.py
     conditioning.text_length = 24  # the most tokens of a caption
     conditioning.picture = 0  # a picture so many times smaller; see sr_emoji.py
+    conditioning.embedding = placeholder(
+        str
+    )  # a run whose latent of each picture is told; see unclip.py
     conditioning.others = ()  # and further conditions that a data set of yours brings, by name
     conditioning.dropout = 0.0  # how often a row is told nothing of all that, for guidance
 

@@ -230,7 +230,7 @@ def build_net(
         facts["out_channels"] = 2 * spec.shape[0]
     if 2 <= len(spec.shape) <= 4:
         facts |= {"channels": spec.shape[0], "size": spec.shape[1:]}
-    if len(spec.shape) != 3:
+    if len(spec.shape) != 3 or set(spec.shape[1:]) == {1}:
         facts |= {"dim": math.prod(spec.shape)}
     told = build_conditioning(config)
     if told.classes:

@@ -106,6 +106,7 @@ STEERING = (
     Flag("against_step", str, "its checkpoint: a number, or best; else the newest"),
     Flag("classifier", str, "directory of a classifier that leads to --class_labels"),
     Flag("upscale", str, "directory of a run that enlarges what this one draws"),
+    Flag("prior", str, "directory of a run that makes embeddings of captions, see config unclip"),
     Flag("init", str, "a picture to start from instead of from noise"),
     Flag("strength", float, "share of the steps taken from there, in (0, 1]; 0.6 if not given"),
 )

@@ -23,6 +23,8 @@ class Conditioning:
     text: a text encoder for the captions of the data, see `text.make_text_encoder`; text_length:
         the most tokens of a caption.
     picture: how many times smaller a picture is that a network which enlarges is told, or 0.
+    embedding: a run with an autoencoder (`runs.codecs`), whose latent of a picture, as one vector,
+        the network is told as pooled: the decoder of 2204.06125.
     others: further conditions that the data bring, by name, such as "pooled".
     dropout: probability that a row is told nothing of all that, so that one network learns the
         conditional and the unconditional score, for guidance (2207.12598). Which rows is a
@@ -34,6 +36,7 @@ class Conditioning:
     text: str | None = None
     text_length: Count = 24
     picture: Index = 0
+    embedding: str | None = None
     others: Row[str] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -43,11 +46,16 @@ class Conditioning:
             f"conditioning.dropout={self.dropout:g} has nothing to drop: set "
             "conditioning.classes=True or conditioning.text.",
         )
+        require(
+            not (self.text and self.embedding),
+            "conditioning.text and conditioning.embedding are both told as pooled: choose one. A "
+            "caption becomes an embedding by a prior (--prior).",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the conditions that the network is told."""
-        smaller = ("picture",) * bool(self.picture)
+        smaller = ("picture",) * bool(self.picture) + ("pooled",) * bool(self.embedding)
         return ("class_labels",) * self.classes + smaller + tuple(self.others)
 
     def with_text(self, condition: Iterable[str], net: nn.Module) -> Conditioning:

@@ -56,7 +56,10 @@ class TextInput(nn.Module):
         self, n: int, text: Tensor | None, mask: Tensor | None, pooled: Tensor | None,
         ids: Tensor | None,
     ) -> Words:  # fmt: skip
-        """Of n samples; None is no caption for any of them, and no mask that all tokens count."""
+        """Of n samples; None is no caption for any of them, and no mask that all tokens count.
+
+        A vector may also come alone, as the embedding of a picture does; zeros are none then.
+        """
         like = self.no_token
         known = mask if mask is not None else None if ids is None else ids >= 0
         if known is None:
@@ -75,8 +78,12 @@ class TextInput(nn.Module):
         nothing = ~known.any(1, keepdim=True)
         states = torch.cat([self.no_token.expand(n, 1, -1), states], 1)
         known = torch.cat([nothing, known], 1)
+        untold = nothing
+        if self.norm is not None and pooled is not None and text is None:  # a vector alone
+            vector = self.norm(pooled.to(like.dtype))
+            untold = nothing & ~pooled.bool().any(1, keepdim=True)
         vector = self.pool1(F.silu(self.pool0(vector)))
-        vector = torch.where(nothing, self.no_vector.to(vector.dtype), vector)
+        vector = torch.where(untold, self.no_vector.to(vector.dtype), vector)
         bias = torch.zeros_like(known, dtype=like.dtype).masked_fill(~known, LOW)
         return Words(states.mT, bias[:, None, None, :], vector)
 

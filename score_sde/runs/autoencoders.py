@@ -17,7 +17,7 @@ from score_sde.evaluation.moments import Moments, frechet
 from score_sde.nets.autoencoder import psnr
 from score_sde.noise import seed_torch
 from score_sde.runs.codecs import BATCH, RunCodec, fitted
-from score_sde.runs.directory import RunDirectory
+from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.prepare import Parts, as_json, facts_of, same_spec, say_of_data
 from score_sde.training import Pictures
 from score_sde.training.autoencoding import AutoencoderModel, AutoencoderTrainer
@@ -35,6 +35,11 @@ def prepare_autoencoder(
     build.check_sections(config)
     settings, objective = build.build_training(config), build.build_reconstruction(config)
     seed = build.build_seed(config)
+    if settings.evaluate_every:
+        raise RunError(
+            "training.evaluate_every is for runs with a score; an autoencoder says how well it does "
+            "when its training is over: set it to 0."
+        )
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
     if same_spec(data.spec.to_dict(), saved.get("data_spec")):

@@ -34,6 +34,7 @@ from score_sde.training.checkpoints import load_tensors, save_tensors, tensor_su
 
 BATCH = 64  # pictures that are encoded or decoded at a time
 NAME = "codec.safetensors"
+EMBEDDING = "embedding.safetensors"  # the codec whose latents a network is told
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class RunCodec:
         said = {"autoencoder": dict(self.settings), "data_spec": self.spec.to_dict()}
         return json.loads(json.dumps(said | {"checksum": self.checksum}))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, name: str = NAME) -> None:
         """The file that `codec_of_run` reads."""
-        save_tensors(folder / NAME, self.codec.state_dict())
+        save_tensors(folder / name, self.codec.state_dict())
 
 
 def load_codec(path: str | Path, data_spec: DataSpec | None = None) -> RunCodec:
@@ -104,13 +105,14 @@ def said_of_codec(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     return facts.get("codec")
 
 
-def codec_of_run(path: Path, trusted: bool) -> RunCodec | None:
+def codec_of_run(path: Path, trusted: bool, name: str = NAME) -> RunCodec | None:
     """The codec that a run of latents was trained with; None for a run of anything else.
 
-    Raises RunError where it is missing, damaged or another one.
+    name: EMBEDDING for that by which a network is told pictures. Raises RunError where it is
+    missing, damaged or another one.
     """
-    said = RunDirectory(path).read_config().get("codec")
-    return None if said is None else _read(path, said, trusted)
+    said = RunDirectory(path).read_config().get(Path(name).stem)
+    return None if said is None else _read(path, said, trusted, name)
 
 
 @dataclass(frozen=True)
@@ -122,20 +124,20 @@ class CodecFacts:
     checksum: str | None = None
 
 
-def _read(path: Path, said: Any, trusted: bool) -> RunCodec:
+def _read(path: Path, said: Any, trusted: bool, name: str = NAME) -> RunCodec:
     where = path / "config.json"
     wrong = f"{where} does not describe an autoencoder"
     facts = from_json(json.dumps(said), CodecFacts, wrong, RunError)
-    if not (path / NAME).is_file():
+    if not (path / name).is_file():
         raise RunError(
-            f"{path} has no {NAME}: an autoencoder is there when its training is over (go on with "
+            f"{path} has no {name}: an autoencoder is there when its training is over (go on with "
             "--resume), and a run of latents cannot be used without its own."
         )
-    state = load_tensors(path / NAME)
+    state = load_tensors(path / name)
     checksum = tensor_sum(state)
     if facts.checksum not in (None, checksum):
         raise RunError(
-            f"the autoencoder in {path / NAME} is not the one that this run was trained with "
+            f"the autoencoder in {path / name} is not the one that this run was trained with "
             f"(checksum {checksum}, not {facts.checksum}): its latents mean something else. "
             f"Put the old file back."
         )
@@ -150,7 +152,7 @@ def _read(path: Path, said: Any, trusted: bool) -> RunCodec:
             raise
         first = str(error).strip().splitlines()[0][:160]
         raise RunError(
-            f"{path / NAME} does not hold the autoencoder that {where} describes ({first})."
+            f"{path / name} does not hold the autoencoder that {where} describes ({first})."
         ) from error
     return RunCodec(_ready(codec), facts.autoencoder, facts.data_spec, checksum, path)
 
@@ -254,32 +256,33 @@ def fitted(net: Any, data: Data, settings: Mapping[str, Any], path: Path) -> Run
 
 
 def open_codec(
-    settings: Mapping[str, Any], directory: RunDirectory, resume: bool, spec: DataSpec
+    wanted: str | None,
+    directory: RunDirectory,
+    resume: bool,
+    spec: DataSpec,
+    name: str = NAME,
 ) -> RunCodec | None:
-    """The codec of a run of latents that is begun or resumed; None for a run of anything else.
+    """The codec of a run that is begun or resumed; None where none is ``wanted``.
 
-    A run that is resumed has its own; RunError if codec.path has another one now.
+    wanted: the path in its config. A run that is resumed has a copy of its own; RunError if there
+    is another one at that path now.
     """
-    asked = build.build_codec(settings)
-    if asked is None:
+    if not wanted:
         return None
-    own = (
-        codec_of_run(directory.path, trusts_files() or is_signed(directory.config))
-        if resume
-        else None
-    )  # noqa: E501
-    if own is None or Path(asked.path).is_dir():
-        try:
-            given = load_codec(asked.path, spec)
-        except (RunError, ConversionError):
-            if own is None:
-                raise
-            return own  # what it was trained with has gone; it has a copy
-        if own is not None and given.checksum != own.checksum:
-            raise RunError(
-                f"the autoencoder in {asked.path} is not the one that the run in {directory.path} "
-                f"was trained with (checksum {given.checksum}, not {own.checksum}). Use the old "
-                "one, or another --workdir."
-            )
-        return own or given
-    return own
+    trusted = trusts_files() or is_signed(directory.config)
+    own = codec_of_run(directory.path, trusted, name) if resume else None
+    if own is not None and not Path(wanted).is_dir():
+        return own  # what it was trained with has gone
+    try:
+        given = load_codec(wanted, spec)
+    except (RunError, ConversionError):
+        if own is None:
+            raise
+        return own
+    if own is not None and given.checksum != own.checksum:
+        raise RunError(
+            f"the autoencoder in {wanted} is not the one that the run in {directory.path} was "
+            f"trained with (checksum {given.checksum}, not {own.checksum}). Use the old one, or "
+            "another --workdir."
+        )
+    return own or given

@@ -12,14 +12,21 @@ from score_sde import build, distributed
 from score_sde.conditioning.text import encode, said_of
 from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data
+from score_sde.data.latent import LatentData
+from score_sde.runs.codecs import RunCodec, latents_of
 from score_sde.runs.directory import RunError
 
 
 def with_told(
-    config: Mapping[str, Any], data: Data, conditioning: Conditioning
+    config: Mapping[str, Any], data: Data, conditioning: Conditioning, eye: RunCodec | None
 ) -> tuple[Data, list[str]]:
-    """The data with the conditions that are made of them, and the names of those of captions."""
+    """The data with the conditions that are made of them, and the names of those of captions.
+
+    eye: the codec of conditioning.embedding.
+    """
     named: list[str] = []
+    if eye is not None:
+        data = with_embeddings(data, eye, (config.get("net") or {}).get("text") or 0)
     if conditioning.text:
         data, named = with_captions(config, data)
     if conditioning.picture:
@@ -38,6 +45,19 @@ def with_smaller(data: Data, factor: int) -> Data:
     parts = [range(i, min(i + 512, len(data))) for i in range(0, len(data), 512)]
     small = [avg_pool2d(data.spec.to_model(data.raw_items(rows)), factor) for rows in parts]
     return data.with_condition(picture=torch.cat(small))
+
+
+def with_embeddings(data: Data, codec: RunCodec, width: int) -> Data:
+    """The data with the latent of each picture as one vector (B, width), told as pooled."""
+    if isinstance(data, LatentData):
+        raise RunError("conditioning.embedding is for runs of pixels: drop codec.path.")
+    vectors = latents_of(data, codec).raw[:, 0].flatten(1)
+    if vectors.shape[1] != width:
+        raise RunError(
+            f"the embeddings of {codec.path} have {vectors.shape[1]} numbers, net.text is {width}: "
+            f"set net.text={vectors.shape[1]}."
+        )
+    return data.with_condition(pooled=vectors)
 
 
 def with_captions(config: Mapping[str, Any], data: Data) -> tuple[Data, list[str]]:

@@ -11,6 +11,7 @@ runs/vp_fashion/
     samples/         what `--mode sample` writes
     gaussian.safetensors  mean and covariance of the training data, when something asked for them
     codec.safetensors  of a run of latents, and of one that has trained an autoencoder (`codecs`)
+    embedding.safetensors  the codec whose latents of pictures the network is told
     snapshots/       what `--mode ema` makes averages/ from
     .replaced/       the run that was here before, until the new one has its first checkpoint
 
@@ -48,7 +49,7 @@ OURS = re.compile(
             rf"progress/{_STEP}(?:_raw)?\.png",
             rf"snapshots/{_STEP}\.safetensors",
             r"averages/sigma_rel_[\w.-]+\.(?:safetensors|json)",
-            r"(?:gaussian|codec)\.safetensors",
+            r"(?:gaussian|codec|embedding)\.safetensors",
         )
     )
 )

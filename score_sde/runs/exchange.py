@@ -163,9 +163,9 @@ def export_run(
             if layout == "safetensors":
                 facts = _facts(run.config, run.data_spec, run.data_std)
                 files["config.json"] = facts | {"step": run.step}
-            if run.codec is not None:
-                run.codec.save(partial)
-                files.get("config.json", {})["codec"] = run.codec.facts()
+            for codec_name, codec in run.codecs.items():
+                codec.save(partial, codec_name)
+                files.get("config.json", {})[Path(codec_name).stem] = codec.facts()
             for file, contents in files.items():
                 (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
             if layout == "safetensors" and run.trusted:

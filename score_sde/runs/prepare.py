@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
 from score_sde.noise import seed_torch
-from score_sde.runs.codecs import RunCodec, latents_of, open_codec
+from score_sde.runs.codecs import EMBEDDING, NAME, RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
 from score_sde.runs.directory import RunDirectory
@@ -29,14 +30,17 @@ FEW_IMAGES = 500
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a training needs, built and checked. facts: what config.json will hold."""
+    """All that a training needs, built and checked.
+
+    facts: what config.json will hold. codecs: those that travel with the run, by their files.
+    """
 
     data: Data
     conditioning: Conditioning
     trainer: Trainer
     pictures: Pictures | None
     facts: dict[str, Any]
-    codec: RunCodec | None = None
+    codecs: Mapping[str, RunCodec] = field(default_factory=dict)
     watcher: Watcher | None = None
 
 
@@ -56,15 +60,17 @@ def prepare(
     sampling = build.build_sampling(config)
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
-        codec = open_codec(config, directory, bool(saved), data.spec)
+        asked, resume = build.build_codec(config), bool(saved)
+        codec = open_codec(asked.path if asked else None, directory, resume, data.spec)
         data = data if codec is None else latents_of(data, codec)
+        eye = open_codec(conditioning.embedding, directory, resume, data.spec, EMBEDDING)
     if same_spec(data.spec.to_dict(), saved.get("data_spec")):
         data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
     say_of_data(data, settings.batch_size, conditioning)
     seed_torch(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
-    data, named = with_told(config, data, conditioning)
+    data, named = with_told(config, data, conditioning, eye)
     conditioning = conditioning.with_text(named, model.net)
     known = data.condition_items(range(min(len(data), 2)))
     check_told(conditioning, known, data.spec.classes, model.net)
@@ -82,12 +88,12 @@ def prepare(
         images = codec is not None or data.spec.is_image
         count = settings.sample_images if images else 20 * sampling.batch_size
         pictures = _pictures(trainer, sampler, data, conditioning, count, codec)
-    if codec is not None:
-        facts["codec"] = codec.facts()
+    codecs = {n: c for n, c in ((NAME, codec), (EMBEDDING, eye)) if c is not None}
+    facts |= {Path(name).stem: found.facts() for name, found in codecs.items()}
     watcher = None
     if settings.evaluate_every:
-        watcher = watcher_of(config, trainer, sampler, data, conditioning, codec)
-    return Parts(data, conditioning, trainer, pictures, facts, codec, watcher)
+        watcher = watcher_of(config, trainer, sampler, data, conditioning, codec, eye)
+    return Parts(data, conditioning, trainer, pictures, facts, codecs, watcher)
 
 
 def facts_of(config: Mapping[str, Any], data: Data, data_std: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from score_sde.restoration.reference import (
     save_gaussian,
 )
 from score_sde.runs import pretrained
-from score_sde.runs.codecs import RunCodec, codec_of_run, latents_of
+from score_sde.runs.codecs import EMBEDDING, NAME, RunCodec, codec_of_run, latents_of
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
@@ -67,6 +67,7 @@ class Run:
     data_std: standard deviation of the training data in the model's range.
     trusted: whether the config may name classes of other packages, see `load`.
     codec: of a run whose states are latents, what makes them pictures; None for other runs.
+    eye: of a run that is told pictures by their latents (conditioning.embedding), their codec.
     """
 
     path: Path
@@ -78,6 +79,23 @@ class Run:
     data_std: float
     trusted: bool = True
     codec: RunCodec | None = None
+    eye: RunCodec | None = None
+
+    @property
+    def codecs(self) -> dict[str, RunCodec]:
+        """Those that travel with the run, by the names of their files."""
+        both = {NAME: self.codec, EMBEDDING: self.eye}
+        return {name: codec for name, codec in both.items() if codec is not None}
+
+    def embedding_of(self, items: Tensor) -> Tensor:
+        """What the network is told of pictures (B, C, H, W) in the range of ``item_spec``.
+
+        (B, D), for condition={"pooled": ...} of `sample`: variations of these pictures.
+        """
+        if self.eye is None:
+            raise RunError(f"{self.path} is told no pictures (conditioning.embedding).")
+        raw = self.item_spec.to_raw(items)
+        return self.eye.encode(self.eye.spec.to_model(raw)).flatten(1)
 
     @property
     def item_spec(self) -> DataSpec:
@@ -176,6 +194,7 @@ class Run:
         strength: float = 0.6,
         pixels: bool = True,
         hook: Hook | None = None,
+        prior: Run | None = None,
         **changes: Any,
     ) -> SampleResult:
         """n samples with the run's sampler; sample i has seed first_seed + i.
@@ -184,6 +203,7 @@ class Run:
         all or n of them. guidance and what belongs to it, classifier, condition: see `wish.Wish`;
         guidance_options are the fields of the rule, and rescale and threshold of `guide`.
         init: a picture to start from, and strength: the share of the steps from there, in (0, 1].
+        prior: a run that draws, from each prompt, the embedding that this one is told (`steering`).
         pixels: of a run of latents, whether they come decoded, in the range of ``item_spec``.
         hook: called with (x, t) after each step of a batch, see `score_sde.sample`.
         changes replace settings of the run: method, steps, nfe, grid, denoise, batch_size, options.
@@ -194,7 +214,7 @@ class Run:
         seeds = range(first_seed, first_seed + n)
         wish = Wish(
             class_labels, prompt, guidance, negative_prompt, against, guidance_interval,
-            guidance_rule, guidance_options or {}, classifier, condition,
+            guidance_rule, guidance_options or {}, classifier, condition, prior,
         )  # fmt: skip
         steered = steer(self, wish, seeds)
         with trusting(self.trusted):  # what is changed is the user's own word
@@ -294,7 +314,8 @@ def load(
         print(f"{path}/checkpoints holds what is no checkpoint, and is left alone: {others[:5]}")
     model = model.to(pick_device(device)).eval().requires_grad_(False)
     config, spec, codec = dict(facts.config), facts.data_spec, codec_of_run(path, trusted)
-    return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec)
+    eye = codec_of_run(path, trusted, EMBEDDING)
+    return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec, eye)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

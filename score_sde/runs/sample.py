@@ -66,6 +66,7 @@ def sample_to_files(
     strength: float | None = None,
     upscale: str | Path | None = None,
     step: int | str | None = None,
+    prior: str | Path | None = None,
 ) -> Path:
     """Sample a run and write num_samples (64) PNG files, grid.png, samples.npz and settings.json.
 
@@ -73,7 +74,8 @@ def sample_to_files(
     are written beside the pictures (metadata.jsonl) and into the grid. guidance and what belongs
     to it, init and strength: as of `Run.sample`, ``against`` and ``classifier`` being directories;
     against_weights and against_step say which weights of ``against``, or of this run itself.
-    upscale: the directory of a run that enlarges what this one draws (`cascade`).
+    upscale: the directory of a run that enlarges what this one draws (`cascade`). prior: of one
+    that makes an embedding of each caption, for a run that is told such (config unclip).
     class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
@@ -99,6 +101,7 @@ def sample_to_files(
         wish = Wish(
             labels, captions, guidance, negative_prompt, weaker, guidance_interval,
             guidance_rule or "cfg", looked, leader,
+            prior=None if prior is None else load(prior, weights, str(chosen)),
         )  # fmt: skip
         check_wish(run, wish, n)
         if large is not None:
@@ -180,6 +183,8 @@ class _Task:
         asked |= {**self.wish.to_dict(), **self.start}
         if self.wish.against is not None:
             asked["against"] = identity(self.wish.against)
+        if self.wish.prior is not None:
+            asked["prior"] = identity(self.wish.prior)
         if self.start:
             asked["init_checksum"] = file_checksum(Path(self.start["init"]))
         if self.large is not None:

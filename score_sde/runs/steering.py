@@ -40,7 +40,9 @@ def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
     known = classes_of(run.score.net) > 0
     condition: dict[str, Tensor | None] = {"class_labels": labels if known else None}
     condition |= dict(wish.condition or {})
-    condition |= {} if captions.prompts is None else _encoded(run, captions.prompts)
+    condition |= (
+        {} if captions.prompts is None else _encoded(run, captions.prompts, wish.prior, seeds)
+    )
     model = packed(run.score)
     score: Any = model.bind(**condition)
     settings: dict[str, Any] = {}
@@ -51,7 +53,8 @@ def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
         settings["prompt"] = captions.prompts[0] if same else "one each"
     other: ScoreFn = model.bind()
     if captions.negative is not None:
-        other = model.bind(**{"class_labels": labels, **_encoded(run, captions.negative)})
+        led = _encoded(run, captions.negative, wish.prior, seeds)
+        other = model.bind(**{"class_labels": labels, **led})
     if wish.against is not None:
         other = wish.against.score.bind(**condition)
     if wish.classifier is not None:
@@ -78,8 +81,13 @@ def _guided(run: Run, wish: Wish, score: ScoreFn, other: ScoreFn) -> ScoreFn:
     )  # fmt: skip
 
 
-def _encoded(run: Run, captions: Sequence[str]) -> Mapping[str, Tensor]:
-    """The conditions of captions by the run's text encoder; says what is cut off."""
+def _encoded(
+    run: Run, captions: Sequence[str], prior: Run | None, seeds: Sequence[int]
+) -> Mapping[str, Tensor]:
+    """The conditions of captions by the run's text encoder, or by a prior; says what is cut off."""
+    if prior is not None:
+        drawn = prior.sample(len(seeds), seeds[0], prompt=captions, pixels=False)
+        return {"pooled": drawn.x.flatten(1)}
     with trusting(run.trusted):
         encoder = build.build_text_encoder(run.config)
     found = encode(encoder, captions)

@@ -165,8 +165,8 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
     logger, at = None, trainer.step if resume else None
     if distributed.is_writer():
         (directory.write_config if resume else directory.begin)(parts.facts, own)
-        if parts.codec is not None and not resume:
-            parts.codec.save(directory.path)
+        for name, codec in parts.codecs.items() if not resume else ():
+            codec.save(directory.path, name)
         shown = trainer.settings.tensorboard, trainer.settings.wandb
         logger = Logger(directory.path, *shown, at, config)
     saved_step = -1 if at is None else at

@@ -146,6 +146,7 @@ def watcher_of(
     data: Data,
     conditioning: Conditioning,
     codec: RunCodec | None,
+    eye: RunCodec | None = None,
 ) -> Watcher:
     """What is looked at every so many updates; RunError where there is nothing to look at.
 
@@ -164,7 +165,7 @@ def watcher_of(
             "training.evaluate_samples is 0."
         )
     if held_out is not None:
-        held_out = with_told(config, held_out, conditioning)[0]
+        held_out = with_told(config, held_out, conditioning, eye)[0]
     yardstick, count = None, settings.evaluate_samples
     if count:
         real = data if codec is None else build.build_data(config)

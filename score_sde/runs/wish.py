@@ -37,7 +37,8 @@ class Wish:
     classifier: of noisy samples, which leads to the classes (2105.05233). interval: of log-SNR,
     where guidance acts. rule: of `guide`; options: its fields, and rescale and threshold.
     condition: further things that the network is told, each with a row for each sample, such as
-    the picture of a cascade.
+    the picture of a cascade. prior: a run that draws the embedding of a picture from a caption, for
+    a run that is told such embeddings (2204.06125).
     """
 
     class_labels: ClassLabels = None
@@ -50,6 +51,7 @@ class Wish:
     options: Mapping[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
     condition: Mapping[str, Tensor] | None = None
+    prior: Run | None = None
 
     def part(self, rows: range) -> Wish:
         """The wish for some of the samples that it gives one each."""
@@ -70,13 +72,14 @@ class Wish:
             "negative_prompt": self.negative_prompt, "against": self.against,
             "guidance_interval": self.interval, "guidance_rule": self.rule,
             "guidance_options": self.options, "classifier": self.classifier,
-            "condition": self.condition,
+            "condition": self.condition, "prior": self.prior,
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """What a folder of samples depends on but for the classes, as plain values."""
         plain = self.to_arguments() | {"class_labels": None}
-        plain["against"] = None if self.against is None else str(self.against.path)
+        for name in ("against", "prior"):
+            plain[name] = None if plain[name] is None else str(plain[name].path)
         plain["classifier"] = None if self.classifier is None else self.classifier.identity
         plain["guidance_rule"] = None if self.rule == "cfg" else self.rule
         plain["guidance_options"] = dict(self.options) or None
@@ -120,8 +123,10 @@ def labels_of(
 
 def check_wish(run: Run, wish: Wish, n: int) -> Captions:
     """The captions of n samples; RunError for a wish that cannot be fulfilled, before any work."""
-    prompts = _prompts(run, wish.prompt, n, "prompt")
-    negative = _prompts(run, wish.negative_prompt, n, "negative_prompt")
+    speaker = run if wish.prior is None else wish.prior
+    check_prior(run, wish.prior, wish.prompt is not None)
+    prompts = _prompts(speaker, wish.prompt, n, "prompt")
+    negative = _prompts(speaker, wish.negative_prompt, n, "negative_prompt")
     labels = labels_of(run, wish.class_labels, range(n), wish.classifier)
     rescale, threshold = (wish.options.get(name) for name in BESIDE)
     for name, value in (("rescale", rescale), ("threshold", threshold)):
@@ -162,7 +167,8 @@ def _check_guided(run: Run, wish: Wish, captions: Captions, labels: Tensor | Non
         raise RunError("a negative prompt goes with a prompt; give both.")
     if captions.negative is not None and wish.against is not None:
         raise RunError("give a negative prompt or another run to lead away from, not both.")
-    if captions.prompts is None and labels is None and wish.against is None:
+    told = captions.prompts is not None or labels is not None or bool(wish.condition)
+    if not told and wish.against is None:
         raise RunError(f"{guidance} leads from no condition to one: {_what_to_give(run)}.")
     if wish.against is not None:
         if wish.against.sde != run.sde or wish.against.data_spec.shape != run.data_spec.shape:
@@ -210,6 +216,29 @@ def _check_classifier(run: Run, wish: Wish, labels: Tensor | None) -> None:
             f"the classifier {found.path} knows {found.model.classes} classes, {run.path} "
             f"{classes_of(run.score.net)}."
         )
+
+
+def check_prior(run: Run, prior: Run | None, prompted: bool) -> None:
+    """RunError unless a prior draws the embeddings that the run is told."""
+    if run.eye is not None and prior is None and prompted:
+        raise RunError(
+            f"{run.path} is told embeddings of pictures, no captions: give --prior, a run of "
+            "config unclip:prior that makes the one of the other."
+        )
+    if prior is None:
+        return
+    if run.eye is None:
+        raise RunError(
+            f"{run.path} is not told embeddings (conditioning.embedding), so that a prior is in "
+            "vain: drop it."
+        )
+    if prior.codec is None or prior.codec.checksum != run.eye.checksum:
+        raise RunError(
+            f"{prior.path} does not draw the embeddings that {run.path} is told: train both with "
+            f"the autoencoder {run.eye.path}."
+        )
+    if not prompted:
+        raise RunError("a prior draws from captions: give a prompt.")
 
 
 def trained_without(run: Run) -> bool:
