@@ -37,7 +37,7 @@ def prepare_autoencoder(
     seed = build.build_seed(config)
     if settings.evaluate_every:
         raise RunError(
-            "training.evaluate_every is for runs with a score; an autoencoder says how well it does "
+            "training.evaluate_every is for runs with a score; an autoencoder says how it does "
             "when its training is over: set it to 0."
         )
     with distributed.writer_first():  # it may have to download them
