@@ -81,6 +81,7 @@ class Said(TypedDict, total=False):
     config: Sections
     data_spec: dict[str, Any]
     codec: Section | None
+    embedding: Section | None
 
 
 class Mark(TypedDict):
