@@ -44,14 +44,13 @@ def score_and_traces(score: ScoreFn, x: Tensor, t: Tensor, probes: Tensor | None
                 "(under no_grad, detached, or through numpy)."
             )
         if probes is not None:
-            products = _products(value, x, probes)
-            traces = (products * probes).flatten(2).sum(2)
+            traces = (products(value, x, probes) * probes).flatten(2).sum(2)
         else:
             traces = _exact(value, x)[None]
     return Traces(value.detach(), traces.detach())
 
 
-def _products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
+def products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """v^T J for each of the vectors (K, B, ...)."""
     if len(vectors) == 1:
         return torch.autograd.grad(value, x, vectors[0], retain_graph=True)[0][None]
@@ -73,6 +72,6 @@ def _exact(value: Tensor, x: Tensor) -> Tensor:
         basis = torch.zeros(len(here), dim, dtype=x.dtype, device=x.device)
         basis[torch.arange(len(here)), here] = 1
         vectors = basis.reshape(len(here), 1, *x.shape[1:]).expand(-1, *x.shape)
-        rows = _products(value, x, vectors).flatten(2)
+        rows = products(value, x, vectors).flatten(2)
         total = total + (rows * basis[:, None]).sum((0, 2))
     return total
