@@ -1,6 +1,10 @@
 """How well a run of `text_emoji` draws captions that it never saw, without a network as a judge.
 
     python benchmarks/text_to_image.py runs/text_emoji [--guidance 2] [--per_shape 8] [--seen 195]
+    python benchmarks/text_to_image.py runs/text_emoji --parts free --picture free.png
+
+The parts are shapes (A), free (prompts of no drawing, judged as A, and a picture of samples, each
+beside the nearest training drawing), held_out (B, C, D) and seen (C, D).
 
 A  the 6 held-out colours of shapes, 8 samples each: the mean colour of what is not white is nearest
    to the asked one of 9, and its mask has the largest overlap, over 0.75, with the asked shape.
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,9 +29,13 @@ from torch import Tensor
 
 from score_sde import load
 from score_sde.data.emoji import emoji, held_out
+from score_sde.data.pictures import captioned_grid, save_png
 
 TONE = re.compile(r":[^:]*skin tone$")
 COLOURS = ("red", "blue", "orange", "yellow", "green", "purple", "brown", "black", "white")
+PARTS = ("shapes", "free", "held_out", "seen")
+FREE = ("a blue heart", "green square", "a purple circle", "brown heart", "an orange circle",
+        "yellow square", "woman astronaut", "man firefighter: dark skin tone")  # fmt: skip
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 
@@ -119,8 +128,28 @@ def report(kind: str, x: Tensor, captions: list[str], train: Tensor, every: Tens
           f"one {copies:.1%}, nearest at {float(to_train.median()):.3f}")  # fmt: skip
 
 
+def shapes(drawn: Tensor, captions: list[str], n: int, real: dict[str, Tensor]) -> None:
+    """Print A of pictures, n of each of the captions in turn."""
+    both = []
+    for i, caption in enumerate(captions):
+        right = [colour_and_shape(x, caption, real) for x in drawn[i * n : (i + 1) * n]]
+        both.append(sum(a and b for a, b in right))
+        print(f"A {caption:20s} colour {sum(a for a, _ in right)}, shape "
+              f"{sum(b for _, b in right)}, both {both[-1]} of {n}")  # fmt: skip
+    most = sum(2 * b > n for b in both)
+    print(f"A by majority {most} of {len(captions)}; both {sum(both)} of {len(drawn)}")
+
+
+def beside_nearest(x: Tensor, captions: list[str], train: Tensor, names: list[str]) -> np.ndarray:
+    """A grid of pictures with their captions, each beside the nearest training drawing."""
+    nearest = rms(x, train).argmin(1).tolist()
+    pairs = torch.stack([x, train[nearest]], 1).flatten(0, 1)
+    said = [text for c, j in zip(captions, nearest, strict=True) for text in (c, f"({names[j]})")]
+    return captioned_grid((pairs * 255).round().to(torch.uint8), said)
+
+
 def main() -> None:
-    """Print A to D."""
+    """Print A to D of the parts that are asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run")
     parser.add_argument("--guidance", type=float, default=2.0)
@@ -129,12 +158,16 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--per_shape", type=int, default=8)
     parser.add_argument("--seen", type=int, default=195)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--prompts", nargs="+", default=FREE, help="of the part free")
+    parser.add_argument("--picture", help="file for samples beside the nearest training drawings")
     asked = parser.parse_args()
     run = load(asked.run, device="cpu")
     train, train_names = pictures("train")
     test, test_names = pictures("test")
     every, names = torch.cat([train, test]), train_names + test_names
     real = dict(zip(reversed(names), reversed(every), strict=True))
+    kinds, n = held_out(), asked.per_shape
 
     def draw(captions: list[str]) -> Tensor:
         x = run.sample(
@@ -145,25 +178,29 @@ def main() -> None:
 
     print(f"{asked.run}, step {run.step}: guidance {asked.guidance:g}, {asked.method}, "
           f"{asked.nfe} evaluations of each score, seeds from {asked.first_seed}")  # fmt: skip
-    kinds = held_out()
-    shapes = list(kinds["colour x shape"].values())
-    drawn = draw([c for c in shapes for _ in range(asked.per_shape)])
-    both = []
-    for i, caption in enumerate(shapes):
-        some = drawn[i * asked.per_shape : (i + 1) * asked.per_shape]
-        right = [colour_and_shape(x, caption, real) for x in some]
-        both.append(sum(a and b for a, b in right))
-        print(f"A {caption:20s} colour {sum(a for a, _ in right)}, shape "
-              f"{sum(b for _, b in right)}, both {both[-1]} of {asked.per_shape}")  # fmt: skip
-    most = sum(2 * b > asked.per_shape for b in both)
-    print(f"A by majority {most} of {len(shapes)}; both {sum(both)} of {len(drawn)}")
-    x = draw(test_names)
-    persons = set(kinds["person x tone"].values())
-    away = [tone(p, c, real) for p, c in zip(x, test_names, strict=True) if c in persons]
-    print(f"B tone right {np.mean([a == 0 for a in away]):.1%}, within one "
-          f"{np.mean([a <= 1 for a in away]):.1%} (n = {len(away)})")  # fmt: skip
-    report("held out", x, test_names, train, every, names)
-    if asked.seen:
+    if "shapes" in asked.parts:
+        captions = list(kinds["colour x shape"].values())
+        shapes(draw([c for c in captions for _ in range(n)]), captions, n, real)
+    if "free" in asked.parts:
+        captions = list(asked.prompts)
+        told = [c for c in captions for _ in range(n)]
+        drawn = draw(told)
+        judged = [c for c in captions if c.split()[-1] in ("circle", "square", "heart")]
+        if judged:
+            rows = [i for i, c in enumerate(told) if c in judged]
+            shapes(drawn[rows], judged, n, real)
+        if asked.picture:
+            few = [i for i in range(len(told)) if i % n < 2]
+            grid = beside_nearest(drawn[few], [told[i] for i in few], train, train_names)
+            save_png(grid, Path(asked.picture))
+    if "held_out" in asked.parts:
+        x, persons = draw(test_names), set(kinds["person x tone"].values())
+        pairs = zip(x, test_names, strict=True)
+        away = [tone(p, c, real) for p, c in pairs if c in persons]
+        print(f"B tone right {np.mean([a == 0 for a in away]):.1%}, within one "
+              f"{np.mean([a <= 1 for a in away]):.1%} (n = {len(away)})")  # fmt: skip
+        report("held out", x, test_names, train, every, names)
+    if "seen" in asked.parts:
         chosen = np.random.default_rng(0).choice(len(train_names), asked.seen, replace=False)
         seen = [train_names[i] for i in chosen]
         report("seen", draw(seen), seen, train, every, names)
