@@ -90,6 +90,13 @@ def test_the_rules_are_their_formulas(scores):
     raw = guide(c, u, w).denoise(x, T)
     ratio = d_c.std(1, keepdim=True) / raw.std(1, keepdim=True)
     torch.testing.assert_close(g, 0.7 * ratio * raw + 0.3 * raw)
+    low, high = -0.5, 2.0
+    inside = guide(c, u, w, threshold=0.5, bounds=(low, high)).denoise(x, T)
+    unit = (raw - (low + high) / 2) / ((high - low) / 2)
+    far = unit.abs().quantile(0.5, dim=1, keepdim=True).clamp(min=1)
+    want = (low + high) / 2 + (high - low) / 2 * unit.clamp(-far, far) / far
+    torch.testing.assert_close(inside, want, rtol=1e-5, atol=1e-5)
+    assert low - 1e-6 <= float(inside.min()) and float(inside.max()) <= high + 1e-6
     cut = guide(c, u, w, threshold=0.5).denoise(x, T)
     most = raw.abs().quantile(0.5, dim=1, keepdim=True).clamp(min=1)
     torch.testing.assert_close(cut, raw.clamp(-most, most) / most, rtol=1e-5, atol=1e-5)

@@ -18,4 +18,6 @@ def test_pairs_that_were_never_seen_are_drawn(tmp_path):
     captions = [caption_of(*pair) for pair in HELD_OUT for _ in range(15)]
     x = run.sample(len(captions), prompt=captions, guidance=2.0).x
     score = score_shapes(run.data_spec.to_uint8(x), captions)
-    assert score.both > 0.6 and score.colour > 0.9, score  # 0.75 and 0.99 of 100 were measured
+    # Who guesses has both right in 1 of 24, who copies what was seen in none; most must be right.
+    # (After 420 updates 0.75 and 0.99 of 100 were measured; the recipe has three times as many.)
+    assert score.both > 0.5 and score.colour > 0.9, score

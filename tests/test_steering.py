@@ -13,6 +13,7 @@ from test_run import command
 from score_sde import VPSDE, FlowSDE, GaussianMixture, build, guide, load, sample
 from score_sde.checks import UserError
 from score_sde.conditioning.particles import sample_tilted
+from score_sde.conditioning.rules import Projected
 from score_sde.conditioning.text import WordTable
 from score_sde.data.spec import DataSpec
 from score_sde.noise import SeededNoise
@@ -70,6 +71,13 @@ def test_a_prompt_is_the_bound_condition_and_guidance_the_guided_score(runs):
     score = guide(model.bind(**told), model.bind(**WordTable(8)(["a green cross"] * 3)), 3.0)
     want = sample(run.sde, score, (3, 3, 16, 16), method="dpmpp_2m", steps=4, seeds=range(5, 8))
     torch.testing.assert_close(away, want, rtol=1e-3, atol=1e-3)
+    asked = {"guidance_rule": "apg", "guidance_options": {"eta": 0.3, "rescale": 0.5}}
+    other = run.sample(3, 5, prompt=given, guidance=3.0, **asked)
+    rule = Projected(eta=0.3)
+    score = guide(model.bind(**told), model.bind(), 3.0, rule=rule, rescale=0.5)
+    want = sample(run.sde, score, (3, 3, 16, 16), method="dpmpp_2m", steps=4, seeds=range(5, 8))
+    torch.testing.assert_close(other.x, want, rtol=1e-3, atol=1e-3)
+    assert other.settings["guidance_options"] == asked["guidance_options"]
     weak = load(runs / "weak", device="cpu")
     auto = run.sample(3, 5, prompt=given, guidance=2.0, against=weak).x
     score = guide(model.bind(**told), weak.score.bind(**told), 2.0)
@@ -150,6 +158,34 @@ def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
         ("told", ["--init={file}"], "the picture .* cannot be read"),
         ("told", ["--init={file}", "--strength=0"], "strength must lie in .0, 1."),
         ("told", ["--class_labels=1"], "knows no classes"),
+        ("told", ["--prompt=a", "--strength=0.5"], "give init too"),
+        ("told", ["--prompt=a", "--guidance_rule=apg"], "no effect without guidance"),
+        (
+            "told",
+            ["--prompt=a", "--guidance=2", "--guidance_rule=apg", "--guidance_option=etta=1"],
+            "'etta' is unknown. Did you mean 'eta'",
+        ),
+        (
+            "told",
+            ["--prompt=a", "--guidance=2", "--guidance_rule=apg", "--guidance_option=momentum=3"],
+            "apg.momentum must be less than 1 .got 3.",
+        ),
+        (
+            "told",
+            ["--prompt=a", "--guidance=2", "--guidance_option=rescale=x"],
+            "rescale must be a number .got 'x'.",
+        ),
+        (
+            "told",
+            ["--prompt=a", "--guidance=2", "--guidance_option=threshold=2"],
+            "threshold is a quantile",
+        ),
+        ("told", ["--prompt=a", "--guidance=2", "--against_step=7"], "without its checkpoints"),
+        (
+            "told",
+            ["--prompt=a", "--guidance=2", "--against={weak}", "--negative_prompt=b"],
+            "a negative prompt or another run",
+        ),
     ],
 )
 def test_a_wish_that_cannot_be_is_a_sentence(runs, run, flags, message, tmp_path, capsys):
