@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+import score_sde.restoration as ops
 from score_sde import Gaussian, GaussianMixture
-from score_sde.restoration import operators as ops
 
 F64 = torch.float64
 SHAPE = (3, 8, 8)

@@ -65,6 +65,31 @@ def test_the_gaussian_is_kept_and_is_that_of_the_data(run):
     torch.testing.assert_close(gaussian.mean().float(), mean, atol=1e-5, rtol=1e-5)
 
 
+def test_a_measurement_of_ones_own_is_as_one_that_is_made_here(run, capsys):
+    made = ["--task", "upscale", "--factor", "2"]
+    assert restored(run, *made, "--out", str(run / "made")) == 0, capsys.readouterr().err
+    with np.load(run / "made" / "measurement.npz") as file:
+        np.save(run / "y.npy", file["y"][0])
+    own = [*made, "--measurement", str(run / "y.npy"), "--out", str(run / "own")]
+    assert restored(run, *own) == 0, capsys.readouterr().err
+    with np.load(run / "made" / "samples.npz") as a, np.load(run / "own" / "samples.npz") as b:
+        assert (a["samples"] == b["samples"]).all() and "originals" not in b
+    assert "psnr_of_mean" not in json.loads((run / "own" / "settings.json").read_text())
+
+
+def test_a_picture_as_a_measurement_and_a_mask(run, capsys):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:] = 255
+    Image.fromarray(mask).save(run / "lower.png")
+    seen = np.random.default_rng(1).integers(0, 255, (8, 8, 3), np.uint8)
+    Image.fromarray(seen).save(run / "seen.png")
+    words = ["--task", "inpaint", "--measurement", str(run / "seen.png"), "--noise", "0"]
+    words += ["--mask", str(run / "lower.png"), "--out", str(run / "b")]
+    assert restored(run, *words) == 0, capsys.readouterr().err
+    with np.load(run / "b" / "samples.npz") as file:
+        assert (file["samples"][0, :, 2:] == seen[2:]).all()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -74,11 +99,21 @@ def test_the_gaussian_is_kept_and_is_that_of_the_data(run):
         (["--task", "inpaint", "--mask", "none.png"], "no picture that can be read"),
         (["--task", "inpaint", "--mask", "mask5.png"], "5 x 5"),
         (["--task", "inpaint", "--restoration", "particle"], "Did you mean"),
+        (["--task", "upscale", "--measurement", "mask5.png"], "must be 2 x 2"),
+        (["--task", "upscale", "--measurement", "y_int.npy"], "floating point"),
+        (["--task", "upscale", "--measurement", "y_long.npy"], "measures (3, 2, 2)"),
+        (["--task", "upscale", "--measurement", "none.npy"], "cannot be read"),
+        (["--task", "fourier", "--measurement", "mask5.png"], ".npy"),
+        (["--task", "upscale", "--measurement", "y.npy", "--data", "x"], "give one of them"),
+        (["--task", "upscale", "--guidance", "3"], "leads from no condition"),
+        (["--task", "upscale", "--prompt", "a boat"], "without captions"),
         ([], "--task"),
     ],
 )
 def test_what_cannot_be_restored_is_a_sentence(run, words, message, capsys, monkeypatch):
     monkeypatch.chdir(run)
     Image.new("L", (5, 5), 255).save(run / "mask5.png")
+    np.save(run / "y_int.npy", np.zeros((3, 2, 2), np.uint8))
+    np.save(run / "y_long.npy", np.zeros((3, 2, 3)))
     assert restored(run, *words) == 2
     assert message in capsys.readouterr().err

@@ -28,6 +28,7 @@ from score_sde.runs import (
     exchange,
     latents,
     likelihood,
+    measuring,
     restore,
     sample,
     suggest,
@@ -88,8 +89,9 @@ OUT = Flag("out", str, "folder for what is written; inside workdir if not given"
 GUIDANCE = Flag(
     "guidance", float, "how strongly samples are led to what they are told: 1 is as trained"
 )
+PROMPT = Flag("prompt", str, "a caption for all samples, of a run that was trained with captions")
 STEERING = (
-    Flag("prompt", str, "a caption for all samples, of a run that was trained with captions"),
+    PROMPT,
     Flag("prompts", str, "a file of captions, a line each, taken in turn"),
     Flag("negative_prompt", str, "a caption to lead away from, with guidance"),
     GUIDANCE,
@@ -232,14 +234,15 @@ MODES: dict[str, Mode] = {
     "restore": Mode(
         "draw what pictures may have been from what is left of them",
         (
-            Flag("task", restore.TASKS, "what is measured of the pictures"),
+            Flag("task", measuring.TASKS, "what is measured of the pictures"),
             WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, CLASS_LABELS, DATA, SPLIT, NUM_SAMPLES,
             NFE, FIRST_SEED, BATCH_SIZE, OPTION,
             Flag("items", int, "how many items of the data to look at"),
+            Flag("measurement", str, "y of your own, .npy or a picture, in place of --data"),
             Flag("mask", str, "of inpaint: a picture, white where the pictures are seen"),
             Flag("factor", int, "of upscale, deblur and fourier"),
             Flag("noise", float, "standard deviation in the model's range"),
-            RESTORATION,
+            RESTORATION, PROMPT, GUIDANCE,
         ),
         restore.restore_to_files,
     ),

@@ -22,8 +22,8 @@ from score_sde.explorer.widgets import (
 )
 from score_sde.restoration import Mask, restore
 from score_sde.runs.editing import read_picture
+from score_sde.runs.measuring import shown as keep_seen
 from score_sde.runs.restore import ROUNDING
-from score_sde.runs.restore import shown as keep_seen
 
 
 def restore_tab(subject: Subject) -> None:

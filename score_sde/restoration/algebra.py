@@ -22,6 +22,9 @@ from score_sde.restoration.measurement import Measurement
 from score_sde.restoration.operators import DENSE
 from score_sde.restoration.reference import Reference
 
+LINEARISED = 2**26
+"""Entries up to which the derivatives of a nonlinear A at all states are kept as matrices."""
+
 
 class Level(Protocol):
     """C_nu, S_nu and G_nu of one noise level; states (B, D) and measurements (B, m) are flat."""
@@ -187,10 +190,19 @@ class System:
         """Those of C_nu along the axes, (D,)."""
         return self.lam if math.isinf(nu) else self.lam * nu**2 / (self.lam + nu**2)
 
-    def small(self, D: Tensor) -> bool:
-        """Whether the derivative of A at each of D (B, D) fits in memory as a matrix."""
+    def small(self, count: int) -> bool:
+        """Whether the derivative of A at ``count`` states fits in memory as a matrix each."""
         m = self.measurement
-        return not m.operator.linear and D.numel() * m.y.shape[1] <= 2**26
+        return not m.operator.linear and count * self.lam.numel() * m.y.shape[1] <= LINEARISED
+
+    def weighable(self, count: int) -> bool:
+        """Whether ``count`` particles can be weighed: |S_nu| is known, or the same for all."""
+        return self.measurement.operator.linear or self.small(count)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether `Level.log_density` has the determinant in it."""
+        return bool(self.dense) or not self.measurement.operator.linear
 
     def _linearised(self, variances: Tensor, D: Tensor) -> Linearised:
         m = self.measurement
@@ -211,7 +223,7 @@ class System:
 
     def _level(self, key: float, variances: Tensor, D: Tensor) -> Level:
         if not self.dense:
-            if self.small(D):
+            if self.small(len(D)):
                 return self._linearised(variances, D)
             return MatrixFree(self.gaussian, variances, self.measurement, D)
         if key not in self._kept:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, require, unknown
+from score_sde.restoration.algebra import LINEARISED, System
 from score_sde.restoration.measurement import Covariance, Noise, Poisson, as_operator
 from score_sde.restoration.operators import Linear, Operator
 
@@ -111,31 +115,59 @@ def check_scale(y: Tensor, largest: float) -> None:
         )
 
 
-def check_budget(n: int, nfe: int, seeds: Sequence[int], group: int | None) -> None:
-    """UserError for numbers of draws, evaluations and seeds that make no sense together."""
-    for name, value, least in (("n", n, 1), ("nfe", nfe, 3), ("group", group or 1, 1)):
-        if int(value) != value or value < least:
-            raise UserError(f"{name} must be an integer of at least {least} (got {value}).")
-    if len(seeds) != n:
-        raise UserError(f"{n} draws need {n} seeds; got {len(seeds)}.")
+Budget = Annotated[int, Field(ge=3)]
+"""Evaluations and products for each draw: three levels, at least."""
+
+
+def check_seeds(n: int, seeds: Sequence[int]) -> None:
+    """UserError unless every draw has a seed."""
+    require(len(seeds) == n, f"{n} draws need {n} seeds; got {len(seeds)}.")
 
 
 def check_method(name: str, methods: Sequence[str], has_gaussian: bool) -> None:
     """UserError for an unknown method, or particles without a Gaussian."""
     if name not in methods:
-        close = difflib.get_close_matches(name, methods, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown method {name!r}. {hint}Available: {', '.join(methods)}.")
-    if name == "particles" and not has_gaussian:
-        raise UserError(
-            "particles need gaussian=, the mean and covariance of the data: run.gaussian, or "
-            "reference_gaussian(data)."
-        )
+        raise unknown("method", name, methods)
+    require(
+        name != "particles" or has_gaussian,
+        "particles need gaussian=, the mean and covariance of the data: run.gaussian, or "
+        "reference_gaussian(data).",
+    )
 
 
 def check_options(name: str, options: Sequence[str], known: Sequence[str]) -> None:
     """UserError for an option that a method does not have."""
     for option in options:
         if option not in known:
-            listed = ", ".join(known) or "none"
-            raise UserError(f"unknown option {option!r} of {name}; it has {listed}.")
+            raise unknown(f"option of {name}", option, known)
+
+
+def check_memory(system: System, draws: int, count: int, asked: bool) -> None:
+    """UserError for particles that cannot be weighed or kept.
+
+    draws, count: of one group, and its particles. asked: whether particles are what was asked for;
+    `restore` goes without them else where A is not linear.
+    """
+    size, m = system.lam.numel(), system.measurement.y.shape[1]
+    if asked and not system.weighable(count):
+        fewer = max(1, int(LINEARISED / (size * m) * draws / count))
+        raise UserError(
+            f"{count} particles of {size} entries and {m} measurements of a nonlinear A need "
+            f"derivatives of {count * size * m:.2g} numbers: give group={fewer}, so that fewer "
+            "share their fate, or method='hybrid', which needs none."
+        )
+    kept = 8 * count * (12 * size + 6 * m)  # x, D, draws and what steps make of them
+    if kept > (there := _memory()):
+        raise UserError(
+            f"{draws} draws are {count} particles of {size} entries, about {kept / 2**30:.1f} GiB "
+            f"of the {there / 2**30:.1f} GiB there are: give group={max(1, draws * there // kept)} "
+            "so that fewer share their fate, or a smaller n."
+        )
+
+
+def _memory() -> int:
+    """The bytes of this machine's memory; without a limit where that is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize

@@ -6,6 +6,7 @@ state through the score is one, a vector-Jacobian product through it is one more
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,13 +17,20 @@ from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, take
 
 VJP = Callable[[Tensor], Tensor]
+AT_ONCE = 2**18
+"""Entries of the states that go through a score at once where no batch size is given."""
+
+
+def rows_at_once(batch_size: int | None, entries: int) -> int:
+    """How many states of so many entries go through a score at once."""
+    return batch_size or max(1, AT_ONCE // entries)
 
 
 class Denoiser:
     """D(x, nu) = x + nu^2 alpha score(alpha x, t), and V u = nu^2 (dD/dx)' u.
 
-    batch_size: rows that go through the score at once. dtype: that of the score's states; here
-    states are float64, or float32 where the device has nothing better.
+    batch_size: rows that go through the score at once, see `rows_at_once`. dtype: that of
+    the score's states; here states are float64, or float32 where the device has nothing better.
     """
 
     def __init__(
@@ -34,7 +42,8 @@ class Denoiser:
         dtype: torch.dtype = torch.float64,
     ):
         self.sde, self.score, self.shape = sde, score, tuple(shape)
-        self.batch_size, self.dtype = batch_size, dtype
+        self.dtype = dtype
+        self.batch_size = rows_at_once(batch_size, math.prod(self.shape))
         self.rows = self.products = 0
 
     @property
@@ -50,7 +59,7 @@ class Denoiser:
         return self.sde.time_of_log_snr(log_snr).clamp(self.sde.t_min, self.sde.t_max)
 
     def _parts(self, n: int) -> list[slice]:
-        size = self.batch_size or n
+        size = self.batch_size
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
     def _score_of(self, part: slice, n: int) -> ScoreFn:

@@ -47,9 +47,10 @@ PILOT_SHARE, PILOT_LEVELS, PILOT_LEAST = 0.06, 24, 8
 class Cloud:
     """What a run of particles ends with: x (K, D) of x_0, log-weights (K,), and how it went.
 
-    log_evidence: of log p(y). temper: the smallest power that weights were raised to. surprise: per
-    step, see `levels.fitted`. unevenness: the variance of the log-weights of all steps together;
-    the more, the more particles are needed. ancestors: how many of the first have descendants.
+    log_evidence: of log p(y), NaN where |S_nu| is not known (`System.normalised`). temper: the
+    smallest power that weights were raised to. surprise: per step, see `levels.fitted`. unevenness:
+    the variance of the log-weights of all steps together; the more, the more particles are needed.
+    ancestors: how many of the first have descendants.
     """
 
     x: Tensor
@@ -143,7 +144,8 @@ class Particles:
         system, mean = self.system, self.system.mean.expand(self.count, -1)
         m = system.measurement
         x0, log_y = _draw(system, math.inf, mean, self.draws), system.at(math.inf, mean)
-        self.log_evidence = float(log_y.log_density(m.residual(mean))[0])
+        known = self.system.normalised
+        self.log_evidence = float(log_y.log_density(m.residual(mean))[0]) if known else math.nan
         self.x = x0 + nu * self.draws.state()
         foretold = mean + system.at(nu, mean).spread(self.x - mean) / nu**2
         expected = _foretold(system, nu, mean, foretold)

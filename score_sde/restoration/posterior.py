@@ -61,7 +61,7 @@ class PosteriorScore:
         if len(measurement.y) not in (1, len(x)):
             raise UserError(f"{len(measurement.y)} measurements do not fit {len(x)} samples.")
         alpha, sigma = float(self.sde.alpha(t)), float(self.sde.sigma(t))
-        denoiser = Denoiser(self.sde, self.score, tuple(x.shape[1:]), dtype=x.dtype)
+        denoiser = Denoiser(self.sde, self.score, tuple(x.shape[1:]), len(x), x.dtype)
         flat = x.flatten(1).to(measurement.y) / alpha
         _, D = mean_at(self.method, self.options, self.system, denoiser, flat, sigma / alpha)
         return D.to(x.dtype).reshape(x.shape)

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import checked
+from score_sde.checks import Count, checked
 from score_sde.exact import Gaussian
 from score_sde.noise import fresh_seeds
 from score_sde.processes.sdes import SDE
 from score_sde.restoration.algebra import System
-from score_sde.restoration.checks import check_budget, check_method, check_options
-from score_sde.restoration.denoiser import Denoiser
+from score_sde.restoration.checks import (
+    Budget,
+    check_memory,
+    check_method,
+    check_options,
+    check_seeds,
+)
+from score_sde.restoration.denoiser import Denoiser, rows_at_once
 from score_sde.restoration.kernel import run_kernel
 from score_sde.restoration.means import MEANS, options_of
 from score_sde.restoration.measurement import Noise
@@ -94,11 +100,11 @@ def restore(
     noise_std: Noise,
     gaussian: Gaussian | SmoothGaussian | None = None,
     method: str | None = None,
-    n: int = 64,
-    nfe: int = 60,
+    n: Count = 64,
+    nfe: Budget = 60,
     seeds: Sequence[int] | None = None,
-    group: int | None = None,
-    batch_size: int | None = None,
+    group: Count | None = None,
+    batch_size: Count | None = None,
     shape: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -114,7 +120,8 @@ def restore(
     published sampler of `published.SAMPLERS`. None is particles, and the hybrid where the weights
     would leave few of them, which is said. n, nfe: draws of each measurement, and evaluations and
     products for each draw. seeds: n integers; a group of ``group`` draws (all n unless given)
-    depends on its seeds and y alone. batch_size: rows through the score at once. dtype: of the
+    depends on its seeds and y alone. batch_size: rows through the score at once, some 2^18 entries
+    unless given. dtype: of the
     score's states. return_info: a `Restored`.
 
     The processes of a torchrun divide groups, and each receives all draws. Raises UserError for
@@ -123,14 +130,16 @@ def restore(
     system = make_system(y, operator, noise_std, gaussian, shape, device)
     seeds = fresh_seeds(n) if seeds is None else [int(seed) for seed in seeds]
     name = method or "particles"
-    check_budget(n, nfe, seeds, group)
+    check_seeds(n, seeds)
     check_method(name, METHODS, gaussian is not None)
     check_options(name, list(options), _options(name))
     if name in MEANS:
         find_mean(name, {}, gaussian)
+    size = min(group or n, n)
+    if name == "particles":
+        check_memory(system, size, size * nfe // count_levels(nfe), method is not None)
     job = _Job(sde, score, system, nfe, batch_size, dtype, options)
     started = time.perf_counter()
-    size = group or n
     several = tuple(y.shape) != system.measurement.operator.measured(system.measurement.shape)
     groups = [
         (which, seeds[first : first + size])
@@ -190,6 +199,7 @@ class _Job:
         facts, nfe, planned = [1.0, 1.0, float("nan")], self.nfe, None
         if may_choose:
             collapsed = n * nfe < FEW * count_levels(nfe)
+            collapsed |= not system.weighable(n * nfe // count_levels(nfe))
             if not collapsed:
                 planned = plan(system, denoiser, n * nfe, nfe, seeds, always=True)
                 collapsed = planned.unevenness > UNEVEN
@@ -218,7 +228,7 @@ class _Job:
     ) -> Tensor:
         of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
         own = {key: v for key, v in options.items() if key not in OF_KERNEL}
-        size = self.batch_size or len(seeds)
+        size = rows_at_once(self.batch_size, self.system.lam.numel())
         chunks = [
             run_kernel(system, denoiser, MEANS[name], own, seeds[i : i + size], nfe, **of_kernel)
             for i in range(0, len(seeds), size)

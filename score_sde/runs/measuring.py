@@ -1,0 +1,164 @@
+"""What `--mode restore` is given: pictures to be measured, or a measurement of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from score_sde.data import DataSpec
+from score_sde.noise import generator_of
+from score_sde.restoration import Blur, Fourier, Grey, Mask, Operator, Pool, gaussian_kernel
+from score_sde.runs.directory import RunError
+from score_sde.runs.items import items_of, to_model
+from score_sde.runs.run import Run
+
+TASKS = ("inpaint", "colourise", "upscale", "deblur", "fourier")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """y (G, *measured) in the model's range, and the pictures (G, C, H, W) if they are known."""
+
+    operator: Operator
+    y: Tensor
+    originals: Tensor | None = None
+
+
+def operator_of(
+    task: str, spec: DataSpec, mask: str | Path | None = None, factor: int = 4
+) -> Operator:
+    """What a task measures of pictures of a run; RunError where it cannot."""
+    channels, height, width = spec.shape
+    if mask is not None and task != "inpaint":
+        raise RunError(f"--mask is of --task inpaint, not of {task}.")
+    if task == "inpaint":
+        return Mask(_upper_half(height, width) if mask is None else read_mask(mask, height, width))
+    if factor < 2:
+        raise RunError(f"factor must be at least 2 (got {factor}).")
+    if task == "colourise":
+        if channels != 3:
+            raise RunError(f"colourise needs colour; the run's pictures have {channels} channels.")
+        return Grey()
+    if task == "upscale":
+        if height % factor or width % factor:
+            raise RunError(
+                f"factor {factor} does not divide {height} x {width}; choose one that does."
+            )
+        return Pool(factor)
+    if task == "deblur":
+        return Blur(gaussian_kernel(factor / 2), "periodic")
+    if task == "fourier":
+        seen = torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 1 / factor
+        low = max(1, min(height, width) // 12)
+        seen[:low, :low] = seen[-low:, :low] = seen[:low, -low:] = seen[-low:, -low:] = True
+        return Fourier(seen)
+    raise RunError(f"task must be one of {', '.join(TASKS)} (got {task!r}).")
+
+
+def _upper_half(height: int, width: int) -> Tensor:
+    seen = torch.zeros(height, width, dtype=torch.bool)
+    seen[: height // 2] = True
+    return seen
+
+
+def measure(
+    run: Run, operator: Operator, data: str | None, split: str, items: int, noise: float, seed: int
+) -> Measured:
+    """The first ``items`` pictures of a set, folder or split (or one file), measured with noise."""
+    x0 = pictures_of(run, data, split, items)
+    y = operator(x0)
+    e = torch.randn(y.shape, generator=generator_of(seed))
+    return Measured(operator, y + noise * e.to(y), x0)
+
+
+def read_measurement(run: Run, task: str, operator: Operator, path: str | Path) -> Measured:
+    """A measurement of one's own.
+
+    .npy: what the operator gives of one state, or of several (G, *measured), floating point in the
+    model's range. A picture: the small one of upscale, the grey one of colourise, the blurred one
+    of deblur, and of inpaint a whole one, of which the seen pixels are taken. RunError else.
+    """
+    shape = run.data_spec.shape
+    measured = operator.measured(shape)
+    device = next(run.score.parameters()).device
+    if Path(path).suffix == ".npy":
+        y = _read_array(path)
+        if tuple(y.shape) == measured:
+            y = y[None]
+        if tuple(y.shape[1:]) != measured or len(y) < 1:
+            raise RunError(
+                f"{path} has shape {tuple(y.shape)}; --task {task} measures {measured} of a "
+                f"picture {shape}, or (G, ...) of several."
+            )
+        return Measured(operator, y.to(device))
+    if task == "fourier":
+        raise RunError("frequencies are no picture: give --measurement as .npy, real and imaginary")
+    channels, height, width = shape if task == "inpaint" else measured
+    y = read_picture(run, path, channels, height, width)
+    return Measured(operator, operator(y) if task == "inpaint" else y)
+
+
+def _read_array(path: str | Path) -> Tensor:
+    try:
+        y = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"the measurement {path} cannot be read ({error}).") from error
+    if not isinstance(y, np.ndarray) or y.dtype.kind != "f":
+        kind = getattr(y, "dtype", type(y).__name__)
+        raise RunError(
+            f"{path} holds {kind}; a measurement is floating point in the model's range, pixels "
+            "as run.data_spec.to_model gives them."
+        )
+    return torch.from_numpy(y.astype(np.float32))
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, UnidentifiedImageError) as error:
+        raise RunError(f"{path} is no picture that can be read ({error}).") from error
+
+
+def read_mask(path: str | Path, height: int, width: int) -> Tensor:
+    """A mask (H, W) from a picture: seen where it is brighter than half."""
+    values = torch.from_numpy(np.array(_open(path).convert("L")))
+    if tuple(values.shape) != (height, width):
+        raise RunError(
+            f"the mask {path} is {values.shape[0]} x {values.shape[1]}, the run's pictures are "
+            f"{height} x {width}: make it that size."
+        )
+    return values > 127
+
+
+def read_picture(run: Run, path: str | Path, channels: int, height: int, width: int) -> Tensor:
+    """A picture file as (1, C, H, W) in the model's range; RunError for another size."""
+    picture = np.array(_open(path).convert(MODES.get(channels, "RGB")))
+    if picture.shape[:2] != (height, width):
+        raise RunError(
+            f"{path} is {picture.shape[0]} x {picture.shape[1]}, it must be {height} x "
+            f"{width} for this run and task: crop or resize it."
+        )
+    return to_model(
+        run, torch.from_numpy(picture.reshape(height, width, -1)).permute(2, 0, 1)[None]
+    )
+
+
+def pictures_of(run: Run, data: str | None, split: str, items: int) -> Tensor:
+    """Pictures (N, C, H, W) in the model's range: one file, or the first of a set."""
+    if data is None or not Path(data).is_file() or Path(data).suffix in (".npz", ".npy", ".zip"):
+        found, n = items_of(run, split, items, data)
+        return to_model(run, found.raw_items(range(n)))
+    return read_picture(run, data, *run.data_spec.shape)
+
+
+def shown(operator: Operator, x: Tensor, x0: Tensor) -> Tensor:
+    """Draws (G, n, *shape) with what a mask shows as it is in x0 (G, *shape)."""
+    flat = x.flatten(0, 1)
+    seen = operator.adjoint(torch.ones_like(operator(flat)), tuple(x0.shape[1:])) > 0
+    return torch.where(seen, x0.repeat_interleave(x.shape[1], 0).to(flat), flat).reshape(x.shape)
