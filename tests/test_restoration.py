@@ -213,7 +213,7 @@ def bad(**changes):
         (dict(operator=lambda x: x @ A.T.to(x) + 1), "affine"),
         (dict(gaussian=None, shape=(6,)), "reference_gaussian"),
         (dict(method="particle"), "Did you mean 'particles'"),
-        (dict(method="dps", strength=2), "unknown option 'strength'"),
+        (dict(method="dps", strength=2), "option of dps 'strength' is unknown"),
         (dict(seeds=[1, 2]), "4 draws need 4 seeds"),
         (dict(y=1e4 * Y), "model's range"),
         (dict(operator=Mask(torch.ones(5, dtype=torch.bool))), "last axes"),
