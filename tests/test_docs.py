@@ -13,7 +13,7 @@ from score_sde.sampling import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-TRAINED = "# needs runs/vp_fashion"
+TRAINED = "# needs runs/"
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -36,7 +36,8 @@ class LiveAutoencoder(nn.Module):
 def read_autoencoder(path: Path) -> Any:
     """A diffusers AutoencoderKL from its folder, or from ``vae`` in the folder of a pipeline.
 
-    Raises ConversionError for another network, half precision, and a missing library.
+    Its weights are float32, whatever the file's are. Raises ConversionError for another network
+    and a missing library.
     """
     folder = path / "vae" if (path / "vae").is_dir() else path
     try:
@@ -44,12 +45,12 @@ def read_autoencoder(path: Path) -> Any:
         kind = said.get("_class_name")
         if kind != "AutoencoderKL":
             raise ConversionError(f"{folder} holds a {kind}; only AutoencoderKL is known here.")
-        module = _autoencoder_kl().from_pretrained(folder, local_files_only=True)
+        module = _autoencoder_kl().from_pretrained(
+            folder, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"{folder} is no autoencoder of diffusers: {first}") from error
-    if next(module.parameters()).dtype == torch.float16:
-        raise ConversionError(f"the weights of {folder} are float16: save them as float32.")
     return module
 
 
