@@ -98,6 +98,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     loss.log_sigma_mean = -1.2  # of lognormal times
     loss.log_sigma_std = 1.2
     loss.variance_weight = 0.0  # 0.001 with model.learned_variance and discrete times
+    loss.uncertainty = False  # weigh each time by what the network expects there; net.name=edm2
     loss.stratified = False  # spread each batch evenly over the times
     loss.reduction = "mean"  # over coordinates; half_sum is Song's for VE
 

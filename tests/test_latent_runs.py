@@ -11,9 +11,14 @@ from safetensors.torch import load_file, save_file
 from score_sde import load, train
 from score_sde.checks import UserError
 from score_sde.data import load_data
+from score_sde.evaluation.features import extract, find_features
+from score_sde.evaluation.moments import Moments, frechet
 from score_sde.runs.codecs import codec_of_run, latents_of, load_codec
+from score_sde.runs.evaluate import evaluate_to_files
 from score_sde.runs.exchange import export_run
+from score_sde.runs.latents import encode_to_files
 from score_sde.runs.likelihood import likelihood_to_files
+from score_sde.runs.restore import restore_to_files
 from score_sde.runs.sample import sample_to_files
 from score_sde.training.checkpoints import load_weights
 
@@ -134,6 +139,28 @@ def test_samples_are_pictures_wherever_the_run_goes(folder, tmp_path):
     assert len(list((folder / "latent" / "progress").glob("*.png"))) == 2
 
 
+def test_evaluation_says_what_the_autoencoder_alone_does(folder, tmp_path):
+    """Pictures that only went through it are what a diffusion without error would draw."""
+    report = evaluate_to_files(folder / "latent", num_samples=30, features="pixels",
+                               out=tmp_path / "report", measures="frechet", few=True)  # fmt: skip
+    (note,) = [note for note in report.notes if note.startswith("The autoencoder alone")]
+    codec, data = load_codec(folder / "ae"), load_data(**data_of(folder))
+    back = codec.spec.to_uint8(codec.decode(codec.encode(data.reference(30))))
+    known = [extract(find_features("pixels", back), x) for x in (back, data.raw)]
+    want = frechet(*(Moments.of(x) for x in known))
+    assert float(note.split()[4]) == pytest.approx(want, rel=1e-3)
+
+
+def test_encoding_is_of_latents_and_shown_decoded(folder, tmp_path):
+    out = encode_to_files(folder / "latent", "train", 3, nfe=8, class_labels="data",
+                          out=tmp_path / "encoded")  # fmt: skip
+    found = np.load(out / "latents.npz")
+    codec, data = load_codec(folder / "ae"), load_data(**data_of(folder))
+    states = codec.encode(data.reference(3))
+    np.testing.assert_allclose(found["items"], states, rtol=1e-5, atol=1e-5)
+    assert found["latents"].shape == (3, 4, 2, 2) and (out / "grid.png").is_file()
+
+
 def test_another_autoencoder_is_refused(folder, tmp_path):
     shutil.copytree(folder / "latent", tmp_path / "latent")
     other = load_file(tmp_path / "latent" / "codec.safetensors")
@@ -155,6 +182,8 @@ def test_another_autoencoder_is_refused(folder, tmp_path):
 def test_what_latents_cannot_do_is_said(folder, tmp_path):
     with pytest.raises(UserError, match="is a run of latents, and a density of latents"):
         likelihood_to_files(folder / "latent", num_samples=1, split="train")
+    with pytest.raises(UserError, match="measurements of pixels go through its decoder"):
+        restore_to_files(folder / "latent", "inpaint", split="train")
     with pytest.raises(UserError, match="holds an autoencoder, which has no score"):
         load(folder / "ae")
     cases = {

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from score_sde import EDMSDE, ScoreModel
+from score_sde import EDMSDE, ScoreModel, train
 from score_sde.checks import UserError
 from score_sde.losses import ScoreMatching
 from score_sde.nets.magnitude import MagnitudeUNet, UnitLayer, joined, mixed, silu
@@ -97,6 +98,26 @@ def test_uncertainty_is_the_log_of_the_error_where_it_is_best():
         learned(model, x0, t, eps).loss.mean().backward()
         optimizer.step()
     assert float(model.log_variance(t)[0]) == pytest.approx(math.log(float(plain)), abs=0.02)
+
+
+def test_its_config_trains_and_resumes_exactly(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {"images": random.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)}
+    np.savez(tmp_path / "x.npz", **arrays, labels=np.arange(12) % 3)
+    changes = {
+        "data.name": str(tmp_path / "x.npz"), "net.width": 16, "net.multipliers": (1, 2),
+        "net.blocks": 1, "net.attention": (4,), "net.head_channels": 16, "training.batch_size": 4,
+        "training.tensorboard": False, "training.sample_every": 0, "data.workers": 0,
+        "training.ema_snapshot_every": 0, "training.decay": 0.0,
+    }  # fmt: skip
+    whole = train("edm_cifar:edm2", tmp_path / "whole", **changes, **{"training.steps": 3})
+    train("edm_cifar:edm2", tmp_path / "parts", **changes, **{"training.steps": 1})
+    parts = train("edm_cifar:edm2", tmp_path / "parts", True, **changes, **{"training.steps": 3})
+    for name, value in whole.score.net.state_dict().items():
+        torch.testing.assert_close(parts.score.net.state_dict()[name], value, rtol=0, atol=0)
+    assert whole.sample(2, class_labels=1, method="ddim", steps=2).x.shape == (2, 3, 8, 8)
+    with pytest.raises(UserError, match="loss.uncertainty=True needs a network"):
+        train("edm_cifar:edm2", tmp_path / "r", **changes | {"net.log_variance": False})
 
 
 def test_what_does_not_fit_is_a_sentence():
