@@ -3,6 +3,7 @@
 Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 """
 
+from score_sde import plotting as plotting
 from score_sde.conditioning.guidance import guide as guide
 from score_sde.convert.live import load_diffusers as load_diffusers
 from score_sde.diagnosis.suggest import suggest as suggest
@@ -11,7 +12,10 @@ from score_sde.evaluation import evaluate as evaluate
 from score_sde.exact import Gaussian as Gaussian
 from score_sde.exact import GaussianMixture as GaussianMixture
 from score_sde.likelihood import log_likelihood as log_likelihood
+from score_sde.losses import ScoreMatching as ScoreMatching
 from score_sde.models import ScoreModel as ScoreModel
+from score_sde.nets import MLP as MLP
+from score_sde.nets import UNet as UNet
 from score_sde.processes.sdes import EDMSDE as EDMSDE
 from score_sde.processes.sdes import SDE as SDE
 from score_sde.processes.sdes import VESDE as VESDE

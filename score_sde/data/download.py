@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from score_sde.data.spec import DataError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -80,10 +81,17 @@ def captioned_grid(pixels: Tensor, captions: Sequence[str], least: int = 96) -> 
 def picture_of(x: Tensor, spec: DataSpec) -> np.ndarray | None:
     """One picture of samples (B, ...) in the model's range; None if they are not to be pictured."""
     if spec.is_image:
-        return grid_array(spec.to_uint8(x))
+        return enlarged(grid_array(spec.to_uint8(x)))
     if len(spec.shape) == 1 and spec.shape[0] >= 2:
         return density_array(spec.to_raw(x))
     return None
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A picture as the content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from score_sde.checks import UserError, sentence_of
-from score_sde.data.pictures import enlarged
+from score_sde.data.pictures import enlarged, png_bytes
 
 if TYPE_CHECKING:
     import gradio
@@ -112,9 +111,7 @@ def shown(pixels: np.ndarray | None, least: int = 448) -> Image.Image | None:
 
 def data_url(pixels: np.ndarray) -> str:
     """A picture as text, for a canvas."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
 
 
 def whole(value: Any, what: str, least: int, most: int) -> int:

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
+from score_sde.processes.drawing import curves_svg
 from score_sde.processes.expand import as_state, as_time, expand, like_state
 
 
@@ -58,6 +59,12 @@ class SDE(abc.ABC):
     t_min: float = 1e-3
     t_max: float = 1.0
     natural_grid: ClassVar[str] = "uniform"  # the time grid that suits Euler-like methods
+
+    def _repr_html_(self) -> str:
+        """Its name, and alpha and sigma over t, for notebooks."""
+        t = torch.linspace(self.t_min, self.t_max, 60, dtype=torch.float64)
+        curves = {"alpha": self.alpha(t).tolist(), "sigma": self.sigma(t).tolist()}
+        return curves_svg(str(self), t.tolist(), curves)
 
     def __init_subclass__(cls) -> None:
         """What a process defines of time takes numbers and any dtype of tensors, see `as_time`."""

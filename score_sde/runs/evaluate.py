@@ -20,7 +20,7 @@ from torch import Tensor
 from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
-from score_sde.data.pictures import grid_array, save_png
+from score_sde.data.pictures import enlarged, grid_array, save_png
 from score_sde.evaluation.features import find_features
 from score_sde.evaluation.measures import MOST, Featured, Statistics, featured
 from score_sde.evaluation.memorisation import FEWEST, Memorisation, memorisation
@@ -221,4 +221,4 @@ def neighbour_grid(items: Tensor, train: Tensor, copies: Memorisation, pairs: in
         for place, source in zip(copies.suspects[:pairs], copies.sources, strict=False)
         for image in (items[place], train[source])
     ]
-    return grid_array(torch.stack(list(shown)), columns=8)
+    return enlarged(grid_array(torch.stack(list(shown)), columns=8))

@@ -13,7 +13,7 @@ from torch import Tensor
 from score_sde import distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.data.pictures import grid_array
+from score_sde.data.pictures import enlarged, grid_array
 from score_sde.processes.expand import expand
 from score_sde.restoration import Restored, restore
 from score_sde.runs.directory import RunError
@@ -144,7 +144,7 @@ def _write(run: Run, output: Output, measured: Measured, result: Restored, exact
     deviation = black + (white - black) * std / std.amax().clamp_min(1e-6)
     row = _row(measured, x, mean, deviation)
     pixels = _pixels(spec, row.transpose(0, 1).flatten(0, 1))
-    write_png(output.folder / "grid.png", grid_array(pixels, len(row)))
+    write_png(output.folder / "grid.png", enlarged(grid_array(pixels, len(row))))
     write_npz(output.folder / "measurement.npz", {"y": measured.y.cpu().numpy()})
     arrays = {"samples": _arrays(spec, x.flatten(0, 1)).reshape(*x.shape[:2], *_hwc(shape))}
     arrays["mean"] = _arrays(spec, mean)

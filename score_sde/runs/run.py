@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from score_sde.conditioning.classes import (
     needs_labels,
 )
 from score_sde.data import Data, DataSpec
+from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.exact import Gaussian
 from score_sde.models import ScoreModel
 from score_sde.processes.sdes import SDE
@@ -57,6 +58,17 @@ def pick_device(name: str = "auto") -> torch.device:
         there = ["cpu", *(kind for kind, is_there in found.items() if is_there)]
         raise RunError(f"device {name!r} is not available here; choose auto or one of {there}.")
     return torch.device(name)
+
+
+@dataclass(frozen=True, repr=False)
+class RunSamples(SampleResult):
+    """Samples of a run, and what they are of; notebooks show their picture."""
+
+    spec: DataSpec | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        picture = None if self.spec is None else picture_of(self.x[:64].cpu(), self.spec)
+        return None if picture is None else png_bytes(picture)
 
 
 @dataclass(repr=False)
@@ -246,7 +258,9 @@ class Run:
             **sampler.options,
         )
         x = self.to_items(result.x) if pixels else result.x
-        return replace(result, x=x, settings=result.settings | steered.settings)
+        settings = result.settings | steered.settings
+        spec = self.item_spec if pixels else None
+        return RunSamples(x, result.nfe, result.seconds, settings, spec)
 
     def sample_shared(
         self,

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from score_sde import build, distributed
 from score_sde.checks import as_it_looks
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.data.pictures import captioned_grid, grid_array, image_array, picture_of
+from score_sde.data.pictures import captioned_grid, enlarged, grid_array, image_array, picture_of
 from score_sde.runs.cascade import check_upscaler, enlarge
 from score_sde.runs.classifier import load_classifier
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import check_strength
+from score_sde.runs.film import film as make_film
+from score_sde.runs.film import write_film
 from score_sde.runs.outputs import (
     Output,
     file_checksum,
@@ -67,6 +69,7 @@ def sample_to_files(
     upscale: str | Path | None = None,
     step: int | str | None = None,
     prior: str | Path | None = None,
+    film: bool = False,
 ) -> Path:
     """Sample a run and write num_samples (64) PNG files, grid.png, samples.npz and settings.json.
 
@@ -79,13 +82,16 @@ def sample_to_files(
     class_labels is that of `Run.sample`; text lists classes to take in turn, or says "all" of
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
-    that are not images give the .npz and, in the plane, a picture. step: as of `load`. Returns the
+    that are not images give the .npz and, in the plane, a picture. step: as of `load`. film: write
+    film.gif too, the way of the first 16 from noise, drawn once more. Returns the
     folder: ``out``, or one named by the request. A command that was stopped goes on when it is
     given again.
     """
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     captions, n = _captions(prompt, prompts, num_samples)
     start = _start(init, strength)
+    if film and (init is not None or upscale is not None):
+        raise RunError("--film shows the way from noise: it goes without --init and --upscale.")
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen), step=step)
         weaker, leader = None, None
@@ -113,8 +119,13 @@ def sample_to_files(
         if output.facts is None:
             task.draw(output)
         distributed.wait()
-        if distributed.is_writer() and output.facts is None:
-            task.write(output)
+        if distributed.is_writer():
+            if output.facts is None:
+                task.write(output)
+            if film and not (output.folder / "film.gif").is_file():
+                first = range(min(n, 16))
+                found = make_film(run, len(first), first_seed, wish=wish.part(first), **changes)
+                write_film(found, run.item_spec, output.folder / "film.gif")
         distributed.wait()
         distributed.say(str((output.facts or {}).get("line")))
         distributed.say(f"{n} samples are in {output.folder}")
@@ -260,7 +271,7 @@ def _write_samples(
     for name, image in zip(names, pixels, strict=True):
         write_png(folder / name, image_array(image))
     if captions is None:
-        write_png(folder / "grid.png", grid_array(pixels[:256]))
+        write_png(folder / "grid.png", enlarged(grid_array(pixels[:256])))
         return ["samples.npz", "grid.png", *names]
     write_png(folder / "grid.png", captioned_grid(pixels[:256], captions[:256]))
     lines = [{"file_name": n, "text": c} for n, c in zip(names, captions, strict=True)]

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from score_sde.checks import Index, Positive, UserError, checked, read_json
+from score_sde.processes.drawing import curves_svg
 from score_sde.processes.sdes import SDE
 
 
@@ -39,6 +40,11 @@ class Recipe:
     gain_error: float | None = None
     model: str | None = None
     evaluations: float | None = None
+
+    def _repr_html_(self) -> str:
+        """What it is, and its times step by step, for notebooks."""
+        steps = list(range(len(self.times)))
+        return curves_svg(str(self), steps, {"t": list(self.times)}, "step")
 
     def __str__(self) -> str:
         steps = f"{len(self.times) - 1} steps of order {self.order or 'adams'}"

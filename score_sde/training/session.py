@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from score_sde import distributed
 from score_sde.conditioning.told import Conditioning

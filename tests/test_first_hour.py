@@ -1,0 +1,71 @@
+"""What a newcomer sees: pictures in notebooks, films, pixels large enough, names at the top."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import score_sde
+from score_sde import VESDE, VPSDE, load
+from score_sde.checks import UserError
+from score_sde.cli import main
+from score_sde.data.pictures import enlarged
+from score_sde.runs.film import film
+from score_sde.sampling import Recipe
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return load("fashion", device="cpu")
+
+
+def test_samples_processes_and_recipes_show_themselves(fashion):
+    found = fashion.sample(4, nfe=4)
+    picture = Image.open(io.BytesIO(found._repr_png_()))
+    assert min(picture.size) >= 500 and len(repr(found)) < 400
+    assert fashion.sample(1, nfe=4)._repr_png_() != found._repr_png_()
+    for sde in (VPSDE(), VESDE(sigma_max=5.0)):
+        assert f"{sde}" in sde._repr_html_() and sde._repr_html_().count("polyline") == 2
+    recipe = Recipe((1.0, 0.5, 0.001), 2, 1.0, "VPSDE()")
+    assert "polyline" in recipe._repr_html_()
+
+
+def test_small_pictures_are_enlarged_by_whole_factors():
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    large = enlarged(pixels, 10)
+    assert large.shape == (9, 12) and np.array_equal(large[1::3, 1::3], pixels)
+    assert enlarged(np.zeros((600, 20, 3), np.uint8)).shape == (600, 20, 3)
+
+
+def test_a_film_is_the_way_of_the_same_samples(fashion):
+    found = film(fashion, 2, 5, frames=4, method="heun", steps=6)
+    again = fashion.sample(2, 5, method="heun", steps=6)
+    assert torch.equal(found.result.x, again.x)
+    assert found.states.shape == found.denoised.shape == (4, 2, 1, 28, 28)
+    assert float(found.times[0]) == fashion.sde.t_max and bool((found.times.diff() < 0).all())
+    x, t = found.states[1], found.times[1]
+    assert torch.allclose(fashion.sde.denoise(x, t, fashion.score), found.denoised[1], atol=0.02)
+    with pytest.raises(UserError, match="at most 64"):
+        film(fashion, 65)
+
+
+def test_a_film_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = "x --workdir fashion --mode sample --num_samples 2 --nfe 4 --film --device cpu"
+    assert main(words.split()) == 0
+    (path,) = tmp_path.glob("pretrained/fashion/samples/*/film.gif")
+    assert Image.open(path).n_frames >= 3
+    assert main([*words.split(), "--init", "a.png"]) == 2
+    assert "--init" in capsys.readouterr().err
+
+
+def test_the_names_people_look_for_are_at_the_top():
+    for name in ("plotting", "UNet", "MLP", "ScoreMatching", "train", "evaluate", "sample", "load"):
+        assert hasattr(score_sde, name)
+    code = "import sys, score_sde; print([m for m in sys.modules if m in ('gradio', 'matplotlib')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
