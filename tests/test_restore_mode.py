@@ -47,7 +47,7 @@ def test_seen_pixels_are_exact_and_the_files_say_what_was_done(run, capsys):
         assert draws.shape == (2, 3, 8, 8, 3) and file["std"].shape == (2, 8, 8, 3)
     assert (draws[:, :, :, :5] == originals[:, None, :, :5]).all()
     assert not (draws[:, :, :, 5:] == originals[:, None, :, 5:]).all()
-    assert Image.open(run / "a" / "grid.png").size[1] == 8 * 2 + 2
+    assert Image.open(run / "a" / "grid.png").size[1] % (8 * 2 + 2) == 0  # enlarged
 
 
 @pytest.mark.parametrize("task", ["colourise", "upscale", "deblur", "fourier"])

@@ -20,9 +20,8 @@ def curves_svg(
         right = EDGE + (a - x[0]) / wide * (WIDTH - 2 * EDGE)
         return f"{right:.1f},{HEIGHT - EDGE - (b - low) / tall * (HEIGHT - 2 * EDGE):.1f}"
 
-    parts = [
-        f'<svg width="{WIDTH}" height="{HEIGHT}" style="font: 11px sans-serif" fill="#7d7d7d">'
-    ]
+    look = 'style="font: 11px sans-serif" fill="#7d7d7d"'
+    parts = [f'<svg width="{WIDTH}" height="{HEIGHT}" {look}>']
     for i, (name, values) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
         line = " ".join(point(a, b) for a, b in zip(x, values, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from score_sde.conditioning.classes import ClassLabels
-from score_sde.data.pictures import grid_array
+from score_sde.data.pictures import enlarged, grid_array
 from score_sde.likelihood import decode, encode, interpolate
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, to_model
@@ -159,5 +159,6 @@ def _draw(run: Run, x: Tensor, path: Path, columns: int) -> list[str]:
     """A grid of images as a file; [] for what is none."""
     if not run.item_spec.is_image:
         return []
-    write_png(path, grid_array(run.item_spec.to_uint8(run.to_items(x)).cpu(), columns=columns))
+    pixels = run.item_spec.to_uint8(run.to_items(x)).cpu()
+    write_png(path, enlarged(grid_array(pixels, columns=columns)))
     return [path.name]
