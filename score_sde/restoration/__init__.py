@@ -19,6 +19,8 @@ from score_sde.restoration.posterior import PosteriorScore as PosteriorScore
 from score_sde.restoration.posterior import posterior_score as posterior_score
 from score_sde.restoration.reference import SmoothGaussian as SmoothGaussian
 from score_sde.restoration.reference import reference_gaussian as reference_gaussian
+from score_sde.restoration.residuals import Residuals as Residuals
+from score_sde.restoration.residuals import measure_residuals as measure_residuals
 from score_sde.restoration.restore import METHODS as METHODS
 from score_sde.restoration.restore import Restored as Restored
 from score_sde.restoration.restore import restore as restore

@@ -12,7 +12,7 @@ noise that differs between samples.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from score_sde.restoration.measurement import Measurement
 from score_sde.restoration.operators import DENSE
 from score_sde.restoration.reference import Reference
+from score_sde.restoration.residuals import Residuals
 
 LINEARISED = 2**26
 """Entries up to which the derivatives of a nonlinear A at all states are kept as matrices."""
@@ -158,7 +159,8 @@ class MatrixFree:
 class System:
     """The reference Gaussian and a measurement, at any noise level.
 
-    dense: whether S_nu is kept as a matrix; chosen by size unless given.
+    dense: whether S_nu is kept as a matrix; chosen by size unless given. residuals: what is left
+    unknown by measure, in place of C_nu along the axes.
     """
 
     gaussian: Reference
@@ -166,6 +168,8 @@ class System:
     dense: bool | None = None
     _matrix: Tensor | None = None
     _kept: dict[float, Dense] = field(default_factory=dict)
+    residuals: Residuals | None = None
+    _last: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         m, y = self.measurement, self.measurement.y
@@ -177,7 +181,11 @@ class System:
 
     def with_measurement(self, measurement: Measurement) -> System:
         """The same for other rows of y: what has been factored is shared."""
-        return System(self.gaussian, measurement, self.dense, self._matrix, self._kept)
+        return replace(self, measurement=measurement)
+
+    def with_residuals(self, residuals: Residuals | None) -> System:
+        """The same with measured variances."""
+        return replace(self, residuals=residuals, _kept={})
 
     def matrix(self) -> Tensor:
         """A along the axes of the Gaussian, (m, D)."""
@@ -188,7 +196,14 @@ class System:
 
     def variances(self, nu: float) -> Tensor:
         """Those of C_nu along the axes, (D,)."""
-        return self.lam if math.isinf(nu) else self.lam * nu**2 / (self.lam + nu**2)
+        if math.isinf(nu):
+            return self.lam
+        variances = self.lam * nu**2 / (self.lam + nu**2)
+        return (
+            variances
+            if self.residuals is None
+            else variances * self.residuals.share(nu).to(variances)
+        )
 
     def small(self, count: int) -> bool:
         """Whether the derivative of A at ``count`` states fits in memory as a matrix each."""
@@ -204,11 +219,22 @@ class System:
         """Whether `Level.log_density` has the determinant in it."""
         return bool(self.dense) or not self.measurement.operator.linear
 
-    def _linearised(self, variances: Tensor, D: Tensor) -> Linearised:
+    def _jacobian(self, D: Tensor) -> Tensor:
+        """dA/dx at each of D (B, D), along the axes, (B, m, D); that of the last D is kept."""
+        if self._last and self._last[0] is D:
+            return self._last[1]
         m = self.measurement
-        units = torch.eye(m.y.shape[1]).to(D)
-        J = torch.stack([m.vjp(D, unit.expand(len(D), -1)) for unit in units], 1)
-        J = self.gaussian.to_axes(J.flatten(0, 1)).reshape(J.shape)
+        if D.shape[1] < m.y.shape[1]:
+            columns = torch.eye(D.shape[1]).to(D)
+            J = torch.stack([m.jvp(D, unit.expand(len(D), -1)) for unit in columns], 2)
+        else:
+            units = torch.eye(m.y.shape[1]).to(D)
+            J = torch.stack([m.vjp(D, unit.expand(len(D), -1)) for unit in units], 1)
+        self._last[:] = [D, self.gaussian.to_axes(J.flatten(0, 1)).reshape(J.shape)]
+        return self._last[1]
+
+    def _linearised(self, variances: Tensor, D: Tensor) -> Linearised:
+        m, J = self.measurement, self._jacobian(D)
         noise = torch.diag_embed(m.variance) if m.root is None else m.covariance
         root = torch.linalg.cholesky((J * variances) @ J.mT + noise)
         return Linearised(self.gaussian, variances, root, J * variances)

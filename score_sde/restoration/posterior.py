@@ -27,6 +27,7 @@ from score_sde.restoration.means import MEANS, Method, mean_at, options_of
 from score_sde.restoration.measurement import Noise, make_measurement
 from score_sde.restoration.operators import Operator
 from score_sde.restoration.reference import Reference, SmoothGaussian, White
+from score_sde.restoration.residuals import Residuals
 from score_sde.scores import Rows, ScoreFn, take
 
 
@@ -85,6 +86,7 @@ def posterior_score(
     *,
     noise_std: Noise,
     gaussian: Gaussian | SmoothGaussian | None = None,
+    residuals: Residuals | None = None,
     method: str = "hybrid",
     shape: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
@@ -95,13 +97,14 @@ def posterior_score(
     score: of the prior, score(x, t). y: one measurement for all samples, or one for each
     (B, *measured). operator: see `operators`; any callable is taken to be linear. noise_std: in the
     model's range; a number, a tensor like y, `Covariance` or `Poisson`. gaussian: of the data, see
-    `reference_gaussian`; hybrid, pcg and reference need it. method: a key of `means.MEANS`, whose
-    ``options`` (zeta, iterations, strength, ...) may follow. shape: of one state, where no Gaussian
-    tells it.
+    `reference_gaussian`; hybrid, pcg and reference need it. residuals: what the network leaves
+    unknown, see `measure_residuals`; worth having for pictures. method: a key of `means.MEANS`,
+    whose ``options`` (zeta, iterations, strength, ...) may follow. shape: of one state, where no
+    Gaussian tells it.
 
     Raises UserError for measurements that do not fit, in a sentence each (`checks`).
     """
-    system = make_system(y, operator, noise_std, gaussian, shape, device)
+    system = make_system(y, operator, noise_std, gaussian, shape, device).with_residuals(residuals)
     return PosteriorScore(sde, score, system, find_mean(method, options, gaussian), options)
 
 

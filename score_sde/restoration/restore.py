@@ -32,6 +32,7 @@ from score_sde.restoration.particles import count_levels, effective, plan, run_p
 from score_sde.restoration.posterior import find_mean, make_system
 from score_sde.restoration.published import SAMPLERS
 from score_sde.restoration.reference import SmoothGaussian
+from score_sde.restoration.residuals import Residuals
 from score_sde.scores import ScoreFn, take
 
 AnyOperator = Operator | Callable[[Tensor], Tensor]
@@ -99,6 +100,7 @@ def restore(
     *,
     noise_std: Noise,
     gaussian: Gaussian | SmoothGaussian | None = None,
+    residuals: Residuals | None = None,
     method: str | None = None,
     n: Count = 64,
     nfe: Budget = 60,
@@ -114,8 +116,9 @@ def restore(
     """n draws of p(x_0 | y), y = operator(x_0) + noise; no training.
 
     score: of the prior; what it is bound to has one row for each measurement, or is for all.
-    y: one measurement, or several (G, *measured). operator, noise_std, gaussian, shape: see
-    `posterior_score`. method: "particles" (GR-SMC: exact as nfe grows, see `particles`), a mean of
+    y: one measurement, or several (G, *measured). operator, noise_std, gaussian, residuals, shape:
+    see `posterior_score`; particles take no residuals, as their weights are those of the Gaussian.
+    method: "particles" (GR-SMC: exact as nfe grows, see `particles`), a mean of
     `means.MEANS` for samples independent of one another (options: kernel, those of the mean), or a
     published sampler of `published.SAMPLERS`. None is particles, and the hybrid where the weights
     would leave few of them, which is said. n, nfe: draws of each measurement, and evaluations and
@@ -138,7 +141,8 @@ def restore(
     size = min(group or n, n)
     if name == "particles":
         check_memory(system, size, size * nfe // count_levels(nfe), method is not None)
-    job = _Job(sde, score, system, nfe, batch_size, dtype, options)
+    told = system.with_residuals(residuals)
+    job = _Job(sde, score, system, told, nfe, batch_size, dtype, options)
     started = time.perf_counter()
     several = tuple(y.shape) != system.measurement.operator.measured(system.measurement.shape)
     groups = [
@@ -170,11 +174,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is the same for all groups."""
+    """What is the same for all groups; told: the system with residuals."""
 
     sde: SDE
     score: ScoreFn
     system: System
+    told: System
     nfe: int
     batch_size: int | None
     dtype: torch.dtype
@@ -185,16 +190,19 @@ class _Job:
         """The shape of one state."""
         return self.system.measurement.shape
 
-    def _at(self, which: int) -> tuple[System, Denoiser]:
-        measurement = self.system.measurement
-        rows = torch.tensor([which], device=measurement.y.device)
-        one = self.system.with_measurement(measurement.rows(rows))
+    def _denoiser(self, which: int) -> Denoiser:
         score = _Repeated(self.score, which)
-        return one, Denoiser(self.sde, score, measurement.shape, self.batch_size, self.dtype)
+        return Denoiser(self.sde, score, self.shape, self.batch_size, self.dtype)
+
+    def _one(self, system: System, which: int) -> System:
+        """The system of one measurement."""
+        measurement = system.measurement
+        rows = torch.tensor([which], device=measurement.y.device)
+        return system.with_measurement(measurement.rows(rows))
 
     def run(self, name: str, may_choose: bool, which: int, seeds: Sequence[int]) -> _Part:
         """One group of draws of one measurement."""
-        system, denoiser = self._at(which)
+        system, denoiser = self._one(self.system, which), self._denoiser(which)
         n, collapsed = len(seeds), False
         facts, nfe, planned = [1.0, 1.0, float("nan")], self.nfe, None
         if may_choose:
@@ -210,8 +218,7 @@ class _Job:
             x, cloud = run_particles(system, denoiser, n, nfe, seeds, **options)
             facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
         elif name not in SAMPLERS:
-            options = {"kernel": "seen"} if collapsed and len(self.shape) == 3 else self.options
-            x = self._independent(system, denoiser, name, seeds, nfe, options)
+            x = self._independent(which, denoiser, name, seeds, nfe, collapsed)
         else:
             x = SAMPLERS[name](system, denoiser, seeds, nfe, **self.options)
         spent = [denoiser.rows / n, denoiser.products / n]
@@ -219,18 +226,21 @@ class _Job:
 
     def _independent(
         self,
-        system: System,
+        which: int,
         denoiser: Denoiser,
         name: str,
         seeds: Sequence[int],
         nfe: int,
-        options: dict[str, Any],
+        chosen: bool,
     ) -> Tensor:
+        told, options = self._one(self.told, which), self.options
+        if chosen and len(self.shape) == 3 and told.residuals is None:
+            options = {"kernel": "seen"}  # pictures: no grain, see `kernel`
         of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
         own = {key: v for key, v in options.items() if key not in OF_KERNEL}
         size = rows_at_once(self.batch_size, self.system.lam.numel())
         chunks = [
-            run_kernel(system, denoiser, MEANS[name], own, seeds[i : i + size], nfe, **of_kernel)
+            run_kernel(told, denoiser, MEANS[name], own, seeds[i : i + size], nfe, **of_kernel)
             for i in range(0, len(seeds), size)
         ]
         return torch.cat(chunks)

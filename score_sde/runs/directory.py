@@ -10,6 +10,7 @@ runs/vp_fashion/
     progress/        grids of the same noise as training goes on, by averaged and by raw weights
     samples/         what `--mode sample` writes
     gaussian.safetensors  mean and covariance of the training data, when something asked for them
+    residuals.safetensors  what the network leaves unknown of them, made in the same way
     codec.safetensors  of a run of latents, and of one that has trained an autoencoder (`codecs`)
     embedding.safetensors  the codec whose latents of pictures the network is told
     snapshots/       what `--mode ema` makes averages/ from
@@ -49,7 +50,7 @@ OURS = re.compile(
             rf"progress/{_STEP}(?:_raw)?\.png",
             rf"snapshots/{_STEP}\.safetensors",
             r"averages/sigma_rel_[\w.-]+\.(?:safetensors|json)",
-            r"(?:gaussian|codec|embedding)\.safetensors",
+            r"(?:gaussian|residuals|codec|embedding)\.safetensors",
         )
     )
 )

@@ -60,6 +60,12 @@ def labels_of(run: Run, data: Any, n: int, given: ClassLabels) -> Tensor | None:
 
 def to_model(run: Run, raw: Tensor) -> Tensor:
     """Raw items as states of the model; DataError for what cannot be such an item."""
+    check_raw(run, raw)
+    return run.to_states(run.item_spec.to_model(raw)).to(next(run.score.parameters()).device)
+
+
+def check_raw(run: Run, raw: Tensor) -> None:
+    """DataError for values that are not finite, or outside the data's range."""
     spec = run.item_spec
     if not bool(torch.isfinite(raw.double()).all()):
         raise DataError("the data hold values that are not finite.")
@@ -69,7 +75,6 @@ def to_model(run: Run, raw: Tensor) -> Tensor:
             f"values from {low:g} to {high:g} lie outside the data's range {spec.low:g} to "
             f"{spec.high:g}: give data of the range that the model was trained on."
         )
-    return run.to_states(spec.to_model(raw)).to(next(run.score.parameters()).device)
 
 
 def refuse_latents(run: Run, what: str, instead: str) -> None:

@@ -12,9 +12,19 @@ from torch import Tensor
 
 from score_sde.data import DataSpec
 from score_sde.noise import generator_of
-from score_sde.restoration import Blur, Fourier, Grey, Mask, Operator, Pool, gaussian_kernel
+from score_sde.restoration import (
+    Blur,
+    Compose,
+    Fourier,
+    Grey,
+    Mask,
+    Nonlinear,
+    Operator,
+    Pool,
+    gaussian_kernel,
+)
 from score_sde.runs.directory import RunError
-from score_sde.runs.items import items_of, to_model
+from score_sde.runs.items import check_raw, items_of
 from score_sde.runs.run import Run
 
 TASKS = ("inpaint", "colourise", "upscale", "deblur", "fourier")
@@ -61,6 +71,20 @@ def operator_of(
     raise RunError(f"task must be one of {', '.join(TASKS)} (got {task!r}).")
 
 
+def of_states(run: Run, operator: Operator) -> Operator:
+    """What a measurement of pictures is of the run's states: through the decoder, for latents."""
+    if run.codec is None:
+        return operator
+    codec = run.codec.codec
+    return Compose(Nonlinear(lambda z: codec.decode(z.float()).to(z)), operator)
+
+
+def to_pixels(run: Run, raw: Tensor) -> Tensor:
+    """Raw pictures in the model's range, not encoded; DataError for what cannot be such."""
+    check_raw(run, raw)
+    return run.item_spec.to_model(raw).to(next(run.score.parameters()).device)
+
+
 def _upper_half(height: int, width: int) -> Tensor:
     seen = torch.zeros(height, width, dtype=torch.bool)
     seen[: height // 2] = True
@@ -84,7 +108,7 @@ def read_measurement(run: Run, task: str, operator: Operator, path: str | Path) 
     model's range. A picture: the small one of upscale, the grey one of colourise, the blurred one
     of deblur, and of inpaint a whole one, of which the seen pixels are taken. RunError else.
     """
-    shape = run.data_spec.shape
+    shape = run.item_spec.shape
     measured = operator.measured(shape)
     device = next(run.score.parameters()).device
     if Path(path).suffix == ".npy":
@@ -113,7 +137,7 @@ def _read_array(path: str | Path) -> Tensor:
         kind = getattr(y, "dtype", type(y).__name__)
         raise RunError(
             f"{path} holds {kind}; a measurement is floating point in the model's range, pixels "
-            "as run.data_spec.to_model gives them."
+            "as run.item_spec.to_model gives them."
         )
     return torch.from_numpy(y.astype(np.float32))
 
@@ -144,7 +168,7 @@ def read_picture(run: Run, path: str | Path, channels: int, height: int, width: 
             f"{path} is {picture.shape[0]} x {picture.shape[1]}, it must be {height} x "
             f"{width} for this run and task: crop or resize it."
         )
-    return to_model(
+    return to_pixels(
         run, torch.from_numpy(picture.reshape(height, width, -1)).permute(2, 0, 1)[None]
     )
 
@@ -153,8 +177,8 @@ def pictures_of(run: Run, data: str | None, split: str, items: int) -> Tensor:
     """Pictures (N, C, H, W) in the model's range: one file, or the first of a set."""
     if data is None or not Path(data).is_file() or Path(data).suffix in (".npz", ".npy", ".zip"):
         found, n = items_of(run, split, items, data)
-        return to_model(run, found.raw_items(range(n)))
-    return read_picture(run, data, *run.data_spec.shape)
+        return to_pixels(run, found.raw_items(range(n)))
+    return read_picture(run, data, *run.item_spec.shape)
 
 
 def shown(operator: Operator, x: Tensor, x0: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from score_sde.data.pictures import enlarged, grid_array
 from score_sde.processes.expand import expand
 from score_sde.restoration import Restored, restore
 from score_sde.runs.directory import RunError
-from score_sde.runs.items import refuse_latents
 from score_sde.runs.measuring import (
     Measured,
     measure,
+    of_states,
     operator_of,
     read_measurement,
     shown,
@@ -29,6 +29,8 @@ from score_sde.runs.outputs import Output, open_output, write_npz, write_png
 from score_sde.runs.run import Run, load, pick_device
 from score_sde.runs.steering import Wish, steer
 
+LEARNED = (None, "hybrid", "pcg", "reference")
+"""The methods that look at what the network leaves unknown, `Run.residuals`."""
 ROUNDING = 1 / 255
 """The noise, in the model's range, that stands for none where a mask shows pixels as they are."""
 
@@ -66,7 +68,8 @@ def restore_to_files(
     `read_measurement`. noise: standard deviation in the model's range, [-1, 1] for
     pictures; 0 for inpainting leaves seen pixels exactly as they are. num_samples: draws of each
     item. restoration, nfe, options: of `restore`. class_labels: a class for all items, or one each.
-    prompt, guidance: of `Run.sample`; the posterior is then that of the guided score.
+    prompt, guidance: of `Run.sample`; the posterior is then that of the guided score. A run of
+    latents is measured through its decoder, which is not linear: by the hybrid, unless told else.
 
     measurement.npz holds y; samples.npz the draws (items, num_samples, H, W, C), their mean and
     standard deviation, and the originals; grid.png a row an item: original, measured, mean,
@@ -83,15 +86,9 @@ def restore_to_files(
     check_request(task, noise, num_samples, data, measurement)
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen), step=step)
-        refuse_latents(
-            run,
-            "whose measurements of pixels go through its decoder",
-            "From Python: score_sde.restore(run.sde, run.score, y, Compose(Nonlinear("
-            "run.codec.codec.decode), operator), ...), by a method for nonlinear operators.",
-        )
-        if not run.data_spec.is_image:
+        if not run.item_spec.is_image:
             raise RunError("this run is not of pictures; use score_sde.restore from Python.")
-        operator = operator_of(task, run.data_spec, mask, factor)
+        operator = operator_of(task, run.item_spec, mask, factor)
         if measurement is None:
             measured = measure(run, operator, data, split, items, noise, first_seed)
         else:
@@ -104,8 +101,10 @@ def restore_to_files(
         name = f"{task}_{restoration or 'auto'}_nfe{nfe}"
         output = open_output(run, "restored", name, request, out)
         result = restore(
-            run.sde, steered.score, measured.y, operator, noise_std=noise or ROUNDING,
-            gaussian=run.gaussian, method=restoration, n=num_samples, nfe=nfe,
+            run.sde, steered.score, measured.y, of_states(run, operator),
+            noise_std=noise or ROUNDING, gaussian=run.gaussian,
+            residuals=run.residuals if restoration in LEARNED else None,
+            method=restoration, n=num_samples, nfe=nfe,
             seeds=range(first_seed, first_seed + num_samples), batch_size=batch_size,
             device=chosen, return_info=True, **dict(options or {}),
         )  # fmt: skip
@@ -134,8 +133,9 @@ def check_request(
 
 
 def _write(run: Run, output: Output, measured: Measured, result: Restored, exact: bool) -> None:
-    spec, shape = run.data_spec, run.data_spec.shape
-    x = result.x.cpu()
+    spec, shape = run.item_spec, run.item_spec.shape
+    x = run.to_items(result.x.flatten(0, 1).to(measured.y)).cpu()
+    x = x.reshape(*result.x.shape[:2], *shape)
     if exact:
         x = shown(measured.operator, x, measured.operator.adjoint(measured.y.cpu(), shape))
     mean, std = x.mean(1), x.std(1, correction=0)

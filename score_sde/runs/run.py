@@ -23,12 +23,19 @@ from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.exact import Gaussian
 from score_sde.models import ScoreModel
+from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
 from score_sde.restoration.reference import (
     SmoothGaussian,
     load_gaussian,
     reference_gaussian,
     save_gaussian,
+)
+from score_sde.restoration.residuals import (
+    Residuals,
+    load_residuals,
+    measure_residuals,
+    save_residuals,
 )
 from score_sde.runs import pretrained
 from score_sde.runs.codecs import EMBEDDING, NAME, RunCodec, codec_of_run, latents_of
@@ -42,10 +49,13 @@ from score_sde.runs.weights import find_weights
 from score_sde.runs.wish import Prompt, Wish
 from score_sde.sampling import SampleResult, sample
 from score_sde.sampling.loop import Hook
-from score_sde.training.checkpoints import strays
+from score_sde.training.checkpoints import strays, tensor_sum
 
 if TYPE_CHECKING:
     from score_sde.runs.classifier import Classifier
+
+RESIDUAL_ITEMS = 400
+"""Training items on which `Run.residuals` are measured."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -175,6 +185,29 @@ class Run:
                 save_gaussian(reference_gaussian(items), path)
             distributed.wait()
         return load_gaussian(path)
+
+    @property
+    def residuals(self) -> Residuals:
+        """What the network leaves unknown of its training data, see `measure_residuals`.
+
+        Of `RESIDUAL_ITEMS` items, when it is first asked for; kept with the run, for these weights.
+        Raises RunError as `gaussian` does.
+        """
+        path, of = self.home / "residuals.safetensors", tensor_sum(self.score.state_dict())
+        if (found := load_residuals(path, of)) is not None:
+            return found
+        gaussian, data = self.gaussian, self.data()
+        rows = range(min(len(data), RESIDUAL_ITEMS))
+        device = next(self.score.parameters()).device
+        x0 = self.data_spec.to_model(data.raw_items(rows)).to(device)
+        labels = data.condition_items(rows).get("class_labels")
+        score = packed(self.score).bind(class_labels=labels if classes_of(self.score.net) else None)
+        distributed.say(f"measuring what the network leaves unknown of {len(x0)} items, once")
+        found = measure_residuals(self.sde, score, x0, gaussian)
+        if distributed.is_writer():
+            save_residuals(found, path, of)
+        distributed.wait()
+        return found
 
     def class_labels(self, given: ClassLabels, seeds: Sequence[int]) -> Tensor | None:
         """The classes of samples with these seeds, (B,) int64; None for samples without a class.
