@@ -20,7 +20,7 @@ def test_nothing_is_left_out_of_gaussian_data_and_much_of_two_clusters():
     found = measure_residuals(SDE, DATA.score(SDE), x, DATA, levels=6)
     assert float(found.shares.min()) > 0.9 and float(found.shares.max()) == 1
     x = CLUSTERS.sample(1000, seed=1)
-    found = measure_residuals(SDE, CLUSTERS.score(SDE), x, AROUND, levels=12)
+    found = measure_residuals(SDE, CLUSTERS.score(SDE), x, AROUND, levels=30)
     long = int(AROUND.axis_variances.argmax())
     nu = 0.5  # one cluster is left, of variance 0.05 where the Gaussian has 4
     expected = (1 / 0.05 + 1 / nu**2) ** -1 / (1 / 4.05 + 1 / nu**2) ** -1
@@ -52,7 +52,7 @@ def test_they_say_better_than_the_gaussian_what_a_seen_entry_says_of_another():
     """Two clusters: near one of them the Gaussian believes in correlations that are not there."""
     score, mask = CLUSTERS.score(SDE), Mask(torch.tensor([True, False, False]))
     found = measure_residuals(SDE, score, CLUSTERS.sample(1000, seed=3), AROUND, levels=12)
-    x, t, y = torch.tensor([[1.0, 0.1, 0.0]], dtype=F64), torch.tensor(0.25), torch.tensor([1.5])
+    x, t, y = torch.tensor([[1.8, 0.1, 0.0]], dtype=F64), torch.tensor(0.1), torch.tensor([1.7])
     exact = CLUSTERS.measured(torch.eye(3)[:1], 0.3, y).score(SDE)(x, t)
 
     def off(residuals):
