@@ -210,3 +210,13 @@ def test_what_latents_cannot_do_is_said(folder, tmp_path):
         (tmp_path / "half" / "config.json").write_text(json.dumps(facts))
         load_codec(tmp_path / "half")
     assert codec_of_run(folder / "ae", True) is None
+
+
+def test_a_measurement_of_pixels_restores_latents_through_the_decoder(folder, tmp_path):
+    out = restore_to_files(folder / "latent", "upscale", factor=2, noise=0.3, num_samples=2, nfe=4,
+                           out=tmp_path / "restored", device="cpu")  # fmt: skip
+    facts = json.loads((out / "settings.json").read_text())
+    assert facts["method"] == "hybrid" and np.isfinite(facts["psnr_of_mean"]).all()
+    with np.load(out / "samples.npz") as file, np.load(out / "measurement.npz") as measured:
+        assert file["samples"].shape == (1, 2, SIDE, SIDE, 1)
+        assert measured["y"].shape == (1, 1, SIDE // 2, SIDE // 2)
