@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -238,20 +238,21 @@ def verify_restoration(
     n: int = 512,
     seeds: Sequence[int] = (0, 1),
     names: Sequence[str] | None = None,
+    cases: Mapping[str, Problem] | None = None,
     calibrate: int = 0,
     **options: Any,
 ) -> RestorationReport:
     """Measure a method on the `problems` whose posterior is known, at some budgets.
 
     method: of `restore`, a dotted path, or anything that is called as `restore` is. sde: VP unless
-    given. calibrate: how many (x, y) to draw for sbc_x and tarp_x (on the ring, at the largest
-    budget); 0 is none.
+    given. cases: problems of your own in place of `problems`. calibrate: how many (x, y) to draw
+    for sbc_x and tarp_x (on the ring, at the largest budget); 0 is none.
     """
     sde = sde or VPSDE()
     name = method if isinstance(method, str) else getattr(method, "__name__", "yours")
     if isinstance(method, str):
         method = lookup({m: m for m in METHODS}, method, "restoration")
-    rows, chosen = [], problems()
+    rows, chosen = [], dict(cases or problems())
     for problem in (chosen[key] for key in names or chosen):
         meter = _Meter(problem, n)
         for budget in nfe:
@@ -260,7 +261,7 @@ def verify_restoration(
             rows.append(RestorationRow(problem.name, budget, *mean))
     calibration = {}
     if calibrate:
-        calibration = _calibration(chosen["ring"], method, sde, max(nfe), calibrate, options)
+        calibration = _calibration(problems()["ring"], method, sde, max(nfe), calibrate, options)
     return RestorationReport(name, type(sde).__name__, n, len(seeds), rows, calibration)
 
 

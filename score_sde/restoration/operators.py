@@ -52,7 +52,13 @@ class Operator:
         """J v with J the derivative of A at x."""
         if self.linear:
             return self.forward(v)
-        return torch.func.jvp(self.forward, (x.contiguous(),), (v.contiguous(),))[1]
+        # As the derivative of u -> J' u: forward mode does not go through every network.
+        with torch.enable_grad():
+            at = x.detach().requires_grad_(True)
+            out = self.forward(at)
+            u = torch.zeros_like(out).requires_grad_(True)
+            pulled = torch.autograd.grad(out, at, u, create_graph=True)[0]
+            return torch.autograd.grad(pulled, u, v)[0]
 
     def gram(self, shape: Shape) -> Tensor | float | None:
         """The diagonal of A A' if A A' is diagonal and that is known, a number or (*measured)."""
