@@ -29,8 +29,6 @@ from score_sde.runs.outputs import Output, open_output, write_npz, write_png
 from score_sde.runs.run import Run, load, pick_device
 from score_sde.runs.steering import Wish, steer
 
-LEARNED = (None, "hybrid", "pcg", "reference")
-"""The methods that look at what the network leaves unknown, `Run.residuals`."""
 ROUNDING = 1 / 255
 """The noise, in the model's range, that stands for none where a mask shows pixels as they are."""
 
@@ -103,7 +101,6 @@ def restore_to_files(
         result = restore(
             run.sde, steered.score, measured.y, of_states(run, operator),
             noise_std=noise or ROUNDING, gaussian=run.gaussian,
-            residuals=run.residuals if restoration in LEARNED else None,
             method=restoration, n=num_samples, nfe=nfe,
             seeds=range(first_seed, first_seed + num_samples), batch_size=batch_size,
             device=chosen, return_info=True, **dict(options or {}),
