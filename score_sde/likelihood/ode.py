@@ -9,17 +9,19 @@ solver decide what the number means, and are part of the result's settings:
 same during one solve; then the standard error over probes is reported, per sample.
 
 *Truncation.* The flow ends at t_min, not at 0. With v = s_min^2, the density of y = x/alpha obeys
-the heat equation dp/dv = (1/2) Laplace p. So for data that are smooth on the scale of s_min
+the heat equation dp/dv = (1/2) Laplace p, so
 
     corrected   log p_0(x) = log p_min(x) - int_0^v (tr H + |score_y|^2)/2 dv
 
-where the first evaluation gives the integrand at v; with two more at 2v and 3v the integral is of
-third order. For data that are not smooth (pixels are spread over 1/levels, which is often less) a
-bound that always holds (2106.02808, thm. 3), with y = x + s_min eps and Tweedie's D,
+for which the score and its Jacobian at v, and two evaluations more at 2v and 3v, are enough if data
+are smooth or nearly Gaussian on the scale of s_min (see `truncation`; what they are not, shows as
+truncation_error). For others (pixels are spread over 1/levels, which is often less) a bound that
+always holds (2106.02808, thm. 3), with y = x + s_min eps and Tweedie's D,
 
     bound       log p_0(x) >= E_eps[log p_min(y) + log N(x; D(y), v I) - log N(y; x, v I)]
 
-and "none" is log p_min(x) as it is, the number most often published.
+and "none" is log p_min(x) as it is, the number most often published; its truncation_error is that
+of what it says it is, 0.
 
 *Prior.* "sde": what sampling starts from. "matched": the Gaussian N(mu, A^{-1}) whose score is the
 model's at x_T and -x_T,
@@ -33,6 +35,7 @@ mean m the two differ by about alpha_T |m| / sigma_T nats: 0.007 |m| for VP, 0.0
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -45,15 +48,16 @@ from score_sde.checks import Count, Positive, Size, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.result import Likelihood
 from score_sde.likelihood.setting import check_state, clock_of, frame_of
+from score_sde.likelihood.truncation import FEW, TOLERANCE, finer, growth
 from score_sde.noise import SeededNoise, check_seeds
 from score_sde.ode.adaptive import StoppedError, integrate_each
 from score_sde.ode.clock import Clock
 from score_sde.ode.divergence import score_and_traces
 from score_sde.ode.flow import Counted, Flow, Frame, levels, work_dtype
-from score_sde.ode.multistep import Solution, integrate, weights
+from score_sde.ode.multistep import Solution, integrate
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn, batches, check_density
+from score_sde.scores import ScoreFn, batches, check_density, take
 
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
 CHOICES = {
@@ -80,7 +84,7 @@ def log_likelihood(
     atol: Positive = 1e-5,
     max_evaluations: Count = 10_000,
     truncation: str = "corrected",
-    t_min: Positive | None = None,
+    t_min: Positive | str | None = None,
     prior: str = "matched",
     gaussian: Gaussian | None = None,
     data_std: Positive | None = None,
@@ -88,6 +92,7 @@ def log_likelihood(
     scale: float = 1.0,
     seeds: Sequence[int] | None = None,
     batch_size: Count | None = None,
+    check: int | None = None,
     progress: bool = False,
 ) -> Likelihood:
     """log p(x) of each x (B, ...) under a score, with its errors; see the module for what it is.
@@ -97,9 +102,13 @@ def log_likelihood(
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
     solver: "adams", at most ``nfe`` evaluations of equal step; or "dopri5", where every sample has
         steps of its own, by ``rtol``, ``atol`` and at most ``max_evaluations``. The solver_error is
-        the difference to the integral by one order less; of dopri5 the sum of its steps' errors,
-        which the flow may enlarge on the way where neighbours part.
-    truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own.
+        the difference to the integral by one order less, of dopri5 the sum of its steps' errors;
+        both enlarged by what a coarser solution of a few samples says (``check``).
+    truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own by
+        default, or "auto" for the largest of those from there downwards by which smaller ones
+        change less than 1e-3 nats on a few samples. The truncation_error is estimated on all
+        samples and on a few at smaller levels, and where it is more than that, the result's
+        ``advice``, and a warning, say which t_min would do.
     prior: "matched" or "sde".
     gaussian: a Gaussian near the data, of their mean and covariance for instance: the coordinates
         and its part of the divergence are made with it, the result does not depend on it. Else
@@ -108,35 +117,60 @@ def log_likelihood(
         range in the model's units (2 for [-1, 1]).
     seeds: one integer a sample, of its probes (and noise, for "bound").
     batch_size: run in batches of at most this many.
+    check: how many samples are done again with fewer evaluations, and at smaller levels, to see
+        how large errors are; by default one of eight, at most four. 0 leaves the estimates of the
+        solution itself, and no check of t_min.
 
     Raises ValueError for settings or states that make no sense, `ODEError` when an adaptive solve
     cannot go on or a result is not finite.
     """
+    check_state(score, x)
+    check_density(score)
+    check = min(FEW, -(-len(x) // 8)) if check is None else check
+    if check < (t_min == "auto"):
+        raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
+    if levels is not None and (levels < 2 or not scale > 0):
+        raise UserError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
+    if isinstance(t_min, str) and t_min != "auto":
+        raise UserError(f't_min must be a time, "auto" or None (got {t_min!r}).')
+    start = sde.t_min if t_min is None or isinstance(t_min, str) else t_min
     solve = Solve(
         sde=sde, divergence=divergence, probes=probes, probe_kind=probe_kind, solver=solver,
         nfe=nfe, rtol=rtol, atol=atol, max_evaluations=max_evaluations, truncation=truncation,
-        t_min=sde.t_min if t_min is None else t_min, prior=prior,
+        t_min=start, prior=prior,
     )  # fmt: skip
-    check_state(score, x)
-    check_density(score)
-    if levels is not None and (levels < 2 or not scale > 0):
-        raise UserError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
     seeds = check_seeds(seeds, len(x))
     solve = replace(solve, exact=solve.is_exact(x[0].numel()))
     frame, sd = frame_of(x, gaussian, data_std)
-    clock, counted, found = clock_of(frame, sd, solver == "dopri5"), Counted(score), []
+    clock = clock_of(frame, sd, solver == "dopri5")
+    few = slice(0, min(check, len(x)))
+    asked, smaller, advice = take(score, few, len(x)), Smaller(0.0), None
+    if check:
+        smaller = solve.smaller(asked, frame, clock, x[few], seeds[few])
+    if t_min == "auto" and smaller.t_min is not None:
+        solve = replace(solve, t_min=smaller.t_min)
+        smaller = replace(smaller, change=min(smaller.change, TOLERANCE))
+    elif smaller.change > TOLERANCE:
+        advice = smaller.advice(solve.t_min)
+        warnings.warn(advice, stacklevel=2)
+    counted, found = Counted(score), []
     pieces = list(batches(counted, len(x), batch_size))
     for rows, part in tqdm(pieces, disable=not progress, unit="batch"):
         found.append(solve(part, frame, clock, x[rows], seeds[rows]))
-    nats, error, latent = (torch.cat(column) for column in zip(*found, strict=True))
+    nats, error, cut, latent = (torch.cat(column) for column in zip(*found, strict=True))
     check_finite(nats)
+    if check:
+        coarse = solve.coarser()(Counted(asked), frame, clock, x[few], seeds[few])
+        differs = (coarse.nats - nats[few]).mean(1).square().mean().sqrt()
+        error = error * (differs / error[few].square().mean().sqrt()).nan_to_num(1.0).clamp(min=1.0)
     count = nats.shape[1]
     stderr = torch.full_like(error, 0.0 if solve.exact else math.nan)
     if count > 1:
         stderr = nats.std(1) / math.sqrt(count)
     return Likelihood(
         nats=nats.mean(1), stderr=stderr, latent=latent, nfe=counted.calls // len(pieces),
-        solver_error=error, settings=solve.settings(), levels=levels, scale=scale,
+        solver_error=error, truncation_error=cut + smaller.change, settings=solve.settings(),
+        advice=advice, levels=levels, scale=scale,
     )  # fmt: skip
 
 
@@ -151,11 +185,27 @@ def check_finite(nats: Tensor) -> None:
 
 
 class Solved(NamedTuple):
-    """Of one batch: log p(x) (B, K) by each probe, the solver's error (B,), and x_T like x."""
+    """Of one batch: log p(x) (B, K) by each probe, its errors (B,), and x_T like x."""
 
     nats: Tensor
     error: Tensor
+    truncation_error: Tensor
     latent: Tensor
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """What smaller t_min say of this one: the change in nats, and the one that does (or None)."""
+
+    change: float
+    t_min: float | None = None
+
+    def advice(self, t_min: float) -> str:
+        """A sentence."""
+        found = f"stopping at t_min={t_min:g} leaves an error of about {self.change:.2g} nats"
+        if self.t_min is None:
+            return f"{found}, and no smaller t_min that was tried does better."
+        return f"{found}; t_min={self.t_min:.3g} leaves less than {TOLERANCE:g}."
 
 
 @dataclass(frozen=True)
@@ -212,10 +262,7 @@ class Solve:
     def __call__(
         self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
     ) -> Solved:
-        source = SeededNoise(seeds, x.shape[1:], x.dtype, x.device)
-        flow = Flow(
-            self.sde, score, frame, clock, tuple(x.shape[1:]), x.dtype, self._probes(source)
-        )
+        flow, source = self._flow(score, frame, clock, x, seeds)
         (low, high), before, y = levels(self.sde, self.t_min), score.whole.calls, x.flatten(1)
         y = y.to(work_dtype(x))
         noise = None
@@ -223,10 +270,11 @@ class Solve:
             noise = source.draw().flatten(1).to(y)
             y = y + low * noise
         z = frame.to_z(y, low)
-        value, traces = flow.score_y(z, low)
-        correction = torch.zeros_like(traces)
+        look = flow.look(z, low, hessian=self.exact and self.truncation == "corrected")
+        value, traces = look.score, look.traces
+        correction, cut = torch.zeros_like(traces), torch.zeros_like(traces[:, 0])
         if self.truncation == "corrected":
-            correction = heat_integral(flow, y, low, value, traces)
+            correction, cut = growth(flow, y, low, look)
         left = self.nfe - (score.whole.calls - before) - 2 * (self.prior == "matched")
         end, change = self._integrate(flow, z, flow.turn(z, low, value, traces), low, high, left)
         dim, latent = flow.dim, flow.state(end[:, : flow.dim], high)
@@ -238,7 +286,34 @@ class Solve:
         if noise is not None:
             off = low * noise + low**2 * frame.unrotate(value)  # D(y) - x
             log_p = log_p + 0.5 * (noise.square() - off.square() / low**2).sum(1, keepdim=True)
-        return Solved(log_p, error, latent)
+        return Solved(log_p, error, cut, latent)
+
+    def coarser(self) -> Solve:
+        """The same with fewer evaluations, which differs by about the error of this one."""
+        fewer = max(9 * self.nfe // 16, 8)
+        return replace(self, nfe=fewer, rtol=3 * self.rtol, atol=3 * self.atol)
+
+    def smaller(
+        self, score: ScoreFn, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
+    ) -> Smaller:
+        """What smaller t_min say, on these few samples; nothing of a bound, which always holds."""
+        if self.truncation != "corrected":
+            return Smaller(0.0)
+        flow, _ = self._flow(Counted(score), frame, clock, x, seeds)
+        y, level = x.flatten(1).to(work_dtype(x)), levels(self.sde, self.t_min)[0]
+        found = finer(flow, y, level, self.exact)
+        change = float(found.change.square().mean().sqrt())
+        if found.level is None or math.isnan(found.level):
+            return Smaller(change)
+        return Smaller(change, float(flow.time(torch.tensor(found.level, dtype=torch.float64))[0]))
+
+    def _flow(
+        self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
+    ) -> tuple[Flow, SeededNoise]:
+        """The flow of a batch, and its noise after the probes."""
+        source = SeededNoise(seeds, x.shape[1:], x.dtype, x.device)
+        shape = tuple(x.shape[1:])
+        return Flow(self.sde, score, frame, clock, shape, x.dtype, self._probes(source)), source
 
     def _probes(self, source: SeededNoise) -> Tensor | None:
         """(K, B, ...) probes by the samples' seeds; None for an exact divergence."""
@@ -288,21 +363,3 @@ class Solve:
         exponent = (x * (0.75 * at_x + 0.25 * at_minus_x)).sum(1, keepdim=True)
         exponent = exponent - 0.5 * pull.square().sum(1, keepdim=True) / precision
         return exponent + 0.5 * dim * (precision / (2 * math.pi)).log()
-
-
-def heat_integral(flow: Flow, y: Tensor, low: Tensor, score: Tensor, traces: Tensor) -> Tensor:
-    """int_0^v (tr H + |score_y|^2)/2 dv for v = low^2, (B, K); two evaluations.
-
-    score, traces: of y at the level ``low``.
-    """
-    heat = [traces + score.square().sum(1, keepdim=True)]
-    for v in (2, 3):
-        level = math.sqrt(v) * low
-        score, traces = flow.score_y(flow.frame.to_z(y, level), level)
-        heat.append(traces + score.square().sum(1, keepdim=True))
-    one = torch.ones(1, dtype=torch.float64)
-    share = weights(0 * one, one, torch.tensor([[1.0, 2.0, 3.0]]).double())[0].tolist()
-    total = torch.zeros_like(heat[0])
-    for weight, value in zip(share, heat, strict=True):
-        total = total + 0.5 * low**2 * weight * value
-    return total

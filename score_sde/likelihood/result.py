@@ -10,6 +10,8 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 
+DEGREES = 3
+
 
 @dataclass(frozen=True, repr=False)
 class Likelihood:
@@ -17,8 +19,10 @@ class Likelihood:
 
     nats: log p(x), (B,) float64. stderr: their standard error over probes, (B,); 0 for the exact
     divergence, nan for one probe. latent: x_T, like x. nfe: evaluations of the score per sample.
-    solver_error: estimate of the solver's error in nats, (B,); see `log_likelihood`. levels, scale:
-    of the data, where they are discrete. settings: everything that the numbers depend on.
+    solver_error, truncation_error: estimates in nats, (B,), of what the solver and the start at
+    t_min make of it; see `log_likelihood`. advice: a t_min that does better, where this one does
+    not do. levels, scale: of the data, where they are discrete. settings: everything that the
+    numbers depend on.
     """
 
     nats: Tensor
@@ -26,9 +30,16 @@ class Likelihood:
     latent: Tensor
     nfe: int
     solver_error: Tensor
+    truncation_error: Tensor
     settings: dict[str, Any]
+    advice: str | None = None
     levels: int | None = None
     scale: float = 1.0
+
+    @property
+    def error(self) -> Tensor:
+        """What is not noise: solver and truncation together, (B,), in nats."""
+        return (self.solver_error.square() + self.truncation_error.square()).sqrt()
 
     @property
     def offset(self) -> float:
@@ -54,15 +65,23 @@ class Likelihood:
         return float(self.nats.mean())
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Confidence interval of nats over probes, by Student's t with probes - 1 degrees."""
+        """Interval of nats that should hold log p(x) with this probability.
+
+        Of the noise of the probes by Student's t with probes - 1 degrees; of solver and truncation
+        by one of `DEGREES`, as their `error` is an estimate too, where one that is small by chance
+        counts as much as those of the other samples do.
+        """
         from scipy.stats import t as student
 
+        each = self.error
+        known = (0.5 * (each.square() + each.square().nanmean())).sqrt()
+        half = float(student.ppf(0.5 + level / 2, DEGREES)) * known
         probes = self.settings["probes"]
-        if probes is None:
-            return self.nats, self.nats
-        if probes < 2:
-            raise UserError("one probe has no interval; take probes >= 2.")
-        half = float(student.ppf(0.5 + level / 2, probes - 1)) * self.stderr
+        if probes is not None:
+            if probes < 2:
+                raise UserError("one probe has no interval; take probes >= 2.")
+            noise = float(student.ppf(0.5 + level / 2, probes - 1)) * self.stderr
+            half = (half.square() + noise.square()).sqrt()
         return self.nats - half, self.nats + half
 
     def __repr__(self) -> str:
@@ -79,6 +98,7 @@ class Likelihood:
         return (
             f"{float(values.mean()):.4f}{error} {unit} over {len(values)} "
             f"sample{'s'[: len(values) != 1]}; NFE {self.nfe}, solver error "
-            f"{float(self.solver_error.nanmean()):.1g} nats; "
-            f"{settings}"
+            f"{float(self.solver_error.nanmean()):.1g} and truncation error "
+            f"{float(self.truncation_error.nanmean()):.1g} nats; {settings}"
+            + (f"\n{self.advice}" if self.advice else "")
         )

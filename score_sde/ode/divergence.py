@@ -10,6 +10,7 @@ of them, and every network that can be trained can be used. With Rademacher prob
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,18 +37,42 @@ def score_and_traces(score: ScoreFn, x: Tensor, t: Tensor, probes: Tensor | None
     Raises ValueError for a score that does not depend differentiably on x.
     """
     with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        value = score(x, t)
-        if not value.requires_grad:
-            raise UserError(
-                "the score cannot be differentiated by x: it was computed without a graph "
-                "(under no_grad, detached, or through numpy)."
-            )
+        x, value = _with_graph(score, x, t)
         if probes is not None:
             traces = (products(value, x, probes) * probes).flatten(2).sum(2)
         else:
             traces = _exact(value, x)[None]
     return Traces(value.detach(), traces.detach())
+
+
+def score_and_jacobian(score: ScoreFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The score at (x, t), like x, and its Jacobian there, (B, D, D), by D products."""
+    with torch.enable_grad():
+        x, value = _with_graph(score, x, t)
+        rows = torch.cat([products(value, x, basis).flatten(2) for basis in _bases(x)])
+    return value.detach(), rows.detach().movedim(0, 1)
+
+
+def _with_graph(score: ScoreFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """x to differentiate by, and the score there; UserError for one without a graph."""
+    x = x.detach().requires_grad_(True)
+    value = score(x, t)
+    if not value.requires_grad:
+        raise UserError(
+            "the score cannot be differentiated by x: it was computed without a graph "
+            "(under no_grad, detached, or through numpy)."
+        )
+    return x, value
+
+
+def _bases(x: Tensor) -> Iterator[Tensor]:
+    """The unit vectors of a state, for every sample (n, B, ...), `CHUNK` at a time."""
+    dim = x[0].numel()
+    for first in range(0, dim, CHUNK):
+        here = torch.arange(first, min(first + CHUNK, dim), device=x.device)
+        basis = torch.zeros(len(here), dim, dtype=x.dtype, device=x.device)
+        basis[torch.arange(len(here)), here] = 1
+        yield basis.reshape(len(here), 1, *x.shape[1:]).expand(-1, *x.shape)
 
 
 def products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
@@ -64,14 +89,8 @@ def products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _exact(value: Tensor, x: Tensor) -> Tensor:
-    """(B,) traces, `CHUNK` coordinates at a time."""
-    dim = x[0].numel()
+    """(B,) traces."""
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for first in range(0, dim, CHUNK):
-        here = torch.arange(first, min(first + CHUNK, dim), device=x.device)
-        basis = torch.zeros(len(here), dim, dtype=x.dtype, device=x.device)
-        basis[torch.arange(len(here)), here] = 1
-        vectors = basis.reshape(len(here), 1, *x.shape[1:]).expand(-1, *x.shape)
-        rows = products(value, x, vectors).flatten(2)
-        total = total + (rows * basis[:, None]).sum((0, 2))
+    for basis in _bases(x):
+        total = total + (products(value, x, basis) * basis).flatten(2).sum((0, 2))
     return total

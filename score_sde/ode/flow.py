@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from score_sde.ode.adaptive import Slope
 from score_sde.ode.clock import Clock
-from score_sde.ode.divergence import score_and_traces
+from score_sde.ode.divergence import score_and_jacobian, score_and_traces
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreFn, take
 
@@ -93,6 +94,14 @@ class Counted:
         return Counted(take(self.score, rows), self.whole)
 
 
+class Look(NamedTuple):
+    """Of p(y) at one level, in the frame's axes: score (B, D), traces (B, K), Hessian (B, D, D)."""
+
+    score: Tensor
+    traces: Tensor
+    hessian: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Flow:
     """The slopes of one batch: of states [z, log p(z)] (B, D + K), with K columns of the density.
@@ -144,6 +153,20 @@ class Flow:
         else:
             value, traces = self.score(x, t), z[:, :0]
         return self.frame.rotate(alpha * value.flatten(1).to(z)), traces
+
+    def look(self, z: Tensor, s: Tensor, hessian: bool = False) -> Look:
+        """The score at the level s, and what else is asked for; one evaluation."""
+        if not hessian:
+            return Look(*self.score_y(z, s))
+        (t, alpha), x = self.time(s), self.state(z, s)
+        alpha = alpha.to(z)[..., None]
+        value, jacobian = score_and_jacobian(self.score, x, t)
+        turned = self.frame.rotate(self.frame.rotate(jacobian.to(z)).mT)
+        score, found = (
+            self.frame.rotate(alpha * value.flatten(1).to(z)),
+            alpha[..., None] ** 2 * turned,
+        )
+        return Look(score, found.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True), found)
 
     def slope(self, state: Tensor, u: Tensor) -> Tensor:
         """The right-hand side at time u, () or (B,); like the state."""

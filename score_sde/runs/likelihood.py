@@ -1,7 +1,7 @@
 """The likelihood of data under a run, with its protocol: `--mode likelihood`.
 
 runs/vp_fashion/likelihood/test/<n>_items_<checksum>/
-    likelihood.npz     per item: nats, stderr, solver_error, bits_per_dim, and the bounds asked for
+    likelihood.npz     per item: nats, stderr, solver_error, truncation_error, bits_per_dim, bounds
     likelihood.json    the means with their errors, and all that they depend on
     histogram.png
 
@@ -210,6 +210,7 @@ def _batch(
         "stderr": torch.stack([d.stderr for d in draws]).square().mean(0).sqrt()
         / math.sqrt(len(draws)),
         "solver_error": torch.stack([d.solver_error for d in draws]).mean(0),
+        "truncation_error": torch.stack([d.truncation_error for d in draws]).mean(0),
     }
     facts: dict[str, Any] = {**draws[0].settings, "nfe": draws[0].nfe * len(draws)}
     offset = draws[0].offset if levels else 0.0
@@ -257,6 +258,7 @@ def _summary(
     summary["stderr_over_probes_of_the_mean"] = probes
     known = values["solver_error"][np.isfinite(values["solver_error"])]
     summary["solver_error"] = float(known.mean()) if len(known) else None
+    summary["truncation_error"] = float(values["truncation_error"].mean())
     for name in values:
         if name.endswith("bits_per_dim"):
             summary[name] = mean(name)

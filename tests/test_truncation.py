@@ -1,0 +1,92 @@
+"""What the start at t_min does to a likelihood: corrected, estimated, said, and mended."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from score_sde import VESDE, VPSDE, Gaussian, GaussianMixture, SubVPSDE, log_likelihood
+
+F64 = torch.float64
+THIN = Gaussian(torch.zeros(8), torch.logspace(0, -2, 8, dtype=F64) ** 2)
+NARROW = GaussianMixture(
+    [0.5, 0.3, 0.2],
+    [[0.5, 0.0], [-0.4, 0.3], [-0.2, -0.5]],
+    [[0.3**2, 0.01**2], [0.01**2, 0.2**2], [0.05**2, 0.1**2]],
+)
+PAIR = GaussianMixture([0.5, 0.5], [[-0.01, 0.0], [0.01, 0.0]], [[5e-3**2, 0.09]] * 2)
+"""Two modes so near that at the default t_min they are one."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def quietly(*args, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return log_likelihood(*args, **settings)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=["vp", "subvp", "ve"])
+@pytest.mark.parametrize("data", [THIN, NARROW], ids=["thin", "narrow"])
+def test_intervals_hold_where_data_are_as_thin_as_the_noise(sde, data):
+    """The smallest spread is 0.01, sigma at t_min of VP and VE 0.0105 and 0.01."""
+    x = data.sample(64, 1)
+    result = log_likelihood(sde, data.score(sde), x)
+    truth = data.log_prob(x)
+    low, high = result.interval()
+    assert float(((low <= truth) & (truth <= high)).double().mean()) >= 0.9
+    assert float((result.nats - truth).abs().median()) < 1e-3
+    if data is THIN:  # off by 0.02 nats without the local Gaussian
+        assert float((result.nats - truth).abs().max()) < 2e-3 and float((high - low).max()) < 0.02
+
+
+def test_the_correction_of_a_gaussian_is_exact_whatever_t_min():
+    sde, x = VPSDE(), THIN.sample(16, 2)
+    for t_min in (1e-2, 1e-3):  # noise of ten and of one times the smallest spread
+        found = log_likelihood(sde, THIN.score(sde), x, t_min=t_min, gaussian=THIN)
+        torch.testing.assert_close(found.nats, THIN.log_prob(x), rtol=0, atol=1e-5)
+        assert found.truncation_error.max() < 1e-4 and found.advice is None
+
+
+def test_what_is_hidden_below_t_min_is_found_and_said():
+    sde, x = VPSDE(), PAIR.sample(16, 1)
+    truth = PAIR.log_prob(x)
+    with pytest.warns(UserWarning, match="stopping at t_min=0.001 leaves an error of about"):
+        found = log_likelihood(sde, PAIR.score(sde), x, data_std=0.3)
+    off = (found.nats - truth).abs().mean()
+    assert off > 0.1 and 0.2 < float(found.truncation_error.mean() / off) < 5
+    wanted = float(found.advice.split("t_min=")[2].split()[0])
+    assert wanted < 1e-4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best = log_likelihood(sde, PAIR.score(sde), x, data_std=0.3, t_min="auto", nfe=128)
+    assert best.settings["t_min"] == pytest.approx(wanted, rel=1e-2)
+    assert float((best.nats - truth).abs().mean()) < 5e-3 and best.advice is None
+    assert "truncation error" in str(best)
+
+
+def test_with_probes_the_estimate_is_of_the_size_of_the_error():
+    sde, x = VPSDE(), THIN.sample(48, 3)
+    setting = {"divergence": "hutchinson", "seeds": range(48)}
+    found = quietly(sde, THIN.score(sde), x, probes=2, **setting)
+    level = sde.sigma(torch.tensor(1e-3, dtype=F64)) / sde.alpha(torch.tensor(1e-3, dtype=F64))
+    thin = THIN.axis_variances
+    missed = 0.5 * float((1 + level**2 / thin).log().sum())  # of log p, by not correcting at all
+    assert 0.003 * missed < float(found.truncation_error.mean()) < missed
+    assert found.advice is not None
+
+
+def test_bad_settings_of_t_min_are_explained():
+    sde, x = VPSDE(), THIN.sample(2, 1)
+    with pytest.raises(ValueError, match="t_min must be a time"):
+        log_likelihood(sde, THIN.score(sde), x, t_min="least")
+    with pytest.raises(ValueError, match="check=0 leaves none"):
+        log_likelihood(sde, THIN.score(sde), x, t_min="auto", check=0)
+    assert math.isclose(log_likelihood(sde, THIN.score(sde), x, check=0).settings["t_min"], 1e-3)
