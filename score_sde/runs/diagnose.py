@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,18 @@ from torch import Tensor
 
 from score_sde import build
 from score_sde.checks import UserError, json_lines
+from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
+from score_sde.models import ScoreModel
 from score_sde.ode.solve import ODEError
 from score_sde.runs import pretrained
-from score_sde.runs.directory import RunDirectory
+from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.items import items_of
+from score_sde.runs.outputs import plain
 from score_sde.runs.run import Run, load
+from score_sde.runs.watching import spread_rows
 from score_sde.training.checkpoints import steps_of
 
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
@@ -31,7 +34,7 @@ def diagnose(
     run: Run | str | Path,
     data: str | None = None,
     num_samples: int | None = None,
-    items: int = 512,
+    items: int | None = None,
     weights: str = "ema",
     device: str = "auto",
     step: int | str | None = None,
@@ -40,14 +43,16 @@ def diagnose(
 
     run: a run directory, or a run that is loaded. data: in place of the run's own. num_samples: by
     the run's sampler and by a careful one (500, 64 for images; 0 for none). items: at each noise
-    level.
+    level (512, 192 for images).
     """
     path = run.path if isinstance(run, Run) else Path(run)
     loaded = run if isinstance(run, Run) else load(path, weights, device, step=step)
     raw = _raw(path, loaded, str(next(loaded.score.parameters()).device))
-    train, held_out = _items(loaded, data)
+    train, held_out, labels, held_out_labels = _items(loaded, data)
     if num_samples is None:
         num_samples = 64 if loaded.data_spec.is_image else 500
+    if items is None:
+        items = 192 if loaded.data_spec.is_image else 512
     samples, careful, said = None, None, ""
     if num_samples and _is_finite(loaded):
         try:
@@ -59,7 +64,7 @@ def diagnose(
             print(f"no samples to judge: {error}")
     subject = Subject(
         loaded.score, raw, train, held_out, loaded.data_spec, _log(path), samples, careful, said,
-        _trained(loaded),
+        _trained(loaded), labels, held_out_labels, _earlier(path, loaded),
     )  # fmt: skip
     return diagnose_model(subject, items)
 
@@ -68,7 +73,7 @@ def diagnose_to_file(
     workdir: str | Path,
     data: str | None = None,
     num_samples: int | None = None,
-    items: int = 512,
+    items: int | None = None,
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
@@ -80,31 +85,20 @@ def diagnose_to_file(
     home = pretrained.home(pretrained.find(workdir))
     path = (Path(out) if out else home / "evaluation") / "diagnosis.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_plain(found), indent=1, default=str) + "\n")
+    path.write_text(json.dumps(plain(found.to_dict()), indent=1) + "\n")
     print(f"wrote {path}")
     return found
 
 
-def as_plain(found: Diagnosis) -> dict[str, Any]:
-    """For JSON."""
-    facts = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in found.facts.items()}
-    return {
-        "findings": [asdict(f) for f in found.findings],
-        "levels": [asdict(level) for level in found.levels],
-        "facts": facts,
-        "checked": list(found.checked),
-    }
-
-
 def _trained(run: Run) -> tuple[float, float] | None:
-    """The range of sigma/alpha with 99 % of the times that the run's objective draws."""
+    """The range of sigma/alpha with all but 0.2 % of the times that the run's objective draws."""
     if not run.config.get("loss"):
         return None  # imported: how it was trained is not known
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        times = build.build_objective(run.config).draw_times(run.score, 4000, "cpu").double()
+        times = build.build_objective(run.config).draw_times(run.score, 20_000, "cpu").double()
     noise = torch.exp(-0.5 * run.sde.log_snr(times))
-    return float(noise.quantile(0.005)), float(noise.quantile(0.995))
+    return float(noise.quantile(0.001)), float(noise.quantile(0.999))
 
 
 def _raw(path: Path, loaded: Run, device: str) -> Any:
@@ -120,8 +114,22 @@ def _is_finite(run: Run) -> bool:
     return all(bool(torch.isfinite(v).all()) for v in run.score.net.state_dict().values())
 
 
-def _items(run: Run, name: str | None) -> tuple[Tensor, Tensor | None]:
-    """Training items and held-out ones in the model's range; None where no split holds any."""
+def _earlier(path: Path, loaded: Run) -> ScoreModel | None:
+    """The weights as trained of the newest checkpoint before that which is loaded."""
+    before = [step for step in steps_of(path) if step < loaded.step]
+    try:
+        return load(path, "model", "cpu", step=before[-1]).score if before else None
+    except UserError:
+        return None
+
+
+def _items(
+    run: Run, name: str | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Training items and held-out ones in the model's range, and both's classes.
+
+    None where no split holds any, and of a network that is told no classes.
+    """
     train = items_of(run, "train", None, name)[0]
     try:
         other = items_of(run, "test", None, name)[0]
@@ -129,12 +137,20 @@ def _items(run: Run, name: str | None) -> tuple[Tensor, Tensor | None]:
         other = None
     if other is not None and other.fingerprint() == train.fingerprint():
         other = None
+    told = classes_of(run.score.net)
 
-    def some(data: Any) -> Tensor:
-        raw = data.raw_items(range(min(len(data), MOST_ITEMS)))
-        return run.to_states(run.item_spec.to_model(raw))
+    def some(data: Any) -> tuple[Tensor, Tensor | None]:
+        rows = spread_rows(len(data), MOST_ITEMS)
+        labels = data.condition_items(rows).get("class_labels") if told else None
+        return run.to_states(run.item_spec.to_model(data.raw_items(rows))), labels
 
-    return some(train), None if other is None else some(other)
+    x, labels = some(train)
+    if told and labels is None:
+        raise RunError(
+            "this network is told classes, and the data have none: give data with classes (--data)."
+        )
+    held_out, held_out_labels = (None, None) if other is None else some(other)
+    return x, held_out, labels, held_out_labels
 
 
 def _log(path: Path) -> list[Mapping[str, Any]]:

@@ -1,0 +1,116 @@
+"""Numbers of a run that do not belong to one noise level: `facts_of`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde.diagnosis.denoising import Subject
+from score_sde.diagnosis.suggest import largest_distance, smallest_spread
+from score_sde.evaluation import distances
+from score_sde.evaluation.jackknife import block_of
+from score_sde.evaluation.memorisation import FEWEST, memorisation
+from score_sde.likelihood import log_likelihood
+from score_sde.ode.solve import ODEError
+
+MOST_REAL = 2000
+LIKELY = 32  # samples whose likelihood is looked at
+
+
+def facts_of(subject: Subject) -> dict[str, Any]:
+    """Of the data, the ends of time, the weights, and the samples if there are any."""
+    some = subject.train[torch.randperm(len(subject.train))[:1000]]
+    x = some.double().flatten(1)
+    model, sde = subject.model, subject.model.sde
+    std = float(subject.train.double().std())
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    alpha, sigma = sde.alpha(ends), sde.sigma(ends)
+    facts: dict[str, Any] = {
+        "n_train": len(subject.train),
+        "data_std": std,
+        "data_mean": float(subject.train.double().mean()),
+        "low": float(subject.train.min()),
+        "high": float(subject.train.max()),
+        "diameter": largest_distance(x),
+        "smallest_spread": smallest_spread(x, subject.spec)[0],
+        "noise_at_t_min": float(sigma[0] / alpha[0]),
+        "terminal_snr": float((alpha[1] * std / sigma[1]) ** 2),
+        "prior_kl": _prior_kl(x, float(alpha[1]), float(sigma[1]), sde.prior_std()),
+        "ema_distance": _apart(model.net, subject.raw.net),
+    }
+    if subject.samples is not None and subject.careful is not None:
+        facts |= _sample_facts(subject)
+    return facts
+
+
+def _apart(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    """|a - b| / |b| over all weights."""
+    pairs = list(zip(a.parameters(), b.parameters(), strict=True))
+    apart = sum(float((p.double() - q.double()).square().sum()) for p, q in pairs)
+    size = sum(float(q.double().square().sum()) for _, q in pairs)
+    return math.sqrt(apart / size) if size > 0 else math.inf
+
+
+def _prior_kl(x: Tensor, alpha: float, sigma: float, prior: float) -> float:
+    """KL( Gaussian with the moments of x_T || prior ), nats a dimension, of one variance."""
+    spread = (alpha**2 * float((x - x.mean(0)).square().mean()) + sigma**2) / prior**2
+    shift = alpha**2 * float(x.mean(0).square().mean()) / prior**2
+    return 0.5 * (spread - 1 - math.log(spread) + shift)
+
+
+def _sample_facts(subject: Subject) -> dict[str, Any]:
+    """Energy distances of both samplers' samples to the data, likelihoods, and copies."""
+    assert subject.samples is not None and subject.careful is not None
+    real = subject.train[torch.randperm(len(subject.train))[:MOST_REAL]].flatten(1)
+    found: dict[str, Any] = {}
+    for name, x in (("samples", subject.samples), ("careful", subject.careful)):
+        flat = x.flatten(1).double()
+        if not bool(torch.isfinite(flat).all()):
+            found[name], found[f"{name}_stderr"] = math.inf, 0.0
+            continue
+        estimate = distances.kernel_distance(
+            distances.negative_distance, flat, block_of(len(flat), 10), real
+        )
+        found[name], found[f"{name}_stderr"] = estimate.value, estimate.stderr
+    found["spread"] = float((real.double() - real.double().mean(0)).norm(dim=1).mean())
+    found |= _likelihoods(subject)
+    if len(subject.train) >= FEWEST and bool(torch.isfinite(subject.careful).all()):
+        found["memorisation"] = memorisation(subject.careful, subject.train, subject.held_out)
+    return found
+
+
+def _likelihoods(subject: Subject) -> dict[str, float]:
+    """Nats a dimension that the model gives to its samples less those of real items, +- stderr.
+
+    A sampler that is true to the model draws what the model thinks likely, and no likelier: 0 where
+    the model is right as well. Of networks that are told classes nothing is said.
+    """
+    assert subject.samples is not None and subject.careful is not None
+    if subject.labels is not None:
+        return {}
+    real = subject.train if subject.held_out is None else subject.held_out
+    sets = {"real": real[torch.randperm(len(real))[:LIKELY]], "samples": subject.samples[:LIKELY],
+            "careful": subject.careful[:LIKELY]}  # fmt: skip
+    nats = {}
+    device, dim = next(subject.model.parameters()).device, real[0].numel()
+    for name, x in sets.items():
+        if not bool(torch.isfinite(x).all()):
+            return {}
+        exact = "exact" if dim <= 8 else "hutchinson"
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                found = log_likelihood(subject.model.sde, subject.model, x.float().to(device),
+                                       divergence=exact, nfe=40, data_std=1.0)  # fmt: skip
+        except ODEError:
+            return {}
+        nats[name] = found.nats.double().cpu() / dim
+    said = {}
+    for name in ("samples", "careful"):
+        apart = float(nats[name].mean() - nats["real"].mean())
+        variance = float(nats[name].var() + nats["real"].var()) / LIKELY
+        said |= {f"{name}_likelier": apart, f"{name}_likelier_stderr": math.sqrt(variance)}
+    return said

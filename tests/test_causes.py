@@ -1,0 +1,155 @@
+"""`diagnose_model` on denoisers that are known exactly: sound ones, and each fault put into one.
+
+Nothing is trained: the networks are exact posterior means, of the data or of something else.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from score_sde import VPSDE, Gaussian, GaussianMixture, ScoreModel, sample
+from score_sde.data.spec import DataSpec
+from score_sde.diagnosis.denoising import Subject, measure, times_of
+from score_sde.diagnosis.derivatives import fokker_planck_residual, products, relative_curl
+from score_sde.diagnosis.diagnose import diagnose_model
+from score_sde.processes.sdes import EDMSDE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SDE = VPSDE(t_min=1e-3)
+ANGLES = torch.arange(5, dtype=torch.float64) * (2 * math.pi / 5)
+CENTRES = 1.3 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
+DATA = GaussianMixture([0.2] * 5, CENTRES, 0.15**2)
+ITEMS = DATA.sample(3000, seed=1).float()
+NEW = DATA.sample(1000, seed=2).float()
+SPEC = DataSpec((2,))
+
+
+class Exact(nn.Module):
+    """eps of x under the law of some data, from the label 999 t; factor: of the output."""
+
+    def __init__(self, data=DATA, factor=1.0, scale=999.0, heard=None, least=0.0):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(float(factor)))
+        self.data, self.scale, self.heard, self.least = data, scale, heard, least
+
+    def forward(self, x, noise_label):
+        t = noise_label / self.scale if self.heard is None else self.heard + 0 * noise_label
+        t = t.clamp(1e-4, 1.0)
+        eps = -SDE.sigma(t)[:, None] * self.data.score(SDE)(x, t)
+        known = (SDE.sigma(t) / SDE.alpha(t) > self.least)[:, None]
+        return self.factor * torch.where(known, eps, x).to(x.dtype)
+
+
+class OfClass(nn.Module):
+    """eps given the class, which is the place of a mode after ``turn`` of them."""
+
+    classes = 5
+
+    def __init__(self, turn=0, knows=True):
+        super().__init__()
+        self.factor, self.turn, self.knows = nn.Parameter(torch.ones(())), turn, knows
+
+    def forward(self, x, noise_label, class_labels):
+        t = noise_label / 999.0
+        if not self.knows:
+            return self.factor * Exact()(x, noise_label)
+        centre = CENTRES[(class_labels + self.turn) % 5].to(x.dtype)
+        alpha, sigma = SDE.alpha(t)[:, None], SDE.sigma(t)[:, None]
+        return self.factor * sigma * (x - alpha * centre) / (alpha**2 * 0.15**2 + sigma**2)
+
+
+def subject(net, raw=None, target="eps", items=ITEMS, **more):
+    model = ScoreModel(net, SDE, target).requires_grad_(False)
+    other = model if raw is None else ScoreModel(raw, SDE, target).requires_grad_(False)
+    return Subject(model, other, items, more.pop("held_out", NEW), SPEC, **more)
+
+
+def found(*given, **more):
+    return diagnose_model(subject(*given, **more), n=256)
+
+
+def test_identities_hold_for_an_exact_denoiser_and_not_for_another():
+    right, wrong = subject(Exact()), subject(Exact(factor=0.8))
+    for t in times_of(right.model)[2:6]:
+        level = measure(right, float(t), 2000)
+        assert level.curl < 1e-5 and level.fokker_planck < 2e-3
+        assert level.calibration == pytest.approx(1, abs=5 * level.calibration_stderr)
+        assert level.ratio("model", "optimal").below(1.05)
+    levels = [measure(wrong, float(t), 200) for t in times_of(wrong.model)[2:6]]
+    assert max(level.fokker_planck for level in levels) > 0.03
+
+
+def test_curl_and_fokker_planck_in_closed_form():
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    x = torch.randn(500, 2, dtype=torch.float64)
+    assert relative_curl(products(lambda y: y @ turn, x)) == pytest.approx(1, abs=0.1)
+    both = relative_curl(products(lambda y: y @ turn + y, x))
+    assert both == pytest.approx(math.sqrt(0.5), abs=0.1)
+    score = DATA.score(EDMSDE())
+    for r in (0.1, 0.5, 2.0):
+        y = DATA.sample(200, seed=3) + r * torch.randn(200, 2, dtype=torch.float64)
+
+        def field(y, r):
+            return score(y, torch.tensor(r, dtype=torch.float64))
+
+        assert relative_curl(products(lambda z, r=r: field(z, r), y)) < 1e-12
+        assert abs(fokker_planck_residual(field, y, r)) < 1e-4
+        assert fokker_planck_residual(lambda z, q: 1.2 * field(z, q), y, r) > 1e-2
+    many = Gaussian(torch.zeros(30), torch.eye(30)).score(EDMSDE())
+
+    def wide(y, r):
+        return many(y, torch.tensor(r, dtype=torch.float64))
+
+    y = 1.5 * torch.randn(200, 30, dtype=torch.float64)
+    assert abs(fokker_planck_residual(wide, y, 1.0, probes=16)) < 0.05
+
+
+def test_nothing_is_found_in_exact_denoisers():
+    good = sample(SDE, DATA.score(SDE), shape=(400, 2), method="heun", steps=20, seeds=range(400))
+    samples = good.float()
+    for case in (found(Exact(), samples=samples, careful=samples),
+                 found(OfClass(), labels=DATA_LABELS, held_out=None)):  # fmt: skip
+        assert case.causes == (), str(case)
+        assert "nothing found; checked were" in str(case)
+
+
+DATA_LABELS = torch.cdist(ITEMS.double(), CENTRES).argmin(1)
+FEW = ITEMS[:24]
+BY_HEART = GaussianMixture([1 / 24] * 24, FEW.double(), 0.02**2)
+LINEAR = Gaussian(ITEMS.double().mean(0), torch.cov(ITEMS.double().T))
+FAULTS = {
+    "weights not finite": lambda: found(Exact(factor=math.nan)),
+    "EMA never updated": lambda: found(Exact(factor=0.0), raw=Exact()),
+    "EMA lags": lambda: found(Exact(factor=0.7), raw=Exact()),
+    "wrong prediction type": lambda: found(Exact(), target="x0"),
+    "wrong noise labels": lambda: found(Exact(scale=3 * 999.0)),
+    "output scaled": lambda: found(Exact(factor=0.75)),
+    "ignored t": lambda: found(Exact(heard=0.15)),
+    "wrong data range": lambda: found(Exact(), items=100 + 50 * ITEMS, held_out=None),
+    "undertrained": lambda: found(Exact(LINEAR)),
+    "overfit": lambda: found(Exact(BY_HEART), items=FEW),
+    "noise levels not trained": lambda: found(Exact(least=0.8), trained=(0.9, 3.0)),
+    "labels exchanged": lambda: found(OfClass(turn=1), labels=DATA_LABELS, held_out=None),
+    "labels ignored": lambda: found(OfClass(knows=False), labels=DATA_LABELS, held_out=None),
+    "bad sampler settings": lambda: found(
+        Exact(), samples=NEW[:300] * 1.3 + 0.2 * torch.randn(300, 2), careful=NEW[300:600]
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", FAULTS)
+def test_a_fault_put_into_an_exact_denoiser_is_named(cause):
+    torch.manual_seed(0)
+    said = FAULTS[cause]()
+    assert said.causes[:1] == (cause,), str(said)
+    assert said.findings[0].evidence and said.findings[0].fix
+    said.to_dict()
+
+
+def test_too_few_items_make_it_silent_rather_than_wrong():
+    """With six items a level nothing short of a gross fault is sure."""
+    for seed in range(6):
+        case = diagnose_model(subject(Exact(), held_out=NEW), n=6, seed=seed)
+        assert case.causes == (), str(case)
