@@ -86,6 +86,19 @@ class Scaled(nn.Module):
         return self.factor * self.net(x, noise_label)
 
 
+class Told(nn.Module):
+    """A network that is told one of some classes."""
+
+    def __init__(self, dim: int, classes: int):
+        super().__init__()
+        self.classes, self.net = classes, MLP(dim + classes, 96, 2)
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_labels: Tensor) -> Tensor:
+        """As an MLP that sees the class beside x."""
+        told = nn.functional.one_hot(class_labels, self.classes).to(x.dtype)
+        return self.net(torch.cat([x, told], 1), noise_label)[:, : x.shape[1]]
+
+
 def vectors(name: str, dice: random.Random) -> np.ndarray:
     """Items (n, D) of a set, of zero mean and unit variance about."""
     rng = np.random.default_rng(dice.randrange(10**6))
@@ -256,7 +269,7 @@ def make(fault: str, seed: int, folder: Path, images: bool) -> str | None:
         told, other = classes(folder, fault, dice)
         config["data"]["name"] = told
         config["conditioning"] = {"classes": True}
-        config["net"] = {"name": "mlp", "width": 96, "depth": 2}
+        config["net"] = {"name": f"{Told.__module__}.Told"}
     elif not images or fault == "few items":
         name = dice.choice(TOYS)
         x = vectors(name, dice) if not images else load_data("fashion_mnist").raw.numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from score_sde.checks import checked
 from score_sde.data.spec import DataError
+from score_sde.evaluation.by_class import by_class
+from score_sde.evaluation.by_class import table as class_table
 from score_sde.evaluation.features import Features, find_features
 from score_sde.evaluation.measures import (
     MOST,
@@ -32,13 +34,15 @@ class Report:
     """What `evaluate` found: `report.frechet`, `report.kid`, ... are each a `Measure`.
 
     measures: all of them by name. memorisation: None where no training items were given.
-    protocol: what all depend on. notes: what a reader should know before believing them.
+    protocol: what all depend on. notes: what a reader should know before believing them. classes:
+    measures of each class by itself, where they were asked for.
     """
 
     measures: Mapping[str, Measure]
     protocol: Mapping[str, Any]
     memorisation: Memorisation | None = None
     notes: tuple[str, ...] = ()
+    classes: Mapping[str, Mapping[str, Measure]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Measure:
         measures = self.__dict__.get("measures", {})
@@ -74,6 +78,8 @@ class Report:
 
     def __str__(self) -> str:
         parts = [self.table(), self.sentence]
+        if self.classes:
+            parts.append(class_table(self.classes))
         if self.memorisation is not None:
             parts.append(f"memorisation: {self.memorisation.sentence()}.")
         return "\n".join([*parts, *self.notes])
@@ -86,6 +92,10 @@ class Report:
             "memorisation": None if self.memorisation is None else self.memorisation.to_dict(),
             "protocol": _plain(self.protocol),
             "notes": list(self.notes),
+            "classes": {
+                name: {key: _plain(vars(m)) for key, m in found.items()}
+                for name, found in self.classes.items()
+            },
         }
 
     def to_json(self) -> str:
@@ -139,6 +149,8 @@ def evaluate(
     seed: int = 0,
     few: bool = False,
     protocol: Mapping[str, Any] | None = None,
+    labels: Tensor | np.ndarray | None = None,
+    reference_labels: Tensor | np.ndarray | None = None,
 ) -> Report:
     """How far samples are from a reference: distances with errors, and what they depend on.
 
@@ -150,6 +162,7 @@ def evaluate(
     blocks, seed: of the jackknife, and of the choice of subsets. few: compute a Frechet distance of
         no more samples than the features have dimensions, which is of little worth.
     protocol: more facts to go with the numbers (sampler, NFE, weights).
+    labels, reference_labels: the classes (n,), for `report.classes`, the measures of each class.
 
     Raises DataError for sets that cannot be compared, and for too few samples.
     """
@@ -164,7 +177,13 @@ def evaluate(
     if train is not None:
         other = None if held_out is None else as_items(held_out, "the held-out items")
         copies = memorisation(x[:MOST], as_items(train, "the training items"), other, seed)
-    return report(mine, target, measures, blocks, seed, few, protocol, copies)
+    found = report(mine, target, measures, blocks, seed, few, protocol, copies)
+    if labels is None and reference_labels is None:
+        return found
+    if isinstance(target, Statistics):
+        raise DataError("class-wise numbers need the reference's items; statistics have none.")
+    both = [None if v is None else torch.as_tensor(v).long() for v in (labels, reference_labels)]
+    return replace(found, classes=by_class(mine, target, both[0], both[1], (), blocks, seed))
 
 
 def report(

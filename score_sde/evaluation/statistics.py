@@ -1,7 +1,8 @@
 """References as files: moments that are published or saved, and features that are kept.
 
 A file of ours holds mu (d,), sigma (d, d), n and facts (JSON: extractor, checksum, data). Read are
-also EDM's `mu, sigma`, clean-fid's, and score_sde's `pool_3` (n, 2048), of FID's Inception.
+also EDM's `mu, sigma`, clean-fid's, score_sde's `pool_3` (n, 2048), of FID's Inception, and EDM2's
+.pkl files (`published`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from score_sde.data.download import cache_dir
 from score_sde.data.spec import DataError
 from score_sde.evaluation.measures import Featured, Statistics
 from score_sde.evaluation.moments import Moments
+from score_sde.evaluation.published import read_pickle
 
 
 def save_statistics(path: Path, reference: Featured, facts: Mapping[str, Any]) -> None:
@@ -32,8 +34,14 @@ def save_statistics(path: Path, reference: Featured, facts: Mapping[str, Any]) -
            facts=json.dumps(said))  # fmt: skip
 
 
-def load_statistics(path: Path) -> Statistics:
-    """Moments from a file, see the module; DataError for one that holds none."""
+def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
+    """Moments from a file, see the module; DataError for one that holds none.
+
+    extractor: the features in use, of which a .pkl file may hold several.
+    """
+    if path.suffix == ".pkl":
+        mu, sigma, name = read_pickle(path, extractor)
+        return _of_moments(path, mu, sigma, None, {"data": f"{path.name} ({name})"})
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -51,8 +59,14 @@ def load_statistics(path: Path) -> Statistics:
     if "facts" in arrays:
         facts |= json.loads(str(arrays["facts"]))
     n = int(arrays["n"]) if "n" in arrays else None
-    mean, covariance = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
-    if covariance.shape != (len(mean), len(mean)):
+    return _of_moments(path, arrays["mu"], arrays["sigma"], n, facts)
+
+
+def _of_moments(
+    path: Path, mu: np.ndarray, sigma: np.ndarray, n: int | None, facts: Mapping[str, Any]
+) -> Statistics:
+    mean, covariance = (torch.tensor(a, dtype=torch.float64) for a in (mu, sigma))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
     return Statistics(Moments.of_gaussian(n or 2, mean, covariance), n, facts)
 

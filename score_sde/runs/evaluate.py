@@ -3,12 +3,11 @@
 <workdir>/evaluation/
     report_<features>_<split>.json, .txt    every number with its error and protocol
     neighbours.png                          samples beside the training items nearest to them
-    samples_<key>/                          what was drawn for it, see `drawn`
+    samples_<sampler>_<checksum>/           what was drawn for it, see `drawn`
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,17 @@ from torch import Tensor
 from score_sde import build, distributed
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
-from score_sde.data.pictures import enlarged, grid_array, save_png
-from score_sde.evaluation.features import find_features
-from score_sde.evaluation.measures import MOST, Featured, Statistics, featured
-from score_sde.evaluation.memorisation import FEWEST, Memorisation, memorisation
+from score_sde.evaluation.by_class import by_class
+from score_sde.evaluation.features import facts_of, find_features
+from score_sde.evaluation.measures import Featured, featured
 from score_sde.evaluation.report import Report, as_items, check_comparable, report
 from score_sde.evaluation.statistics import load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
-from score_sde.runs.drawn import draw
+from score_sde.runs.copies import Copies, copies_of, neighbour_grid
+from score_sde.runs.drawn import Drawn, draw
 from score_sde.runs.features import reference_features, stored_items
 from score_sde.runs.items import items_of
+from score_sde.runs.outputs import replacing, write_json, write_png
 from score_sde.runs.run import Run, RunError, load, pick_device
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.sweep import as_plain, points, summary
@@ -46,6 +46,7 @@ def evaluate_to_files(
     reference: str | Path | None = None,
     save: str | Path | None = None,
     few: bool = False,
+    per_class: bool = False,
     measures: str | None = None,
     weights: str = "ema",
     out: str | Path | None = None,
@@ -72,7 +73,7 @@ def evaluate_to_files(
     save: write the statistics of the reference to this file; without workdir and samples, only so.
     features: see `evaluation.features`; measures: names with commas. few: see `evaluate`.
     sweep, values: the same for several points of an axis, see `sweep`; the last report is returned.
-    step: of the checkpoint whose weights are taken, the newest when None.
+    per_class: the measures of every class by itself too. step: of the checkpoint, as of `load`.
     Sampler settings, class_labels and guidance are those of `sample_to_files`. Returns the report.
     """
     if sweep is not None:
@@ -80,44 +81,67 @@ def evaluate_to_files(
         return _sweep(sweep, values, given)
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     _check_sources(workdir, samples, data, reference, save)
+    if per_class and reference is not None:
+        raise RunError("--per_class needs real items (--data); --reference has only their moments.")
     with distributed.processes(pick_device(device)) as chosen:
         run = None if workdir is None else load(workdir, weights, str(chosen), step=step)
         real = None if reference is not None else _reference_data(run, data, split)
-        target: Featured | Statistics | None = None
         if workdir is None and samples is None:
-            if real is not None and save is not None:
-                target = reference_features(real, find_features(features, stored_items(real, 1)))
-                _save(Path(save), target, real)
+            assert real is not None and save is not None
+            target = reference_features(real, find_features(features, stored_items(real, 1)))
+            _save(Path(save), target, real)
             return None
         if run is not None:
             n = 2000 if num_samples is None else num_samples
-            found = draw(run, n, first_seed, weights, changes, class_labels, guidance)
-            items, facts = found.items, found.facts
+            mine = draw(run, n, first_seed, weights, changes, class_labels, guidance)
         else:
-            items, facts = _read_samples(str(samples), num_samples)
-        if real is not None:
-            check_comparable(as_items(items, "samples"), as_items(stored_items(real, 1), "items"))
-        extractor = find_features(features, items)
-        if reference is not None:
-            target = load_statistics(Path(reference))
-        else:
-            assert real is not None
-            target = reference_features(real, extractor)
-            facts |= {"reference": f"{real.spec.name} ({real.split})"}
-            if save is not None:
-                _save(Path(save), target, real)
-        copies, train = _memorisation(run, real, split, items)
+            mine = _read_samples(str(samples), num_samples)
+        copies = copies_of(run, real, split, mine.items)
         wanted = measures.split(",") if measures else None
-        result = report(featured(extractor, as_items(items, "samples")), target, wanted,
-                        few=few, protocol=facts, copies=copies)  # fmt: skip
-        if run is not None and run.codec is not None and isinstance(target, Featured):
-            assert real is not None
-            bound = reconstruction_distance(run.codec, real, extractor, len(items), target.features)
-            result = replace(result, notes=(*result.notes, bound))
+        result = _judged(run, real, mine, copies, features, reference, save, wanted, few, per_class)
         distributed.say(str(result))
         folder = Path(out) if out else (run.home / "evaluation" if run else None)
         if folder is not None and distributed.is_writer():
-            _write(folder, result, split, copies, items, train)
+            _write(folder, result, split, copies, mine.items)
+    return result
+
+
+def _judged(
+    run: Run | None,
+    real: Data | None,
+    mine: Drawn,
+    copies: Copies | None,
+    features: str | None,
+    reference: str | Path | None,
+    save: str | Path | None,
+    measures: Sequence[str] | None,
+    few: bool,
+    per_class: bool,
+) -> Report:
+    """The report of samples, against real data or, where these are None, statistics of them."""
+    facts = dict(mine.facts)
+    items = as_items(mine.items, "samples")
+    if real is not None:
+        check_comparable(items, as_items(stored_items(real, 1), "items"))
+    extractor = find_features(features, mine.items)
+    found = featured(extractor, items)
+    if real is None:
+        statistics = load_statistics(Path(str(reference)), str(facts_of(extractor)["extractor"]))
+        return report(found, statistics, measures, few=few, protocol=facts,
+                      copies=None if copies is None else copies.found)  # fmt: skip
+    target = reference_features(real, extractor)
+    facts |= {"reference": f"{real.spec.name} ({real.split})"}
+    if save is not None:
+        _save(Path(save), target, real)
+    result = report(found, target, measures, few=few, protocol=facts,
+                    copies=None if copies is None else copies.found)  # fmt: skip
+    if per_class:
+        theirs = real.condition_items(range(len(real))).get("class_labels")
+        classes = by_class(found, target, mine.labels, theirs, real.spec.classes)
+        result = replace(result, classes=classes)
+    if run is not None and run.codec is not None:
+        bound = reconstruction_distance(run.codec, real, extractor, len(items), target.features)
+        result = replace(result, notes=(*result.notes, bound))
     return result
 
 
@@ -134,8 +158,7 @@ def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | Non
         assert result is not None
         found.append((name, result))
     print(summary(axis, found))
-    text = json.dumps(as_plain(axis, found), indent=1)
-    (folder / "sweep.json").write_text(text + "\n")
+    write_json(folder / "sweep.json", as_plain(axis, found))
     print(f"wrote {folder / 'sweep.json'}")
     return found[-1][1]
 
@@ -161,12 +184,13 @@ def _reference_data(run: Run | None, name: str | None, split: str) -> Data:
     return build.build_data({"data": {"name": name}}, split)
 
 
-def _read_samples(name: str, limit: int | None) -> tuple[Tensor, dict[str, Any]]:
+def _read_samples(name: str, limit: int | None) -> Drawn:
     data = build.build_data({"data": {"name": name}})
     n = len(data) if limit is None else limit
     if n > len(data):
         raise DataError(f"{name} holds {len(data)} samples, num_samples asks for {n}.")
-    return stored_items(data, n), {"samples": name}
+    labels = data.condition_items(range(n)).get("class_labels")
+    return Drawn(stored_items(data, n), {"samples": name}, labels)
 
 
 def _save(path: Path, target: Featured, data: Data) -> None:
@@ -175,50 +199,12 @@ def _save(path: Path, target: Featured, data: Data) -> None:
         print(f"statistics of {len(target)} items are in {path}")
 
 
-def _memorisation(
-    run: Run | None, real: Data | None, split: str, items: Tensor
-) -> tuple[Memorisation | None, Tensor | None]:
-    """Against the training items, beside the held-out ones if the run's data have any."""
-    train = real if split == "train" else (_split_of(run, "train") if run else None)
-    if train is None or min(len(train), len(items)) < FEWEST:
-        return None, None
-    held_out = real if split == "test" else (_split_of(run, "test") if run else None)
-    if held_out is not None and held_out.fingerprint() == train.fingerprint():
-        held_out = None  # data without splits
-    known = stored_items(train)
-    other = None if held_out is None else stored_items(held_out)
-    return memorisation(items[:MOST], known, other), known
-
-
-def _split_of(run: Run, split: str) -> Data | None:
-    try:
-        return items_of(run, split, None, None)[0]
-    except (DataError, RunError):
-        return None  # this run's data are not there, or have no such split
-
-
-def _write(
-    folder: Path,
-    result: Report,
-    split: str,
-    copies: Memorisation | None,
-    items: Tensor,
-    train: Tensor | None,
-) -> None:
+def _write(folder: Path, result: Report, split: str, copies: Copies | None, items: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"report_{str(result.protocol['extractor']).split()[0]}_{split}"
-    (folder / f"{name}.json").write_text(result.to_json() + "\n")
-    (folder / f"{name}.txt").write_text(f"{result}\n")
-    if copies is not None and train is not None and items.ndim == 4 and items.dtype == torch.uint8:
-        save_png(neighbour_grid(items, train, copies), folder / "neighbours.png")
+    write_json(folder / f"{name}.json", result.to_dict())
+    with replacing(folder / f"{name}.txt") as file:
+        file.write(f"{result}\n".encode())
+    if copies is not None and items.ndim == 4 and items.dtype == torch.uint8:
+        write_png(folder / "neighbours.png", neighbour_grid(items, copies))
     print(f"wrote {folder / name}.json")
-
-
-def neighbour_grid(items: Tensor, train: Tensor, copies: Memorisation, pairs: int = 32) -> Any:
-    """Samples with the smallest ratios, each with the training item nearest to it at its right."""
-    shown: Sequence[Tensor] = [
-        image
-        for place, source in zip(copies.suspects[:pairs], copies.sources, strict=False)
-        for image in (items[place], train[source])
-    ]
-    return enlarged(grid_array(torch.stack(list(shown)), columns=8))

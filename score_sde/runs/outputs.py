@@ -130,6 +130,10 @@ class Output:
         self._mark({**facts, "files": files})
         self._remove_parts()
 
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Say in settings.json how parts are made that stay where they are."""
+        self._mark({**facts, "files": []})
+
     def _remove_parts(self) -> None:
         parts = self.folder / "parts"
         for folder, ours in ((parts, _PART), (parts, _PARTIAL), (self.folder, _PARTIAL)):

@@ -1,0 +1,71 @@
+"""The measures that hold for few items, class by class: who of the classes is drawn badly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from score_sde.data.spec import DataError
+from score_sde.evaluation.measures import Featured, Measure, compare
+
+OF_IMAGES = ("kid", "precision", "recall")  # of 2048 features and 100 items nothing else is known
+OF_VECTORS = ("energy", "precision", "recall")
+FEWEST = 20  # samples and reference items of a class
+
+
+def by_class(
+    mine: Featured,
+    target: Featured,
+    labels: Tensor | None,
+    target_labels: Tensor | None,
+    names: Sequence[str],
+    blocks: int = 10,
+    seed: int = 0,
+) -> dict[str, Mapping[str, Measure]]:
+    """Measures of the samples of each class against the reference's items of that class.
+
+    labels, target_labels: the classes (n,) and (N,). names: of the classes by their numbers; a
+    class with fewer than 20 of either is left out. Raises DataError where there are no labels, or
+    too few items of every class.
+    """
+    for what, given, n in (
+        ("samples", labels, len(mine)),
+        ("reference", target_labels, len(target)),
+    ):
+        if given is None:
+            raise DataError(
+                f"class-wise numbers need the class of every item, and the {what} have none: "
+                "samples of a run that is told classes, and folders or labels that name them."
+            )
+        if len(given) != n:
+            raise DataError(f"{len(given)} labels are not those of {n} items of the {what}.")
+    assert labels is not None and target_labels is not None
+    found: dict[str, Mapping[str, Measure]] = {}
+    for number in torch.cat([labels, target_labels]).unique().tolist():
+        rows, others = ((given == number).nonzero().flatten() for given in (labels, target_labels))
+        if min(len(rows), len(others)) >= FEWEST:
+            name = names[number] if number < len(names) else str(number)
+            wanted = OF_IMAGES if mine.images else OF_VECTORS
+            found[name] = compare(mine.rows(rows), target.rows(others), wanted, blocks, seed)
+    if not found:
+        raise DataError(f"no class has {FEWEST} samples and as many items of the reference.")
+    return found
+
+
+def table(classes: Mapping[str, Mapping[str, Measure]]) -> str:
+    """A row for each class, the worst by the first measure first."""
+    measures = list(next(iter(classes.values())))
+    first = measures[0]
+    order = sorted(classes, key=lambda name: -classes[name][first].value)
+    labels = [next(iter(classes.values()))[name].label for name in measures]
+    rows = [["class", "n", *labels]]
+    for name in order:
+        values = [
+            f"{classes[name][m].value:.4g} +- {classes[name][m].stderr:.2g}" for m in measures
+        ]
+        rows.append([name, str(classes[name][first].protocol["n"]), *values])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
