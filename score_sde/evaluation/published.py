@@ -32,7 +32,14 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-ALLOWED: dict[str, Any] = {"_reconstruct": _reconstruct, "ndarray": _Array, "dtype": np.dtype}
+def _frombuffer(content: bytes, kind: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+ALLOWED: dict[str, Any] = {
+    "_reconstruct": _reconstruct, "_frombuffer": _frombuffer, "ndarray": _Array,
+    "dtype": np.dtype,
+}  # fmt: skip
 
 
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
