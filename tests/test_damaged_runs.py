@@ -144,7 +144,7 @@ def test_what_does_not_matter_is_put_up_with(points, tmp_path, capsys, kind):
 def test_an_exported_folder_has_one_set_of_weights(points, tmp_path):
     out = ["--mode=export", f"--out={tmp_path / 'exported'}"]
     assert command("--workdir", str(points), *out) == 0
-    assert load(tmp_path / "exported").step == 0
+    assert load(tmp_path / "exported").step == 3
     with pytest.raises(RunError, match="has one set of weights; leave out weights='nonsense'"):
         load(tmp_path / "exported", weights="nonsense")
     (tmp_path / "exported" / "model.safetensors").write_bytes(b"x" * 50)

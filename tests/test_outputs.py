@@ -162,8 +162,52 @@ def test_a_file_as_out_and_a_place_that_cannot_be_written_are_sentences(run, tmp
     assert "file is a file; give an empty or new folder" in capsys.readouterr().err
     assert command(*base, f"--out={tmp_path / 'file' / 'sub'}") == 2
     assert "Not a directory" in capsys.readouterr().err
-    assert command(*base, "--out=/proc/nothing") == 2
+    assert command(*base, "--out=/proc/nothing") == 2  # found out by the first result
     assert (tmp_path / "file").read_text() == "mine"
+
+
+USELESS = [
+    ["--mode=sample", "--sampler=heun", "--nfe=1"],
+    ["--mode=sample", "--sampler=ancestral", "--nfe=0"],
+    ["--mode=sample", "--sampler=ddim", "--steps=9999999"],
+    ["--mode=sample", "--option=variance=learned"],
+    ["--mode=sample", "--grid=missing.json"],
+    ["--mode=sample", "--first_seed=-1"],
+    ["--mode=sample", "--num_samples=1000000000000"],
+    ["--mode=likelihood", "--nfe=1"],
+    ["--mode=likelihood", "--option=solver=nonsense"],
+    ["--mode=likelihood", "--option=rtol=-1", "--option=solver=dopri5"],
+    ["--mode=encode", "--nfe=1"],
+    ["--mode=interpolate", "--nfe=0"],
+    ["--mode=calibrate", "--nfe=1"],
+]
+
+
+@pytest.mark.parametrize("words", USELESS, ids=" ".join)
+def test_what_cannot_be_done_makes_nothing(run, tmp_path, capsys, words):
+    out = [] if "calibrate" in words[0] else [f"--out={tmp_path / 'out'}"]
+    before = contents(run)
+    assert command("--workdir", str(run), *words, *out) == 2
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert not (tmp_path / "out").exists()
+    assert contents(run) == before and not (run / "samples").exists()
+
+
+def test_what_a_killed_process_has_left_beside_a_file_goes(tmp_path):
+    """But not what one that lives is writing, nor other people's files."""
+    path, killed = tmp_path / "recipe.json", subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    mine = outputs._beside(path)
+    dead = mine.with_name(mine.name.replace(f"{os.getpid():08x}", f"{killed.pid:08x}", 1))
+    alien = tmp_path / ".recipe.json.partial"
+    for file in (mine, dead, alien):
+        file.write_text("half")
+    shutil.copytree(tmp_path, tmp_path / dead.name.replace("recipe.json", "folder"))
+    write_beside(path, "{}")
+    with outputs.new_folder(tmp_path / "folder"):
+        pass
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"recipe.json", "folder", mine.name, alien.name}
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(run, capsys, monkeypatch):

@@ -128,6 +128,7 @@ def interpolate_to_files(
         ways = _ways(run, to_model(run, items.raw_items(range(n))), labels, points, nfe)
         known = {} if labels is None else {"class_labels": labels.numpy()}
         shaped = ways.reshape(pairs, points, *ways.shape[1:]).numpy()
+        output.claim()
         write_npz(output.folder / "interpolation.npz", {"images": shaped} | known)
         drawn = _draw(run, ways, output.folder / "grid.png", points)
         output.finish({"pairs": pairs, "points": points}, ["interpolation.npz", *drawn])

@@ -36,12 +36,13 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def _is_alive(pid: int, started: str | None) -> bool:
+def is_alive(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine runs, which has started then."""
     if os.name == "nt":  # there, os.kill(pid, 0) is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -123,7 +124,7 @@ class Lock:
                 f"{holder.get('since')}."
             )
             if holder["host"] == _host():
-                if _is_alive(holder["pid"], holder.get("process_started")):
+                if is_alive(holder["pid"], holder.get("process_started")):
                     raise LockedError(said)
             elif not self._is_silent():
                 raise LockedError(said)

@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from typing_extensions import Required, TypedDict
 from score_sde import distributed
 from score_sde.checks import LOOSE, try_json
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.lock import is_alive
 from score_sde.runs.run import Run
 from score_sde.training.checkpoints import tensor_sum
 from score_sde.version import __version__
@@ -41,7 +43,7 @@ from score_sde.version import __version__
 FORMAT = "score_sde output"
 SETTINGS = "settings.json"
 _PART = re.compile(r"\d{8,}_\d{8,}\.npz")
-_PARTIAL = re.compile(r"\.[\w.-]+\.[0-9a-f]{8}\.partial")
+_PARTIAL = re.compile(r"\.[\w.-]+\.(?:[0-9a-f]{8}){1,3}\.partial")
 
 
 class Mark(TypedDict, total=False):
@@ -68,30 +70,41 @@ class Output:
             return None
         return dict(found) if all((self.folder / f).is_file() for f in found["files"]) else None
 
-    def claim(self) -> None:
-        """Make the folder and mark it; RunError if it is somebody else's or of another request."""
+    def check(self) -> bool:
+        """Whether the folder is there for this request; nothing is made.
+
+        RunError if it is somebody else's, of another request, or cannot be made.
+        """
         folder = self.folder
-        if folder.exists() and not folder.is_dir():
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if there == folder and not folder.is_dir():
             raise RunError(f"{folder} is a file; give an empty or new folder as --out.")
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            why = "Permission denied" if there.is_dir() else f"Not a directory: {there}"
+            raise RunError(f"{folder} cannot be made ({why}); give another --out.")
         found = try_json(folder / SETTINGS, Mark)
         if (folder / "parts").is_symlink():
             raise RunError(f"{folder / 'parts'} is a link: remove it, or give another --out.")
-        if found is not None:
-            if found["request"] != self.request:
-                raise RunError(
-                    f"{folder} holds what another request made ("
-                    f"{_differences(found['request'], self.request)}): give another --out, or "
-                    "leave it out."
-                )
-            return
-        if folder.is_dir() and not all(_PARTIAL.fullmatch(p.name) for p in folder.iterdir()):
-            raise RunError(f"{folder} holds other files; give an empty or new folder as --out.")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._mark({})
+        if found is not None and found["request"] != self.request:
+            raise RunError(
+                f"{folder} holds what another request made ("
+                f"{_differences(found['request'], self.request)}): give another --out, or leave "
+                "it out."
+            )
+        if found is None and folder.is_dir():
+            if not all(_PARTIAL.fullmatch(p.name) for p in folder.iterdir()):
+                raise RunError(f"{folder} holds other files; give an empty or new folder as --out.")
+        return found is not None
+
+    def claim(self) -> None:
+        """Make the folder and mark it, when there is something to write into it."""
+        if not self.check():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._mark({})
 
     def forget(self) -> None:
         """Start again: what is done so far goes, results stay until they are replaced."""
-        if distributed.is_writer():
+        if distributed.is_writer() and self.check():
             self._remove_parts()
             self._mark({})
         distributed.wait()
@@ -122,6 +135,7 @@ class Output:
 
     def write_part(self, rows: range, values: Mapping[str, np.ndarray]) -> None:
         """Keep the results of these items."""
+        self.claim()
         self.part(rows).parent.mkdir(exist_ok=True)
         write_npz(self.part(rows), values)
 
@@ -153,14 +167,13 @@ def open_output(
 ) -> Output:
     """The folder of a request to a run: ``out``, or <run>/<kind>/<name>_<checksum>.
 
-    All processes of a torchrun call it, and the first one makes the folder. Raises RunError for a
-    folder that holds anything else.
+    It is made with the first results: what cannot be done leaves nothing behind. Raises RunError
+    for a folder that holds anything else.
     """
     asked = plain({"kind": kind, **identity(run), **request})
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     output = Output(Path(out) if out else run.home / kind / f"{name}_{digest}", asked)
-    if distributed.is_writer():
-        output.claim()
+    output.check()
     distributed.wait()
     return output
 
@@ -193,10 +206,29 @@ def file_checksum(path: Path) -> str:
 # Files --------------------------------------------------------------------------------------------
 
 
+def _beside(path: Path) -> Path:
+    """Where ``path`` is written before it is renamed: .<name>.<machine, process, number>.partial.
+
+    What a process of this machine that was killed has left of the same path goes.
+    """
+    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    name = re.compile(
+        rf"{re.escape(f'.{path.name}.{machine}')}([0-9a-f]{{8}})[0-9a-f]{{8}}\.partial"
+    )
+    for old in path.parent.iterdir() if path.parent.is_dir() else ():
+        writer = name.fullmatch(old.name)
+        if writer and not old.is_symlink() and not is_alive(int(writer[1], 16)):
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{machine}{os.getpid():08x}{secrets.token_hex(4)}.partial")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of ``path`` when it is whole, and else goes."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = _beside(path)
     try:
         with partial.open("xb") as file:
             yield file
@@ -208,7 +240,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of ``folder``, empty or not there, when it is whole."""
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    partial = _beside(folder)
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -141,6 +141,7 @@ def _write(run: Run, output: Output, measured: Measured, result: Restored, exact
     deviation = black + (white - black) * std / std.amax().clamp_min(1e-6)
     row = _row(measured, x, mean, deviation)
     pixels = _pixels(spec, row.transpose(0, 1).flatten(0, 1))
+    output.claim()
     write_png(output.folder / "grid.png", enlarged(grid_array(pixels, len(row))))
     write_npz(output.folder / "measurement.npz", {"y": measured.y.cpu().numpy()})
     arrays = {"samples": _arrays(spec, x.flatten(0, 1)).reshape(*x.shape[:2], *_hwc(shape))}
