@@ -102,12 +102,12 @@ class LossTerms(NamedTuple):
 class ScoreMatching:
     """An objective: `objective(model, x0, **condition)` -> `LossTerms`.
 
-    weighting: a key of `WEIGHTINGS`, or the dotted path of a function (model, t (B,)) -> w (B,).
+    weighting: a key of `WEIGHTINGS`, or a function (model, t (B,)) -> w (B,), or its dotted path.
     times: density of t. "uniform" on [t_min, t_max]; "discrete": t = i t_max/steps with i uniform
         on 1..steps; "lognormal": log(sigma/alpha) ~ N(log_sigma_mean, log_sigma_std^2), EDM's;
         "importance": p(t) in proportion to w(t), so every time counts the same and the estimate
-        of the uniform-t objective has less variance (2101.09258, section 5.1). Or the dotted path
-        of a function (objective, model, u (B,)) -> t (B,) of uniform numbers u in [0, 1).
+        of the uniform-t objective has less variance (2101.09258, section 5.1). Or a
+        function (objective, model, u (B,)) -> t (B,) of uniform numbers u in [0, 1), or its path.
     t_min: smallest training time; that of the process when None. Song trains down to 1e-5.
     stratified: spread the batch evenly over the density (2107.00630, appendix I.1).
     reduction: "mean" over the coordinates, or Song's "half_sum".
@@ -119,8 +119,8 @@ class ScoreMatching:
     """
 
     measures: ClassVar[str] = "eps_error"
-    weighting: str = "simple"
-    times: str = "uniform"
+    weighting: str | Callable[..., Any] = "simple"
+    times: str | Callable[..., Any] = "uniform"
     t_min: Positive | None = None
     steps: Count = 1000
     log_sigma_mean: float = -1.2
@@ -137,8 +137,12 @@ class ScoreMatching:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", lookup(WEIGHTINGS, self.weighting, "loss.weighting"))
-        object.__setattr__(self, "density", lookup(TIMES, self.times, "loss.times"))
+        for name, given, what, table in (
+            ("weight", self.weighting, "loss.weighting", WEIGHTINGS),
+            ("density", self.times, "loss.times", TIMES),
+        ):
+            found = given if callable(given) else lookup(table, given, what)
+            object.__setattr__(self, name, found)
         require(
             self.variance_weight == 0 or (self.times == "discrete" and self.steps >= 2),
             f"loss.variance_weight={self.variance_weight:g} needs loss.times=discrete and "

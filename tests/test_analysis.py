@@ -149,7 +149,7 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
         (["--bound=elbo"], "--bound must be one of none, chain"),
         (["--repeats=0"], "repeats and batch_size must be >= 1"),
         (["--probes=0"], "probes must be at least 1"),
-        (["--option", "solver=euler"], "solver 'euler' is unknown"),
+        (["--option", "solver=euler"], "solver must be 'adams' or 'dopri5' (got 'euler')"),
         (["--option", "nfes=3"], "no option 'nfes'; available: atol, divergence"),
     ],
 )

@@ -179,6 +179,7 @@ USELESS = [
     ["--mode=likelihood", "--option=rtol=-1", "--option=solver=dopri5"],
     ["--mode=encode", "--nfe=1"],
     ["--mode=interpolate", "--nfe=0"],
+    ["--mode=interpolate", "--points=1000000000000"],
     ["--mode=calibrate", "--nfe=1"],
 ]
 

@@ -1,6 +1,7 @@
 """Processes: closed forms, what is derived from them, and DDPM as their discretisation."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -241,3 +242,30 @@ def test_cosine_tables():
 def test_bad_settings_are_explained(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_post_init_of_ones_own_need_not_call_that_of_the_process():
+    @dataclass(frozen=True)
+    class Scaled(SDE):
+        rate: float = 1.0
+
+        def __post_init__(self):
+            object.__setattr__(self, "doubled", 2 * self.rate)
+
+        def alpha(self, t):
+            return torch.exp(-self.doubled * t)
+
+        def sigma(self, t):
+            return torch.sqrt(-torch.expm1(-2 * self.doubled * t))
+
+    @dataclass(frozen=True)
+    class Child(Scaled):
+        def __post_init__(self):
+            super().__post_init__()  # first: its ends are checked when all is over
+
+    for kind in (Scaled, Child):
+        assert float(kind().alpha(1.0)) == pytest.approx(math.exp(-2))
+        with pytest.raises(ValueError, match=r"sde.t_min \(2\) must be above 0 and below"):
+            kind(t_min=2)
+        with pytest.raises(ValueError, match="cannot end at sde.t_max"):
+            kind(rate=100.0)

@@ -85,7 +85,7 @@ def test_with_probes_the_estimate_is_of_the_size_of_the_error():
 
 def test_bad_settings_of_t_min_are_explained():
     sde, x = VPSDE(), THIN.sample(2, 1)
-    with pytest.raises(ValueError, match="t_min must be a time"):
+    with pytest.raises(ValueError, match="t_min must be .*.auto."):
         log_likelihood(sde, THIN.score(sde), x, t_min="least")
     with pytest.raises(ValueError, match="check=0 leaves none"):
         log_likelihood(sde, THIN.score(sde), x, t_min="auto", check=0)

@@ -38,9 +38,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -59,14 +60,9 @@ from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches, check_density, take
 
+Levels = Annotated[Count, Field(ge=2)]
+Evaluations = Annotated[Size, Field(ge=8)]
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
-CHOICES = {
-    "divergence": ("auto", "exact", "hutchinson"),
-    "probe_kind": ("rademacher", "gaussian"),
-    "solver": ("adams", "dopri5"),
-    "truncation": ("corrected", "none", "bound"),
-    "prior": ("matched", "sde"),
-}
 
 
 @checked
@@ -75,21 +71,21 @@ def log_likelihood(
     score: ScoreFn,
     x: Tensor,
     *,
-    divergence: str = "auto",
+    divergence: Literal["auto", "exact", "hutchinson"] = "auto",
     probes: Count = 4,
-    probe_kind: str = "rademacher",
-    solver: str = "adams",
-    nfe: Size = 64,
+    probe_kind: Literal["rademacher", "gaussian"] = "rademacher",
+    solver: Literal["adams", "dopri5"] = "adams",
+    nfe: Evaluations = 64,
     rtol: Positive = 1e-5,
     atol: Positive = 1e-5,
     max_evaluations: Count = 10_000,
-    truncation: str = "corrected",
+    truncation: Literal["corrected", "none", "bound"] = "corrected",
     t_min: Positive | str | None = None,
-    prior: str = "matched",
+    prior: Literal["matched", "sde"] = "matched",
     gaussian: Gaussian | None = None,
     data_std: Positive | None = None,
-    levels: int | None = None,
-    scale: float = 1.0,
+    levels: Levels | None = None,
+    scale: Positive = 1.0,
     seeds: Sequence[int] | None = None,
     batch_size: Count | None = None,
     check: int | None = None,
@@ -227,18 +223,6 @@ class Solve:
     exact: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
-        for name, least in (("probes", 1), ("nfe", 8), ("max_evaluations", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"{name} must be >= {least} (got {value}), a whole number.")
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise UserError(f"{name} must be a positive number (got {value}).")
         if not 0 < self.t_min < self.sde.t_max:
             raise UserError(f"t_min must lie in (0, {self.sde.t_max}) (got {self.t_min}).")
 

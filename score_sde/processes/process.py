@@ -67,14 +67,27 @@ class SDE(abc.ABC):
         return curves_svg(str(self), t.tolist(), curves)
 
     def __init_subclass__(cls) -> None:
-        """What a process defines of time takes numbers and any dtype of tensors, see `as_time`."""
+        """What a process defines of time takes numbers and any dtype of tensors, see `as_time`.
+
+        Its ends are checked when all its __post_init__ are over, whether they call one another
+        or not.
+        """
         super().__init_subclass__()
+        finish = cls.__post_init__
+
+        @functools.wraps(finish)
+        def post_init(self: SDE) -> None:
+            finish(self)
+            if type(self) is cls:
+                check_ends(self)
+
+        cls.__post_init__ = post_init  # type: ignore[method-assign]
         for name in ("alpha", "sigma", "derivatives", "diffusion", "log_snr"):
             if name in cls.__dict__:
                 setattr(cls, name, _of_time(cls.__dict__[name]))
 
-    def __post_init__(self) -> None:
-        check_ends(self)
+    def __post_init__(self) -> None:  # noqa: B027 (a process may leave it out)
+        """What a process checks or derives of its fields; nothing here."""
 
     @abc.abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ class LinearBeta(SDE):
                 f"sde.beta_min ({self.beta_min}) must be at least 0 and at most "
                 f"sde.beta_max ({self.beta_max}), which must be positive."
             )
-        super().__post_init__()
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate beta(t), like t."""
@@ -110,7 +109,6 @@ class VESDE(SDE):
                 f"sde.sigma_min ({self.sigma_min}) must be positive and "
                 f"below sde.sigma_max ({self.sigma_max})."
             )
-        super().__post_init__()
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -232,7 +230,6 @@ class TableSDE(SDE):
         object.__setattr__(self, "chain", Chain(betas))  # frozen, but this follows from its fields
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), self.chain.alpha_bars.log()])
         object.__setattr__(self, "_log_alpha_bars", knots)
-        super().__post_init__()
 
     def _interpolate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log alpha_bar(t) and its slope, like t."""

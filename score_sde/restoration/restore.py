@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import Count, checked
+from score_sde.checks import Count, check_fits, checked
 from score_sde.exact import Gaussian
 from score_sde.noise import fresh_seeds
 from score_sde.processes.sdes import SDE
@@ -131,6 +132,7 @@ def restore(
     what cannot be restored (`checks`).
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device)
+    check_fits(4 * n * math.prod(system.measurement.shape), "so many draws")
     seeds = fresh_seeds(n) if seeds is None else [int(seed) for seed in seeds]
     name = method or "particles"
     check_seeds(n, seeds)

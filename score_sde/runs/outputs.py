@@ -146,6 +146,7 @@ class Output:
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in settings.json how parts are made that stay where they are."""
+        self.claim()
         self._mark({**facts, "files": []})
 
     def _remove_parts(self) -> None:
