@@ -40,6 +40,13 @@ def test_commands_parse(path, monkeypatch):
         assert isinstance(understood, str) or understood.mode in cli.MODES  # text: of --help
 
 
+def test_every_test_that_the_page_on_safety_names_exists():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "safety.md").read_text())
+    assert len(named) > 60
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+
+
 @pytest.mark.slow
 def test_quick_start_page_runs(tmp_path, monkeypatch):
     """Its commands in order, with less training, and the block that needs the run."""

@@ -600,7 +600,7 @@ def test_bad_input_is_explained():
         ({"seeds": [1]}, "3 samples need 3 seeds"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"data_std": -1.0}, "data_std must be greater than 0"),
-        ({"levels": 1}, "levels must be >= 2"),
+        ({"levels": 1}, "levels must be at least 2"),
         ({"rtol": -1}, "rtol must be greater than 0"),
         ({"atol": math.nan}, "atol must be finite"),
         ({"seeds": 4}, "seeds must be a list"),
