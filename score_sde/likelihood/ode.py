@@ -80,7 +80,7 @@ def log_likelihood(
     atol: Positive = 1e-5,
     max_evaluations: Count = 10_000,
     truncation: Literal["corrected", "none", "bound"] = "corrected",
-    t_min: Positive | str | None = None,
+    t_min: Positive | Literal["auto"] | None = None,
     prior: Literal["matched", "sde"] = "matched",
     gaussian: Gaussian | None = None,
     data_std: Positive | None = None,
@@ -125,10 +125,6 @@ def log_likelihood(
     check = min(FEW, -(-len(x) // 8)) if check is None else check
     if check < (t_min == "auto"):
         raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
-    if levels is not None and (levels < 2 or not scale > 0):
-        raise UserError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
-    if isinstance(t_min, str) and t_min != "auto":
-        raise UserError(f't_min must be a time, "auto" or None (got {t_min!r}).')
     start = sde.t_min if t_min is None or isinstance(t_min, str) else t_min
     solve = Solve(
         sde=sde, divergence=divergence, probes=probes, probe_kind=probe_kind, solver=solver,
