@@ -106,7 +106,7 @@ class ScoreModel(nn.Module):
 
         Each value is a tensor (B, ...) with a row for each sample, for instance
         ``class_labels`` (B,), or a tensor () for all of them; None is left out. What is bound
-        already is replaced: ``model.bind()`` is the unconditional score. Raises ValueError for
+        already is replaced: ``model.bind()`` is the unconditional score. Raises UserError for
         what the network does not take.
         """
         given = {name: value for name, value in condition.items() if value is not None}

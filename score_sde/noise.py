@@ -234,7 +234,7 @@ def fresh_seeds(n: int) -> list[int]:
 
 
 def check_seeds(seeds: Sequence[int] | None, n: int) -> list[int]:
-    """One integer a sample, or fresh ones for None; ValueError unless they are n integers."""
+    """One integer a sample, or fresh ones for None; UserError unless they are n integers."""
     if seeds is None:
         return fresh_seeds(n)
     found = whole_seeds(seeds)

@@ -100,7 +100,7 @@ class GaussianMixture:
         return self.means[which] + flat.reshape(n, *self.shape)
 
     def of_class(self, label: int) -> GaussianMixture:
-        """The law of x_0 of one class: its components alone. ValueError for an unknown class."""
+        """The law of x_0 of one class: its components alone. UserError for an unknown class."""
         here = self._of_classes(torch.tensor([label]))[0]
         return GaussianMixture(self.weights[here], self.means[here], self.covariances[here])
 
@@ -197,7 +197,7 @@ class GaussianMixture:
     def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The solution at time s of the probability-flow ODE that is at x at time t; like x.
 
-        On the line every point keeps its quantile, found by bisection; x is (B, 1). ValueError for
+        On the line every point keeps its quantile, found by bisection; x is (B, 1). UserError for
         a mixture in more dimensions, whose flow is not known (that of a `Gaussian` is).
         """
         if self.dim != 1:
@@ -231,7 +231,7 @@ class GaussianMixture:
 
         A: a matrix (m, D), or a linear function of states (B, *shape). noise: the standard
         deviation, a number or one for each of the m entries, or the covariance S (m, m). y: m
-        entries. Raises ValueError where these do not fit, and for noise that is not positive.
+        entries. Raises UserError where these do not fit, and for noise that is not positive.
         """
         log_weights, means, covariances = self._measured(A, noise, y)
         weights = log_weights.softmax(0).clamp_min(1e-300)

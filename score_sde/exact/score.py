@@ -34,7 +34,7 @@ class ExactScore:
     class_labels: Tensor | None = None
 
     def bind(self, class_labels: Tensor | None = None) -> ExactScore:
-        """The score told the classes (B,), one for all (), or none. ValueError for unknown ones."""
+        """The score told the classes (B,), one for all (), or none. UserError for unknown ones."""
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, dtype=torch.int64)
             self.data._of_classes(class_labels.reshape(-1))

@@ -63,7 +63,7 @@ class Bound:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """nats / (D log 2), (B,): L_0 is a probability already. ValueError without levels."""
+        """nats / (D log 2), (B,): L_0 is a probability already. UserError without levels."""
         if self.levels is None:
             raise UserError("bits/dim needs discrete levels; this data has none. Use .nats.")
         return self.nats / (self.dim * math.log(2))
@@ -207,7 +207,7 @@ def _decoder(
 
 
 def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> None:
-    """ValueError unless x lies on the levels it is said to have."""
+    """UserError unless x lies on the levels it is said to have."""
     if levels is None:
         return
     if levels < 2 or not scale > 0:

@@ -35,7 +35,7 @@ def encode(
     """x_T (B, ...) at t_max of data x (B, ...), by nfe evaluations of the probability flow.
 
     data_std or gaussian: as in `log_likelihood`; the same ones must be given to `decode`.
-    Raises ValueError for settings or states that make no sense.
+    Raises UserError for settings or states that make no sense.
     """
     return _carry(sde, score, x, nfe, data_std, gaussian, batch_size, progress, forward=True)
 

@@ -54,7 +54,8 @@ from score_sde.noise import SeededNoise, check_seeds
 from score_sde.ode.adaptive import StoppedError, integrate_each
 from score_sde.ode.clock import Clock
 from score_sde.ode.divergence import score_and_traces
-from score_sde.ode.flow import Counted, Flow, Frame, levels, work_dtype
+from score_sde.ode.flow import Counted, Flow, levels, work_dtype
+from score_sde.ode.frames import Frame
 from score_sde.ode.multistep import Solution, integrate
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
@@ -117,7 +118,7 @@ def log_likelihood(
         how large errors are; by default one of eight, at most four. 0 leaves the estimates of the
         solution itself, and no check of t_min.
 
-    Raises ValueError for settings or states that make no sense, `ODEError` when an adaptive solve
+    Raises UserError for settings or states that make no sense, `ODEError` when an adaptive solve
     cannot go on or a result is not finite.
     """
     check_state(score, x)

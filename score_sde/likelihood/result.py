@@ -56,7 +56,7 @@ class Likelihood:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """-log2 p(x) / D + offset, (B,). ValueError for data without levels."""
+        """-log2 p(x) / D + offset, (B,). UserError for data without levels."""
         return -self.nats / (math.log(2) * self.latent[0].numel()) + self.offset
 
     @property

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from score_sde.checks import UserError
 from score_sde.exact import Gaussian
 from score_sde.ode.clock import Clock
-from score_sde.ode.flow import Frame, work_dtype
+from score_sde.ode.flow import work_dtype
+from score_sde.ode.frames import Frame
 from score_sde.scores import ScoreFn
 
 

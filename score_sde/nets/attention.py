@@ -143,7 +143,7 @@ def zero(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def patches_per_side(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """(rows, columns) of patches; ValueError for a size that patches do not divide."""
+    """(rows, columns) of patches; UserError for a size that patches do not divide."""
     height, width = size
     if patch < 1 or height % patch or width % patch:
         raise UserError(

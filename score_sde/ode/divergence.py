@@ -34,7 +34,7 @@ def score_and_traces(score: ScoreFn, x: Tensor, t: Tensor, probes: Tensor | None
     """The score at (x, t) and the traces of its Jacobian there.
 
     probes: (K, B, ...) for v^T J v of each, or None for the exact trace.
-    Raises ValueError for a score that does not depend differentiably on x.
+    Raises UserError for a score that does not depend differentiably on x.
     """
     with torch.enable_grad():
         x, value = _with_graph(score, x, t)

@@ -1,17 +1,15 @@
 r"""The probability flow, in coordinates where Gaussian data stand still.
 
-With y = x/alpha and s = sigma/alpha the flow of every process is dy/ds = -s score_y(y, s). Let
-N(m, U diag(lambda) U^T) be a Gaussian somewhere near the data, and
+In the z of a `Frame` the linear part of the flow cancels. With what the score has beyond that of
+the frame's Gaussian,
 
-    z = U^T (y - m) / sqrt(s^2 + lambda),      rho = score_y + U (s^2 + lambda)^{-1} U^T (y - m),
+    rho = score_y + U (s^2 + v)^{-1} U^T (y - m),
 
-rho being what the score has beyond that Gaussian's. The linear part of the flow cancels, and with
-the density of z (instantaneous change of variables, 1806.07366, thm. 1)
+and the density of z (instantaneous change of variables, 1806.07366, thm. 1)
 
-    dz/ds = -s (s^2 + lambda)^{-1/2} U^T rho,      d log p(z)/ds = s tr(d rho / dy).
+    dz/ds = -s (s^2 + v)^{-1/2} U^T rho,      d log p(z)/ds = s tr(d rho / dy).
 
-Both vanish for that Gaussian, and its part of the trace is in closed form. Of an isotropic Gaussian
-around 0, z is that of the frame F in `frames`. Time is that of `clock`.
+Both vanish for that Gaussian, and its part of the trace is in closed form. Time is that of `clock`.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from torch import Tensor
 from score_sde.ode.adaptive import Slope
 from score_sde.ode.clock import Clock
 from score_sde.ode.divergence import score_and_jacobian, score_and_traces
+from score_sde.ode.frames import Frame
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreFn, take
 
@@ -34,42 +33,6 @@ from score_sde.scores import Rows, ScoreFn, take
 def work_dtype(x: Tensor) -> torch.dtype:
     """Of the solver's own arithmetic: float64 where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-@dataclass(frozen=True)
-class Frame:
-    """z of the module for N(mean, U diag(variances) U^T); mean and variances (D,) or ().
-
-    axes: U, columns (D, D), or None where they do not matter. Levels s are () or (B,).
-    """
-
-    mean: Tensor
-    variances: Tensor
-    axes: Tensor | None = None
-
-    def scale(self, s: Tensor) -> Tensor:
-        """sqrt(s^2 + lambda), (D,) or (B, D), or with 1 for D."""
-        return (self.variances + s.to(self.variances)[..., None] ** 2).sqrt()
-
-    def to_z(self, y: Tensor, s: Tensor) -> Tensor:
-        """z of y (B, D)."""
-        return self.rotate(y - self.mean) / self.scale(s)
-
-    def to_y(self, z: Tensor, s: Tensor) -> Tensor:
-        """y of z (B, D)."""
-        return self.mean + self.unrotate(z * self.scale(s))
-
-    def rotate(self, v: Tensor) -> Tensor:
-        """U^T v for rows v (..., D)."""
-        return v if self.axes is None else v @ self.axes
-
-    def unrotate(self, v: Tensor) -> Tensor:
-        """U v for rows v (..., D)."""
-        return v if self.axes is None else v @ self.axes.T
-
-    def log_scale(self, s: Tensor, dim: int) -> float:
-        """log |dy/dz| at a level ()."""
-        return float(self.scale(s).log().expand(dim).sum())
 
 
 def levels(sde: SDE, t_min: float | None = None) -> tuple[Tensor, Tensor]:
@@ -176,14 +139,14 @@ class Flow:
     def turn(self, z: Tensor, s: Tensor, score: Tensor, traces: Tensor) -> Tensor:
         """The right-hand side at a level, once its score and traces are known."""
         scale, pace = self.frame.scale(s), (s * self.clock.speed(s)).to(z)[..., None]
-        rho = score + z / scale  # z / scale = (s^2 + lambda)^{-1} U^T (y - m)
+        rho = score + z / scale  # z / scale = (s^2 + v)^{-1} U^T (y - m)
         dz = -pace / scale * rho
         if not self.traced:
             return dz
         return torch.cat([dz, pace * (traces + self._gaussian_trace(scale, z))], 1)
 
     def _gaussian_trace(self, scale: Tensor, z: Tensor) -> Tensor:
-        """tr (s^2 + lambda)^{-1}, or the probes' estimate of it, (B, K)."""
+        """tr (s^2 + v)^{-1}, or the probes' estimate of it, (B, K)."""
         inverse = (1 / scale**2).expand_as(z)
         if self.probes is None:
             return inverse.sum(1, keepdim=True)

@@ -1,25 +1,32 @@
 r"""The coordinates in which the probability flow is easy to integrate, and exact weights in them.
 
-With lambda = log(alpha/sigma) and s = sigma/alpha = e^{-lambda}, the flow is linear in the state
-but for one prediction of the network. Three choices of that prediction P make it an integral:
+With y = x/alpha and s = sigma/alpha the flow of every process is dy/ds = -s score_y(y, s). Along
+that of a Gaussian N(m, U diag(v) U^T)
 
-    z = x / scale,    dz/dlambda = speed(lambda) P
+    z = U^T (y - m) / sqrt(s^2 + v)
 
-    P      scale                          speed
-    eps    alpha                          -s
-    x0     sigma                          1/s
-    F      r = sqrt(sigma^2 + alpha^2 sd^2)    sd s / (s^2 + sd^2)
+stands still, and along that of other data z turns slowly where they are like it. Likelihoods and
+latents are solved in the `Frame` of a Gaussian near the data, see `flow`.
 
-The third is EDM's preconditioned output (2206.00364): with theta = arctan(s/sd) the flow reads
-dz/dtheta = -F, where z has unit variance all the way and F changes least. A method interpolates P
-by a polynomial through its values at some nodes, in a variable v(lambda), and integrates that
-exactly: x_s = scale_s (z_t + sum_j w_j P_j), w_j = int l_j(v) speed dlambda. All published
-multistep solvers are such choices; their order is the number of nodes.
+Samplers take that of N(0, sd^2 I), where the flow is linear in the state but for one prediction of
+the network. With tan(theta) = s/sd it is EDM's preconditioned output F (2206.00364), of unit
+variance all the way, and dz/dtheta = -F. No width and an unbounded one are the other two choices,
+with lambda = log(alpha/sigma) = -log s:
+
+    P      sd        x = scale z                     dz/dlambda = speed P
+    eps    infinity  alpha                           -s
+    x0     0         sigma                           1/s
+    F      sd        sqrt(sigma^2 + alpha^2 sd^2)    sd s / (s^2 + sd^2)
+
+A method interpolates P by a polynomial through its values at some nodes, in a variable v(lambda),
+and integrates that exactly: x_s = scale_s (z_t + sum_j w_j P_j), w_j = int l_j(v) speed dlambda.
+All published multistep solvers are such choices; their order is the number of nodes.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,18 +40,58 @@ PREDICTIONS = ("eps", "x0", "F")
 VARIABLES = ("lambda", "sigma", "theta", "time")
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The z of N(mean, U diag(variances) U^T); mean and variances (D,) or ().
+
+    axes: U, columns (D, D), or None where they do not matter. Levels s are () or (B,).
+    """
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor | None = None
+
+    @classmethod
+    def isotropic(cls, std: float) -> Frame:
+        """Of N(0, std^2 I), float64."""
+        return cls(*torch.tensor([0.0, std**2], dtype=torch.float64))
+
+    def scale(self, s: Tensor) -> Tensor:
+        """sqrt(s^2 + v), (D,) or (B, D), or with 1 for D."""
+        return (self.variances + s.to(self.variances)[..., None] ** 2).sqrt()
+
+    def to_z(self, y: Tensor, s: Tensor) -> Tensor:
+        """z of y (B, D)."""
+        return self.rotate(y - self.mean) / self.scale(s)
+
+    def to_y(self, z: Tensor, s: Tensor) -> Tensor:
+        """y of z (B, D)."""
+        return self.mean + self.unrotate(z * self.scale(s))
+
+    def rotate(self, v: Tensor) -> Tensor:
+        """U^T v for rows v (..., D)."""
+        return v if self.axes is None else v @ self.axes
+
+    def unrotate(self, v: Tensor) -> Tensor:
+        """U v for rows v (..., D)."""
+        return v if self.axes is None else v @ self.axes.T
+
+    def log_scale(self, s: Tensor, dim: int) -> float:
+        """log |dy/dz| at a level ()."""
+        return float(self.scale(s).log().expand(dim).sum())
+
+
 def half_log_snr(sde: SDE, t: Tensor) -> Tensor:
     """lambda = log(alpha/sigma), like t."""
     return 0.5 * sde.log_snr(t)
 
 
 def scale(sde: SDE, t: Tensor, prediction: str, data_std: float = 1.0) -> Tensor:
-    """The factor between x and z, like t."""
+    """The factor between x and z, like t: alpha times the frame's."""
     if prediction == "eps":
         return sde.alpha(t)
-    if prediction == "x0":
-        return sde.sigma(t)
-    return torch.sqrt(sde.sigma(t) ** 2 + (sde.alpha(t) * data_std) ** 2)
+    frame = Frame.isotropic(0.0 if prediction == "x0" else data_std)
+    return sde.alpha(t) * frame.scale(sde.sigma(t) / sde.alpha(t))[..., 0]
 
 
 def predict(sde: SDE, t: Tensor, prediction: str, data_std: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -110,7 +157,7 @@ def noise_std(sde: SDE, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tenso
 
 
 def check_positive(name: str, value: float | None) -> float:
-    """The value as a number; ValueError unless it is positive and finite."""
+    """The value as a number; UserError unless it is positive and finite."""
     if value is None or not (value > 0 and math.isfinite(value)):
         raise UserError(
             f"{name} must be a positive number (got {value}): the standard deviation of x_0 in the "

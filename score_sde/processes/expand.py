@@ -33,7 +33,7 @@ def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
     """A coefficient of shape () or (B,), ready to multiply a state x of shape (B, ...).
 
     The one place where time meets the state: it casts to the dtype and device of ``x``.
-    Raises ValueError for any other shape.
+    Raises UserError for any other shape.
     """
     c = torch.as_tensor(coefficient)
     if c.ndim > 1 or (c.ndim == 1 and c.shape[0] not in (1, x.shape[0])):

@@ -41,7 +41,7 @@ class Corrector(abc.ABC):
 
 
 def check_snr(snr: float) -> None:
-    """ValueError unless the signal-to-noise ratio is a positive number."""
+    """UserError unless the signal-to-noise ratio is a positive number."""
     if not 0 < snr < float("inf"):
         raise UserError(f"corrector snr must be > 0 (got {snr}).")
 

@@ -87,19 +87,19 @@ def advance(
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """ValueError that names the choices unless value is one of them."""
+    """UserError that names the choices unless value is one of them."""
     if value not in choices:
         raise UserError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
 
 
 def check_eta(eta: float, most: float = float("inf")) -> None:
-    """ValueError for a strength of noise that is negative, above ``most`` or not a number."""
+    """UserError for a strength of noise that is negative, above ``most`` or not a number."""
     if not 0 <= eta <= most:
         limit = "" if most == float("inf") else f" and at most {most:g}"
         raise UserError(f"eta must be at least 0{limit} (got {eta}).")
 
 
 def check_tolerances(rtol: float, atol: float) -> None:
-    """ValueError unless both tolerances are positive numbers."""
+    """UserError unless both tolerances are positive numbers."""
     if not (0 < rtol < float("inf") and 0 < atol < float("inf")):
         raise UserError(f"rtol and atol must be positive (got {rtol}, {atol}).")
