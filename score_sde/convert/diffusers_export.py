@@ -11,32 +11,29 @@ from score_sde.convert.parts import ConversionError, State
 from score_sde.convert.schedulers import TARGETS
 from score_sde.nets import UNet
 
+WANTED: dict[str, tuple[Any, ...]] = {  # what UNet2DModel can be of our settings
+    "patch": (1,), "augment": (0,), "modulation": ("shift",), "progressive_combine": ("sum",),
+    "middle": (["block", "attention", "block"],), "classes": (0,),
+}  # fmt: skip
+OF_SKIP_BLOCKS: dict[str, tuple[Any, ...]] = {  # with NCSN++'s pyramids
+    "resample": ("block",), "progressive_output": ("skip",), "embedding": ("fourier",),
+    "taps": ([1, 3, 3, 1],), "group_channels": (4,), "groups": (32,), "channels": (3,),
+    "skip_conv": (True,), "decoder_attention": ("last",), "skip_scale": (0.5**0.5,),
+}  # fmt: skip
+OF_PLAIN_BLOCKS: dict[str, tuple[Any, ...]] = {
+    "resample": ("conv", "conv_symmetric"), "progressive_input": ("none",),
+    "progressive_output": ("none",), "taps": ([1, 1],), "group_channels": (1,),
+    "skip_scale": (1, 1.0), "embedding": ("positional", "positional_adm"),
+}  # fmt: skip
 
-def settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """UNet2DModel's settings for a `UNet` of these options (all of them, channels and size too).
 
-    ConversionError says which part of the network diffusers does not have.
-    """
+def check_options(options: Mapping[str, Any]) -> None:
+    """ConversionError that says which part of the network diffusers does not have."""
     skip = options["progressive_input"] == "skip"
-    wanted: dict[str, tuple[Any, ...]] = {
-        "patch": (1,), "decoder_blocks": (None, options["blocks"] + 1), "augment": (0,),
-        "modulation": ("shift",), "middle": (["block", "attention", "block"],),
-        "progressive_combine": ("sum",), "classes": (0,),
-    }  # fmt: skip
-    if skip:
-        wanted |= {
-            "resample": ("block",), "progressive_output": ("skip",), "embedding": ("fourier",),
-            "taps": ([1, 3, 3, 1],), "group_channels": (4,), "groups": (32,), "channels": (3,),
-            "skip_conv": (True,), "decoder_attention": ("last",), "skip_scale": (0.5**0.5,),
-        }  # fmt: skip
-    else:
-        wanted |= {
-            "resample": ("conv", "conv_symmetric"), "progressive_input": ("none",),
-            "progressive_output": ("none",), "taps": ([1, 1],), "group_channels": (1,),
-            "skip_scale": (1, 1.0), "embedding": ("positional", "positional_adm"),
-        }  # fmt: skip
-        if options["attention"]:
-            wanted["decoder_attention"] = ("every",)
+    wanted = WANTED | (OF_SKIP_BLOCKS if skip else OF_PLAIN_BLOCKS)
+    wanted |= {"decoder_blocks": (None, options["blocks"] + 1)}
+    if options["attention"] and not skip:
+        wanted["decoder_attention"] = ("every",)
     for key, allowed in wanted.items():
         value = options[key]
         value = list(value) if isinstance(value, tuple) else value
@@ -45,6 +42,15 @@ def settings(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"diffusers' UNet2DModel has no network with net.{key}={value!r} (only "
                 f"{' or '.join(map(repr, allowed))}). Use --format safetensors."
             )
+
+
+def settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """UNet2DModel's settings for a `UNet` of these options (all of them, channels and size too).
+
+    ConversionError says which part of the network diffusers does not have.
+    """
+    check_options(options)
+    skip = options["progressive_input"] == "skip"
     height = options["size"][0]
     attended = [height // 2**i in options["attention"] for i in range(len(options["multipliers"]))]
     names = [("Attn" if there else "") + ("Skip" if skip else "") for there in attended]

@@ -16,7 +16,7 @@ from score_sde.data.pictures import enlarged, grid_array
 from score_sde.likelihood import decode, encode, interpolate
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, to_model
-from score_sde.runs.outputs import open_output, write_npz, write_png
+from score_sde.runs.outputs import Output, open_output, write_npz, write_png
 from score_sde.runs.run import Run, load
 from score_sde.scores import ScoreFn
 
@@ -55,17 +55,7 @@ def encode_to_files(
     request |= _request(run, items, labels, weights)
     output = open_output(run, f"latents/{split}", f"{n}_items", request, out)
     if output.facts is None:
-        parts = []
-        for first in range(0, n, BATCH):
-            rows = range(first, min(first + BATCH, n))
-            part = output.read_part(rows)
-            if part is None:
-                own = None if labels is None else labels[rows.start : rows.stop]
-                x = to_model(run, items.raw_items(rows))
-                part = _round_trip(run, run.score.bind(class_labels=own), x, nfe, temperature)
-                output.write_part(rows, part)
-            parts.append(part)
-        values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        values = _round_trips(run, items, n, labels, nfe, temperature, output)
         known = {} if labels is None else {"class_labels": labels.numpy()}
         write_npz(output.folder / "latents.npz", values | known)
         pairs = torch.from_numpy(np.concatenate([values["items"][:16], values["decoded"][:16]]))
@@ -85,15 +75,29 @@ def encode_to_files(
     return output.folder
 
 
-def _round_trip(
-    run: Run, score: ScoreFn, x: Tensor, nfe: int, temperature: float
+def _round_trips(
+    run: Run,
+    items: Any,
+    n: int,
+    labels: Tensor | None,
+    nfe: int,
+    temperature: float,
+    output: Output,
 ) -> dict[str, np.ndarray]:
-    """Latents of items x, and what the flow makes of them."""
-    latents = encode(run.sde, score, x, nfe=nfe, data_std=run.data_std, progress=True)
-    scaled = temperature * latents
-    back = decode(run.sde, score, scaled, nfe=nfe, data_std=run.data_std, progress=True)
-    arrays = {"latents": latents, "items": x, "decoded": back}
-    return {name: value.float().cpu().numpy() for name, value in arrays.items()}
+    """Latents of the first n items, the items, and what the flow makes of the latents."""
+    batches = [range(first, min(first + BATCH, n)) for first in range(0, n, BATCH)]
+    for rows in batches:
+        if output.read_part(rows) is not None:
+            continue
+        own = None if labels is None else labels[rows.start : rows.stop]
+        score, x = run.score.bind(class_labels=own), to_model(run, items.raw_items(rows))
+        setting: dict[str, Any] = {"nfe": nfe, "data_std": run.data_std, "progress": True}
+        latents = encode(run.sde, score, x, **setting)
+        back = decode(run.sde, score, temperature * latents, **setting)
+        arrays = {"latents": latents, "items": x, "decoded": back}
+        output.write_part(rows, {name: v.float().cpu().numpy() for name, v in arrays.items()})
+    parts = output.parts(batches)
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def interpolate_to_files(
