@@ -38,43 +38,19 @@ from score_sde.checks import (
 )
 from score_sde.nets.blocks import (
     BlockOptions,
-    InputPyramid,
-    Output,
-    ResampleConv,
-    ResidualBlock,
 )
+from score_sde.nets.embedding import LabelEmbedding
 from score_sde.nets.layers import (
-    FourierEmbedding,
-    SinusoidalEmbedding,
     depth_to_space,
-    initialize,
-    linear,
     space_to_depth,
     spread,
 )
+from score_sde.nets.levels import Levels, level_heights
 from score_sde.nets.presets import PRESETS
-from score_sde.nets.text import CrossAttention, TextInput, Words
-
-SIDES = ("Depth", "Height", "Width")
+from score_sde.nets.text import TextInput, Words
 
 
-class Level(nn.Module):
-    """Residual blocks at one resolution, on the way down or up.
-
-    resample: what leads here from the level before. pyramid: the image that joins after it.
-    output: what is read off the last features. cross: after each block, of a network of captions.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resample: nn.Module | None = None
-        self.pyramid: InputPyramid | None = None
-        self.blocks = nn.ModuleList()
-        self.cross = nn.ModuleList()
-        self.output: Output | None = None
-
-
-class UNet(nn.Module):
+class UNet(LabelEmbedding):
     """`net(x, noise_label)`: images x (B, channels, H, W), labels (B,) to (B, out_channels, H, W).
 
     channels, size: what the states are; size is (H, W) of images, (L,) of signals (B, channels, L)
@@ -170,7 +146,7 @@ class UNet(nn.Module):
                 f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
                 f"pictures only of images (got size {tuple(size)}, picture={picture})."
             )
-        heights = _level_heights(size, patch, len(multipliers), attention)
+        heights = level_heights(size, patch, len(multipliers), attention)
         decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
         if not 1 <= decoder_blocks <= blocks + 1:
             raise UserError(
@@ -187,68 +163,26 @@ class UNet(nn.Module):
         self.text, self.text_table, self.picture = text, text_table, picture
         self.picture_noise = picture_noise
         image, outputs = (channels + picture) * patch**dims, self.out_channels * patch**dims
-        inner = [width * multiplier for multiplier in multipliers]
-        attended = [height in attention for height in heights]
-
-        def between(channels: int, direction: str) -> nn.Module:
-            if resample == "block":
-                return ResidualBlock(channels, channels, options, direction)
-            return ResampleConv(channels, direction, resample, options)
-
         told = text > 0 or text_table > 0
-        self.words = TextInput(text, text_table, text_channels, 4 * width) if told else None
         looking = heights if text_attention is None else text_attention
-
-        def cross(level: int, channels: int) -> list[nn.Module]:
-            if not told or heights[level] not in looking:
-                return []
-            heads = max(1, channels // text_head_channels)
-            return [CrossAttention(channels, text_channels, heads, options)]
-
-        self._make_embedding(width, embedding)
+        levels = Levels(
+            options, [width * multiplier for multiplier in multipliers],
+            [height in attention for height in heights],
+            [told and height in looking for height in heights],
+            resample, text_channels, text_head_channels,
+        )  # fmt: skip
+        self.words = TextInput(text, text_table, text_channels, 4 * width) if told else None
+        self._make_embedding(width, embedding, picture > 0)
         self.conv_in = options.conv(image, width)
-        h = width  # channels as the features go on
-        kept: list[list[int]] = []  # channels that each level of the encoder hands over
-        self.encoder = nn.ModuleList(Level() for _ in inner)
-        for i, level in enumerate(self.encoder):
-            if i > 0:
-                level.resample = between(h, "down")
-                if progressive_input != "none":
-                    level.pyramid = InputPyramid(
-                        image, h, progressive_input, progressive_combine, options
-                    )
-                    image = h if progressive_input == "residual" else image
-                    h = 2 * h if (progressive_input, progressive_combine) == ("skip", "cat") else h
-            kept.append([h])
-            for _ in range(blocks):
-                level.blocks.append(ResidualBlock(h, inner[i], options, attention=attended[i]))
-                h = inner[i]
-                level.cross.extend(cross(i, h))
-                kept[i].append(h)
-
-        self.middle = nn.ModuleList()
-        for j, part in enumerate(middle):
-            follows = tuple(middle[j + 1 : j + 2]) == ("attention",)
-            if part == "block":
-                self.middle.append(ResidualBlock(h, h, options, attention=follows))
-            elif part != "attention" or j == 0 or middle[j - 1] != "block":
-                raise UserError(f"middle {list(middle)}: 'block', each with 'attention' or not.")
-        self.middle_cross = CrossAttention(h, text_channels, max(1, h // text_head_channels),
-                                           options) if told and self.middle else None  # fmt: skip
-
-        self.decoder = nn.ModuleList(Level() for _ in inner)
-        for i, level in reversed(list(enumerate(self.decoder))):
-            if i < len(inner) - 1:
-                level.resample = between(h, "up")
-            for j in range(decoder_blocks):
-                here = decoder_attention == "every" or j == decoder_blocks - 1
-                joined, h = h + kept[i].pop(), inner[i]
-                level.blocks.append(
-                    ResidualBlock(joined, h, options, attention=attended[i] and here)
-                )
-                level.cross.extend(cross(i, h))
-            if i == 0 or progressive_output == "skip":
-                level.output = Output(h, outputs, options)
+        self.encoder, kept = levels.encoder(
+            width, image, blocks, progressive_input, progressive_combine
+        )
+        self.middle = levels.middle(middle)
+        looks = told and len(middle) > 0
+        self.middle_cross = levels.cross(levels.widths[-1]) if looks else None
+        self.decoder = levels.decoder(
+            kept, decoder_blocks, decoder_attention, outputs, progressive_output
+        )
         self.enlarge = options.resample("up") if progressive_output == "skip" else None
 
         self.shares = [block.modulation_channels for _, block in self.modulated()]
@@ -263,28 +197,6 @@ class UNet(nn.Module):
                 what = f"has {known[name].num_channels} channels" if name in known else "is unknown"
                 raise UserError(f"norm_groups: {name} {what}; it cannot have {count} groups.")
             known[name].num_groups = count
-
-    def _make_embedding(self, width: int, kind: str) -> None:
-        inputs, emb = (2 * width if kind == "fourier" else width), 4 * width
-        self.embedding = (
-            FourierEmbedding(inputs)
-            if kind == "fourier"
-            else SinusoidalEmbedding(
-                inputs, endpoint=kind != "positional_adm", powers=kind == "positional_edm"
-            )
-        )
-        self.embed0, self.embed1 = linear(inputs, emb), linear(emb, emb)
-        into = self.class_embedding == "input"
-        self.embed_class = (
-            initialize(nn.Linear(self.classes, inputs if into else emb, bias=into))
-            if self.classes
-            else None
-        )
-        self.embed_augment = (
-            initialize(nn.Linear(self.augment, inputs, bias=False)) if self.augment else None
-        )
-        self.embed_level = linear(width, inputs, scale=0.0) if self.picture else None
-        self.level_waves = SinusoidalEmbedding(width)
 
     @classmethod
     def preset(cls, name: str, channels: int, size: tuple[int, ...], **changes: Any) -> UNet:
@@ -302,43 +214,6 @@ class UNet(nn.Module):
                     yield f"{part}.{i}.resample", levels[i].resample
                 for j, block in enumerate(levels[i].blocks):
                     yield f"{part}.{i}.blocks.{j}", block
-
-    def embed(
-        self, noise_label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None,
-        picture_level: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The embedding (B, 4 width) of all labels; see `forward`."""
-        classes = None
-        if self.embed_class is not None:
-            rows = self._class_rows(noise_label, class_labels)
-            if self.class_embedding == "input":
-                rows = rows * self.classes**0.5  # of unit variance, as the features are nearly
-            classes = self.embed_class(rows)
-        h = self.embedding(noise_label).to(self.embed0.weight.dtype)
-        if classes is not None and self.class_embedding == "input":
-            h = h + classes
-        if self.embed_augment is not None and augment_labels is not None:
-            h = h + self.embed_augment(augment_labels.to(h.dtype))
-        if self.embed_level is not None and picture_level is not None:
-            h = h + self.embed_level(self.level_waves(999 * picture_level).to(h.dtype))
-        h = self.embed1(F.silu(self.embed0(h)))
-        return h + classes if classes is not None and self.class_embedding == "output" else h
-
-    def _class_rows(self, noise_label: Tensor, class_labels: Tensor | None) -> Tensor:
-        dtype = self.embed0.weight.dtype
-        if class_labels is None:
-            return torch.zeros(
-                noise_label.shape[0], self.classes, dtype=dtype, device=noise_label.device
-            )
-        if class_labels.ndim == 1 and not class_labels.is_floating_point():
-            rows = F.one_hot(class_labels.long().clamp(min=0), self.classes).to(dtype)
-            return rows * (class_labels >= 0)[:, None]  # -1: without a class, `scores.nothing_like`
-        if class_labels.shape != (noise_label.shape[0], self.classes):
-            raise UserError(
-                f"class_labels must be integers (B,) or rows (B, {self.classes}); "
-                f"got shape {tuple(class_labels.shape)}."
-            )
-        return class_labels.to(dtype)
 
     def forward(
         self,
@@ -430,28 +305,3 @@ def _initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
             bound = (6 / (rows.shape[0] + rows.shape[1])) ** 0.5
             nn.init.uniform_(rows, -bound, bound)
     nn.init.zeros_(layer.bias)
-
-
-def _level_heights(
-    size: tuple[int, ...], patch: int, levels: int, attention: tuple[int, ...]
-) -> list[int]:
-    """Height of each level; ValueError when a size does not divide or no level is attended."""
-    divisor = patch * 2 ** (levels - 1)
-    for name, value in zip(
-        SIDES[-len(size) :] if len(size) > 1 else ("Length",), size, strict=True
-    ):
-        if value % divisor:
-            below, above = value // divisor * divisor, -(-value // divisor) * divisor
-            nearest = f"{below} or {above}" if below else f"{above}"
-            raise UserError(
-                f"{name} {value} is not divisible by {divisor} ({levels} levels, patch {patch}). "
-                f"Use {nearest} (data.size with data.resize=pad), or fewer levels "
-                "(net.multipliers)."
-            )
-    heights = [size[0] // patch // 2**level for level in range(levels)]
-    if attention and not set(attention) & set(heights):
-        raise UserError(
-            f"attention={list(attention)}: the levels of this network have heights {heights}. "
-            "None matches; choose among them, or () for none but the middle."
-        )
-    return heights
