@@ -126,7 +126,8 @@ def measure(precision: str, optimizer: str, steps: int) -> tuple[Phases, float]:
 
     trainer.smooth = each_step  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        logger, directory = Logger(Path(folder)), RunDirectory(Path(folder))
+        directory = RunDirectory(Path(folder))
+        logger = Logger(directory.log, directory.tensorboard)
         logger.scalars = phases.timed("logging", logger.scalars)  # type: ignore[method-assign]
         with directory.training():
             Session(directory, trainer, data, logger=logger).run()

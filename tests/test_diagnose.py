@@ -62,12 +62,13 @@ def changed(**changes):
 
 def tampered(folder, name, change):
     """Change a file of weights and what says what it holds."""
-    step = checkpoints.steps_of(folder)[-1]
-    saved = checkpoints.load_checkpoint(folder)
+    kept = folder / "checkpoints"
+    step = checkpoints.steps_of(kept)[-1]
+    saved = checkpoints.load_checkpoint(kept)
     state = {k: v.clone() for k, v in getattr(saved, name).items()}
     setattr(saved, name, change(state))
     saved.meta["step"] = step + 1
-    checkpoints.save_checkpoint(folder, step + 1, saved, keep=1, keep_every=0)
+    checkpoints.save_checkpoint(kept, step + 1, saved, keep=1, keep_every=0)
 
 
 def never_updated(state):

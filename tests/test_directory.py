@@ -267,4 +267,4 @@ def test_signals_to_the_group_with_loader_workers_save_and_exit(tmp_path, number
     os.killpg(child.pid, number)
     said = child.communicate(timeout=60)[1]
     assert child.returncode == 128 + number, said
-    assert "Traceback" not in said and steps_of(tmp_path / "run")
+    assert "Traceback" not in said and steps_of(tmp_path / "run" / "checkpoints")

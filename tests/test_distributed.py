@@ -184,7 +184,9 @@ def test_a_divided_batch_is_the_same_batch(tmp_path, processes, size, more):
     assert processes.run(command, size, *POINTS, *more, "--workdir=parts") == [0] * size
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-6)
     for name in ("model", "ema"):
-        a, b = (load_weights(tmp_path / run, 50, name) for run in ("whole", "parts"))
+        a, b = (
+            load_weights(tmp_path / run / "checkpoints", 50, name) for run in ("whole", "parts")
+        )
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
     bins = [
@@ -230,7 +232,7 @@ def test_exactly_n_samples_on_any_number_of_processes(tmp_path, processes):
 def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path, processes):
     long = ["--config.training.save_every=5", "--workdir=run"]
     started = processes.start(command, 2, *ENDLESS, *long)
-    while len(steps_of(tmp_path / "run")) < 2:
+    while len(steps_of(tmp_path / "run" / "checkpoints")) < 2:
         assert started[0].is_alive(), processes.output(0)
         time.sleep(0.01)
     os.kill(started[1].pid, signal.SIGKILL)

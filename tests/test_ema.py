@@ -140,7 +140,9 @@ def test_any_length_after_training(tmp_path, monkeypatch, capsys):
     ema = ["score-sde", "--workdir=run", "--mode=ema", "--device=cpu"]
     assert cli.main([*ema, "--sigma_rel=0.15"]) == 0
     assert "use it with --weights sigma_rel_0.15" in capsys.readouterr().out
-    direct, live = (load_weights(tmp_path / "run", 300, name) for name in ("ema", "model"))
+    direct, live = (
+        load_weights(tmp_path / "run" / "checkpoints", 300, name) for name in ("ema", "model")
+    )
     made = load("run", "sigma_rel_0.15", device="cpu")
     assert made.step == 300
     state = made.score.net.state_dict()
@@ -159,7 +161,8 @@ def test_averages_without_snapshots_are_explained(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     train = [*POINTS, "--config.training.steps=6", "--config.training.ema_halflives=(3.0, 8.0)"]
     assert cli.main(["score-sde", *train, "--workdir=run"]) == 0
-    assert averages_of(tmp_path / "run", 6) == ["ema", "ema_halflife_3", "ema_halflife_8", "model"]
+    names = averages_of(tmp_path / "run" / "checkpoints", 6)
+    assert names == ["ema", "ema_halflife_3", "ema_halflife_8", "model"]
     load("run", "ema_halflife_3", device="cpu")
     ema = ["score-sde", "--workdir=run", "--mode=ema", "--device=cpu"]
     for arguments, message in (

@@ -74,7 +74,7 @@ def latent(folder, **training):
 
 def test_the_codec_is_that_of_the_averaged_weights_at_unit_spread(folder):
     codec = load_codec(folder / "ae")
-    ema = load_weights(folder / "ae", 4, "ema")
+    ema = load_weights(folder / "ae" / "checkpoints", 4, "ema")
     for name, value in codec.codec.autoencoder.state_dict().items():
         torch.testing.assert_close(value, ema[name], rtol=0, atol=0)
     data = latents_of(load_data(**data_of(folder)), codec)

@@ -55,7 +55,7 @@ def last_line(folder, net=MLP, scale=1.0, **changes) -> dict[str, float]:
     means = torch.stack([angle.cos(), angle.sin()], 1) * 2**0.5
     points = GaussianMixture([1 / 8] * 8, means.tolist(), 0.01).sample(4000).float() * scale
     trainer = Trainer(model, ScoreMatching(), settings)
-    logger = Logger(folder, tensorboard=False)
+    logger = Logger(folder / "log.jsonl")
     directory, data = RunDirectory(folder), ArrayData(points, {}, DataSpec((2,)))
     with directory.training():
         Session(directory, trainer, data, logger=logger).run()
@@ -137,13 +137,13 @@ def test_jsonl_tensorboard_and_both_grids(tmp_path, monkeypatch):
 
 
 def test_a_resumed_log_has_every_step_once(tmp_path):
-    logger = Logger(tmp_path, tensorboard=False)
+    logger = Logger(tmp_path / "log.jsonl")
     for step in (2, 4, 6):
         logger.scalars(step, {"loss": step / 2})
     logger.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # the power went
-    logger = Logger(tmp_path, tensorboard=False, resumed_at=4)
+    logger = Logger(tmp_path / "log.jsonl", resumed_at=4)
     logger.scalars(6, {"loss": float("nan")})
     logger.close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

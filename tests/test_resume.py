@@ -53,10 +53,10 @@ def lines_of(run: Path) -> int:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, averages, snapshots, everything logged but the time, and the last picture."""
-    steps = steps_of(one)
-    assert steps[-1] == steps_of(other)[-1]
+    steps = steps_of(one / "checkpoints")
+    assert steps[-1] == steps_of(other / "checkpoints")[-1]
     for name in ("model", "ema", "ema_halflife_3", "ema_power_0.05", "ema_power_0.1"):
-        a, b = (load_weights(run, steps[-1], name) for run in (one, other))
+        a, b = (load_weights(run / "checkpoints", steps[-1], name) for run in (one, other))
         assert a and all(torch.equal(a[key], b[key]) for key in a), name
     timed = {"seconds", "eta_seconds", "images_per_second", "memory_gb"}
     logs = [
@@ -183,7 +183,7 @@ def test_a_run_on_a_full_disk_ends_with_a_code_and_goes_on_later(small_disk, cap
     assert cli.main(["score-sde", *common, *first]) == 2
     error = capsys.readouterr().err
     assert "Save failed (No space left on device" in error and "Previous checkpoints" in error
-    assert steps_of(run) == [10] and load(run, device="cpu").step == 10
+    assert steps_of(run / "checkpoints") == [10] and load(run, device="cpu").step == 10
     more = ["--resume", "--config.training.save_every=0", "--config.training.ema_snapshot_every=0"]
     subprocess.run(["mount", "-o", "remount,size=20m", str(run.parent)], check=True)
     assert cli.main(["score-sde", *common, *more]) == 0

@@ -177,7 +177,7 @@ def test_resume_goes_on_bit_for_bit(work):
         shutil.rmtree(work / "parts" / kept)
     assert command(*common, *every, "--workdir", "parts", "--resume") == 0
     for name in ("model", "ema"):
-        a, b = (load_weights(work / d, 4, name) for d in ("whole", "parts"))
+        a, b = (load_weights(work / d / "checkpoints", 4, name) for d in ("whole", "parts"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     logs = [
         [json.loads(k) for k in (work / d / "log.jsonl").read_text().splitlines()]

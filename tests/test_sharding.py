@@ -218,7 +218,7 @@ def cut_copy(run: Path, name: str) -> Path:
     copy = run.with_name(name)
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "step_00000010")
-    snapshot_path(copy, 10).unlink()
+    snapshot_path(copy / "snapshots", 10).unlink()
     shutil.rmtree(copy / "progress")
     log = copy / "log.jsonl"
     log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:5]))
@@ -228,13 +228,14 @@ def cut_copy(run: Path, name: str) -> Path:
 def assert_same_end(run: Path, other: Path, rtol: float, atol: float) -> None:
     """Losses, every tensor of the last checkpoint, counters, and the last snapshot."""
     np.testing.assert_allclose(losses(run), losses(other), rtol=min(rtol, 1e-6))
-    ends = [vars(load_checkpoint(path)) for path in (run, other)]
+    ends = [vars(load_checkpoint(path / "checkpoints")) for path in (run, other)]
     for end in ends:
         for key in ("seconds", "checksum", "checksums", "bins", "loss_smooth"):
             end["meta"].pop(key)
     assert ends[0]["meta"]["step"] == 10 and len(ends[0]["averages"]) == 3
     assert_close(*ends, rtol, atol)
-    assert_close(*(load_file(snapshot_path(path, 10)) for path in (run, other)), rtol, atol)
+    snapshots = (snapshot_path(path / "snapshots", 10) for path in (run, other))
+    assert_close(*map(load_file, snapshots), rtol, atol)
 
 
 def test_runs_are_saved_whole_and_go_on_in_any_number_of_processes(tmp_path, processes):

@@ -92,7 +92,7 @@ def test_a_run_is_told_its_classes_and_resumes_bit_for_bit(config, tmp_path, cap
     score_sde.train(config, tmp_path / "parts", device="cpu", **{"training.steps": 3})
     score_sde.train(config, tmp_path / "parts", resume=True, device="cpu")
     for name in ("model", "ema"):
-        a, b = (load_weights(tmp_path / d, 6, name) for d in ("whole", "parts"))
+        a, b = (load_weights(tmp_path / d / "checkpoints", 6, name) for d in ("whole", "parts"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     for picture in (tmp_path / "whole" / "progress").iterdir():
         other = tmp_path / "parts" / "progress" / picture.name

@@ -216,7 +216,7 @@ def run_for(trainer: Trainer, data: ArrayData, folder) -> list[dict]:
     """Train to the end; what was logged."""
     directory = RunDirectory(folder)
     with directory.training():
-        session = Session(directory, trainer, data, logger=Logger(folder, tensorboard=False))
+        session = Session(directory, trainer, data, logger=Logger(directory.log))
         try:
             session.run()
         finally:
@@ -408,7 +408,7 @@ def test_checkpoints_keep_the_newest_and_are_plain(tmp_path):
     for step in (1, 2, 3, 4):
         checkpoints.save_checkpoint(tmp_path, step, trainer.checkpoint(), keep=2)
     assert checkpoints.steps_of(tmp_path) == [3, 4]
-    folder = tmp_path / "checkpoints" / "step_00000004"
+    folder = tmp_path / "step_00000004"
     assert sorted(p.name for p in folder.iterdir()) == [
         "ema.safetensors", "meta.json", "model.safetensors", "training.pt",
     ]  # fmt: skip
@@ -445,9 +445,9 @@ def test_damaged_and_half_written_checkpoints_are_passed_over(tmp_path, capsys, 
     trainer = small_trainer()
     for step in (1, 2):
         checkpoints.save_checkpoint(tmp_path, step, trainer.checkpoint())
-    (tmp_path / "checkpoints" / ".partial_00000003").mkdir()
-    (tmp_path / "checkpoints" / "step_00000003").mkdir()
-    path = tmp_path / "checkpoints" / "step_00000002" / name
+    (tmp_path / ".partial_00000003").mkdir()
+    (tmp_path / "step_00000003").mkdir()
+    path = tmp_path / "step_00000002" / name
     content = bytearray(path.read_bytes())
     content[-9] ^= 4
     if damage == "gone":
@@ -511,7 +511,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(small_disk):
     ):
         checkpoints.save_checkpoint(small, 2, trainer.checkpoint(), keep=1)
     assert checkpoints.load_checkpoint(small).meta["step"] == 1
-    assert [p.name for p in (small / "checkpoints").iterdir()] == ["step_00000001"]
+    assert [p.name for p in small.iterdir()] == ["step_00000001"]
 
 
 def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
@@ -532,7 +532,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         writer.wait()
     writer.wait()  # an error is told once
     assert checkpoints.steps_of(tmp_path) == [1]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
 
 
 @pytest.mark.parametrize(

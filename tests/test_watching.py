@@ -51,8 +51,9 @@ def test_the_curve_is_logged_and_the_best_checkpoint_stays(run):
     assert list(lines) == [20, 40, 60, 80, 100, 120]
     losses = {step: line["held_out_loss"] for step, line in lines.items()}
     best = min(losses, key=losses.get)
-    assert best_step(run) == best and best in steps_of(run)
-    assert held_out_losses(run)[best] == losses[best]
+    kept = run / "checkpoints"
+    assert best_step(kept) == best and best in steps_of(kept)
+    assert held_out_losses(kept)[best] == losses[best]
     # Twelve points are learned by heart: what is held out is denoised worse than what is not.
     last = lines[120]
     assert last["held_out_loss"] > last["train_loss"]
@@ -60,10 +61,10 @@ def test_the_curve_is_logged_and_the_best_checkpoint_stays(run):
 
 
 def test_a_step_is_loaded_in_every_way(run, capsys):
-    best = best_step(run)
+    best = best_step(run / "checkpoints")
     for step in (best, str(best), "best"):
         loaded = load(run, device="cpu", step=step)
-        state = load_weights(run, best, "ema")
+        state = load_weights(run / "checkpoints", best, "ema")
         assert loaded.step == best
         assert all(torch.equal(v, state[k]) for k, v in loaded.score.net.state_dict().items())
     common = ["--workdir", str(run), "--device", "cpu"]
@@ -83,12 +84,13 @@ def test_a_step_is_loaded_in_every_way(run, capsys):
 def test_evaluating_changes_nothing_of_the_training_nor_does_a_resumption(run, tmp_path):
     config = settings(run.parent, evaluate_every=0, keep_best=False)
     train(config, tmp_path / "quiet", device="cpu")
-    mine, other = (load_weights(folder, 120, "model") for folder in (run, tmp_path / "quiet"))
+    folders = (folder / "checkpoints" for folder in (run, tmp_path / "quiet"))
+    mine, other = (load_weights(folder, 120, "model") for folder in folders)
     assert all(torch.equal(mine[k], other[k]) for k in mine)
     train(settings(run.parent, steps=50, decay=0.0), tmp_path / "parts", device="cpu")
     train(settings(run.parent), tmp_path / "parts", resume=True, device="cpu")
     assert lines_of(tmp_path / "parts")[120] == lines_of(run)[120]
-    assert best_step(tmp_path / "parts") == best_step(run)
+    assert best_step(tmp_path / "parts" / "checkpoints") == best_step(run / "checkpoints")
 
 
 def test_what_cannot_be_watched_is_said_before_training(tmp_path):

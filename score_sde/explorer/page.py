@@ -19,6 +19,7 @@ from score_sde.explorer.restoring import restore_tab
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import import_gradio
 from score_sde.runs import pretrained
+from score_sde.runs.directory import RunDirectory
 from score_sde.runs.listing import find_runs
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def make_page(workdir: str | Path, device: str = "auto") -> gradio.Blocks:
     """The page, not yet served; UserError for a workdir that is no run and holds none."""
     gr = import_gradio()
     path = pretrained.find(workdir)
-    is_run = (path / "config.json").is_file()
+    is_run = RunDirectory(path).config.is_file()
     root = Path("runs") if pretrained.card(path) else path.parent if is_run else path
     if not is_run and not (path.is_dir() and find_runs(path)):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from score_sde.runs.directory import RunError
+from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.run import Run, load
 from score_sde.training.posthoc import load_average, reconstruct, save_average
 
@@ -21,11 +21,12 @@ def make_average(
     workdir = Path(workdir)
     if step is not None and not str(step).isdecimal():
         raise RunError(f"step is that of a snapshot, a number (got {step!r}).")
-    at, state = reconstruct(workdir, sigma_rel, None if step is None else int(step))
+    run = RunDirectory(workdir)
+    at, state = reconstruct(run.snapshots, sigma_rel, None if step is None else int(step))
     name = f"sigma_rel_{sigma_rel:g}"
-    there = load_average(workdir, name)
+    there = load_average(run.averages, name)
     if there is not None and there[0] != at:  # an average of another step is not replaced
         name = f"{name}_step_{at}"
-    save_average(workdir, name, at, state)
+    save_average(run.averages, name, at, state)
     print(f"the average of relative width {sigma_rel:g} at step {at}; use it with --weights {name}")
     return load(workdir, name, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from score_sde.runs.directory import RunDirectory
 from score_sde.runs.outputs import write_beside
 from score_sde.runs.run import load
 from score_sde.sampling import Recipe, calibrate, load_recipe
@@ -31,7 +32,7 @@ def calibrate_run(
     found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
     )
-    wanted = Path(recipe) if recipe else run.home / f"recipe_{nfe}.json"
+    wanted = Path(recipe) if recipe else RunDirectory(run.home).recipe(nfe)
     path = write_beside(wanted, found.to_json())
     print(found)
     if path != wanted:

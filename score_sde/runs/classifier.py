@@ -50,7 +50,7 @@ def load_classifier(path: str | Path, weights: str = "ema", device: str = "auto"
     """
     path = Path(path)
     facts = read_facts(path)
-    trusted = trusts_files() or is_signed(path / "config.json")
+    trusted = trusts_files() or is_signed(RunDirectory(path).config)
     step, state = find_weights(path, weights)
     with trusting(trusted):
         model = build_with(path, facts, state, build.build_classifier)

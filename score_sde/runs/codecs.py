@@ -26,15 +26,13 @@ from score_sde.data.download import cache_dir
 from score_sde.data.latent import LatentData
 from score_sde.nets.autoencoder import latent_statistics
 from score_sde.nets.codec import Codec, Moments
-from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.directory import CODEC, RunDirectory, RunError
 from score_sde.runs.reading import no_larger_than
 from score_sde.runs.signature import is_signed
 from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import load_tensors, save_tensors, tensor_sum
 
 BATCH = 64  # pictures that are encoded or decoded at a time
-NAME = "codec.safetensors"
-EMBEDDING = "embedding.safetensors"  # the codec whose latents a network is told
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,9 @@ class RunCodec:
         said = {"autoencoder": dict(self.settings), "data_spec": self.spec.to_dict()}
         return json.loads(json.dumps(said | {"checksum": self.checksum}))
 
-    def save(self, folder: Path, name: str = NAME) -> None:
+    def save(self, folder: Path, name: str = CODEC) -> None:
         """The file that `codec_of_run` reads."""
-        save_tensors(folder / name, self.codec.state_dict())
+        save_tensors(RunDirectory(folder).codec(name), self.codec.state_dict())
 
 
 def load_codec(path: str | Path, data_spec: DataSpec | None = None) -> RunCodec:
@@ -105,7 +103,7 @@ def said_of_codec(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     return facts.get("codec")
 
 
-def codec_of_run(path: Path, trusted: bool, name: str = NAME) -> RunCodec | None:
+def codec_of_run(path: Path, trusted: bool, name: str = CODEC) -> RunCodec | None:
     """The codec that a run of latents was trained with; None for a run of anything else.
 
     name: EMBEDDING for that by which a network is told pictures. Raises RunError where it is
@@ -124,20 +122,21 @@ class CodecFacts:
     checksum: str | None = None
 
 
-def _read(path: Path, said: Any, trusted: bool, name: str = NAME) -> RunCodec:
-    where = path / "config.json"
+def _read(path: Path, said: Any, trusted: bool, name: str = CODEC) -> RunCodec:
+    run = RunDirectory(path)
+    where, file = run.config, run.codec(name)
     wrong = f"{where} does not describe an autoencoder"
     facts = from_json(json.dumps(said), CodecFacts, wrong, RunError)
-    if not (path / name).is_file():
+    if not file.is_file():
         raise RunError(
             f"{path} has no {name}: an autoencoder is there when its training is over (go on with "
             "--resume), and a run of latents cannot be used without its own."
         )
-    state = load_tensors(path / name)
+    state = load_tensors(file)
     checksum = tensor_sum(state)
     if facts.checksum not in (None, checksum):
         raise RunError(
-            f"the autoencoder in {path / name} is not the one that this run was trained with "
+            f"the autoencoder in {file} is not the one that this run was trained with "
             f"(checksum {checksum}, not {facts.checksum}): its latents mean something else. "
             f"Put the old file back."
         )
@@ -152,7 +151,7 @@ def _read(path: Path, said: Any, trusted: bool, name: str = NAME) -> RunCodec:
             raise
         first = str(error).strip().splitlines()[0][:160]
         raise RunError(
-            f"{path / name} does not hold the autoencoder that {where} describes ({first})."
+            f"{file} does not hold the autoencoder that {where} describes ({first})."
         ) from error
     return RunCodec(_ready(codec), facts.autoencoder, facts.data_spec, checksum, path)
 
@@ -260,7 +259,7 @@ def open_codec(
     directory: RunDirectory,
     resume: bool,
     spec: DataSpec,
-    name: str = NAME,
+    name: str = CODEC,
 ) -> RunCodec | None:
     """The codec of a run that is begun or resumed; None where none is ``wanted``.
 

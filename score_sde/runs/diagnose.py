@@ -83,7 +83,7 @@ def diagnose_to_file(
     found = diagnose(workdir, data, num_samples, items, weights, device, step)
     print(found)
     home = pretrained.home(pretrained.find(workdir))
-    path = (Path(out) if out else home / "evaluation") / "diagnosis.json"
+    path = (Path(out) if out else RunDirectory(home).evaluation) / "diagnosis.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain(found.to_dict()), indent=1) + "\n")
     print(f"wrote {path}")
@@ -103,7 +103,8 @@ def _trained(run: Run) -> tuple[float, float] | None:
 
 def _raw(path: Path, loaded: Run, device: str) -> Any:
     """The weights as trained, or those that are loaded where there are no others."""
-    step = loaded.step if loaded.step in steps_of(path) else None
+    there = steps_of(RunDirectory(path).checkpoints)
+    step = loaded.step if loaded.step in there else None
     try:
         return load(path, "model", device, step=step).score
     except UserError:

@@ -40,6 +40,8 @@ from score_sde.runs.signature import is_signed, sign
 from score_sde.training.checkpoints import CheckpointError, steps_of
 
 FORMAT = "score_sde run"
+CODEC = "codec.safetensors"
+EMBEDDING = "embedding.safetensors"  # the codec whose latents a network is told
 _STEP = r"step_\d{8,}"
 OURS = re.compile(
     "|".join(
@@ -119,6 +121,54 @@ class RunDirectory:
         return self.path / "log.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """The folder of its curves."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """Which run this is on Weights & Biases."""
+        return self.path / "wandb_id.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `training.checkpoints`."""
+        return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of snapshots of averages, see `training.posthoc`."""
+        return self.path / "snapshots"
+
+    @property
+    def averages(self) -> Path:
+        """The folder of averages made of the snapshots."""
+        return self.path / "averages"
+
+    @property
+    def exported(self) -> Path:
+        """The weights of a folder that was exported, which has no checkpoints."""
+        return self.path / "model.safetensors"
+
+    @property
+    def gaussian(self) -> Path:
+        """Mean and covariance of the training data."""
+        return self.path / "gaussian.safetensors"
+
+    def codec(self, name: str = CODEC) -> Path:
+        """The autoencoder that it has trained or whose latents it is of; of EMBEDDING, is told."""
+        return self.path / name
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of what was found out about its samples."""
+        return self.path / "evaluation"
+
+    def recipe(self, nfe: int) -> Path:
+        """A time grid fitted to it."""
+        return self.path / f"recipe_{nfe}.json"
+
+    @property
     def lock(self) -> Lock:
         """Held by the process that trains here."""
         return Lock(self.path / "train.lock")
@@ -126,6 +176,11 @@ class RunDirectory:
     def picture(self, step: int, name: str) -> Path:
         """A grid drawn while training."""
         return self.path / "progress" / f"step_{step:08d}{name}.png"
+
+    def pictures(self) -> list[Path]:
+        """The grids of averaged weights that were drawn while training, the newest last."""
+        drawn = (self.path / "progress").glob("step_*.png")
+        return sorted(path for path in drawn if not path.stem.endswith("_raw"))
 
     def read_config(self) -> dict[str, Any]:
         """What config.json holds; RunError if it cannot be read or is not of a run."""
@@ -168,7 +223,7 @@ class RunDirectory:
         Raises RunError: for a run unless it is resumed or overwritten, for files that a run would
         replace in a folder that is none, for nothing to resume.
         """
-        steps, path = steps_of(self.path), self.path
+        steps, path = steps_of(self.checkpoints), self.path
         if resume and overwrite:
             raise RunError("--resume and --overwrite contradict each other; give one.")
         if resume and not steps:

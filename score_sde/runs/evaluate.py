@@ -26,6 +26,7 @@ from score_sde.evaluation.report import Report, as_items, check_comparable, repo
 from score_sde.evaluation.statistics import load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.copies import Copies, copies_of, neighbour_grid
+from score_sde.runs.directory import RunDirectory
 from score_sde.runs.drawn import Drawn, draw
 from score_sde.runs.features import reference_features, stored_items
 from score_sde.runs.items import items_of
@@ -100,7 +101,7 @@ def evaluate_to_files(
         wanted = measures.split(",") if measures else None
         result = _judged(run, real, mine, copies, features, reference, save, wanted, few, per_class)
         distributed.say(str(result))
-        folder = Path(out) if out else (run.home / "evaluation" if run else None)
+        folder = Path(out) if out else (RunDirectory(run.home).evaluation if run else None)
         if folder is not None and distributed.is_writer():
             _write(folder, result, split, copies, mine.items)
     return result
@@ -150,7 +151,9 @@ def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | Non
     if given["workdir"] is None:
         raise RunError("--sweep needs --workdir: it is over the ways to sample a run.")
     workdir = Path(given["workdir"])
-    folder = Path(given["out"]) if given["out"] else workdir / "evaluation" / f"sweep_{axis}"
+    folder = (
+        Path(given["out"]) if given["out"] else RunDirectory(workdir).evaluation / f"sweep_{axis}"
+    )
     found: list[tuple[str, Report]] = []
     for name, changed in points(workdir, axis, values):
         print(f"{axis} {name}")

@@ -66,12 +66,13 @@ def import_checkpoint(
         partial.mkdir(parents=True)
         meta = {"seconds": 0.0, "imported": foreign.layout}
         checkpoint = Checkpoint(foreign.trained, foreign.averaged, {}, meta)
-        save_checkpoint(partial, foreign.step, checkpoint)
+        written = RunDirectory(partial).checkpoints
+        save_checkpoint(written, foreign.step, checkpoint)
         with directory.training():
             directory.begin(_facts(config, foreign.spec, foreign.data_std))
-            (workdir / "checkpoints").mkdir(exist_ok=True)
-            for checkpoint_folder in (partial / "checkpoints").iterdir():
-                checkpoint_folder.rename(workdir / "checkpoints" / checkpoint_folder.name)
+            directory.checkpoints.mkdir(exist_ok=True)
+            for checkpoint_folder in written.iterdir():
+                checkpoint_folder.rename(directory.checkpoints / checkpoint_folder.name)
             directory.drop_replaced()
     except OSError as error:
         raise RunError(f"workdir {workdir} cannot be written ({error.strerror}).") from error
@@ -150,7 +151,7 @@ def export_run(
     state = {key: value.contiguous() for key, value in run.score.net.state_dict().items()}
     check_finite(state, str(workdir))
     files: dict[str, Any] = {}
-    name = "model.safetensors"
+    name = RunDirectory(folder).exported.name
     if layout == "diffusers":
         files, notes = _for_diffusers(run)
         name = "diffusion_pytorch_model.safetensors"
@@ -169,7 +170,7 @@ def export_run(
             for file, contents in files.items():
                 (partial / file).write_text(json.dumps(contents, indent=2) + "\n")
             if layout == "safetensors" and run.trusted:
-                sign(partial / "config.json")
+                sign(RunDirectory(partial).config)
             save_file(state, partial / name, {"format": "pt", "checksum": tensor_sum(state)})
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or error

@@ -55,7 +55,7 @@ def _is_number(value: object) -> bool:
 def _marked(root: Path) -> Iterator[Path]:
     """Folders with a config.json, down from root; those that cannot be read are passed over."""
     for folder, _, files in os.walk(root):
-        if "config.json" in files:
+        if RunDirectory(Path(folder)).config.name in files:
             yield Path(folder)
 
 
@@ -63,10 +63,10 @@ def find_runs(root: Path) -> list[RunSummary]:
     """The runs in a folder (and the folder itself, if it is one), last changed last."""
     found = []
     for path in sorted(_marked(root)):
-        log, steps = path / "log.jsonl", steps_of(path)
+        run = RunDirectory(path)
+        log, steps = run.log, steps_of(run.checkpoints)
         last = _last_line(log)
-        pictures = sorted(path.glob("progress/step_*.png"))
-        averaged = [p for p in pictures if not p.stem.endswith("_raw")]
+        averaged = run.pictures()
         found.append(
             RunSummary(
                 path,
@@ -75,7 +75,7 @@ def find_runs(root: Path) -> list[RunSummary]:
                 last.get("loss_smooth", last.get("loss")),
                 last.get("seconds"),
                 averaged[-1] if averaged else None,
-                (log if log.is_file() else path / "config.json").stat().st_mtime,
+                (log if log.is_file() else run.config).stat().st_mtime,
             )
         )
     return sorted(found, key=lambda run: run.changed)
@@ -115,7 +115,7 @@ def table(runs: Sequence[RunSummary]) -> str:
 def curve(run: Path) -> tuple[list[float], list[float]]:
     """Steps and smoothed losses of a run's log; lines that cannot be read are passed over."""
     steps, losses = [], []
-    for line in json_lines(run / "log.jsonl"):
+    for line in json_lines(RunDirectory(run).log):
         found = _numbers(line)
         if "step" in found and ("loss_smooth" in found or "loss" in found):
             steps.append(found["step"])

@@ -16,7 +16,7 @@ from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
 from score_sde.noise import seed_torch
-from score_sde.runs.codecs import EMBEDDING, NAME, RunCodec, latents_of, open_codec
+from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
 from score_sde.runs.directory import RunDirectory
@@ -88,7 +88,7 @@ def prepare(
         images = codec is not None or data.spec.is_image
         count = settings.sample_images if images else 20 * sampling.batch_size
         pictures = _pictures(trainer, sampler, data, conditioning, count, codec)
-    codecs = {n: c for n, c in ((NAME, codec), (EMBEDDING, eye)) if c is not None}
+    codecs = {n: c for n, c in ((CODEC, codec), (EMBEDDING, eye)) if c is not None}
     facts |= {Path(name).stem: found.facts() for name, found in codecs.items()}
     watcher = None
     if settings.evaluate_every:

@@ -15,6 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from score_sde.runs.directory import RunDirectory
+
 FOLDER = Path(__file__).parents[1] / "pretrained"
 CONFIGS = {"fashion": "042123f969969e6debcc24efe538c0ab5dfa56270606891aa04e9af785d47ef3"}
 """Of each model, the SHA-256 of its config.json: what the names in it may run is known to us."""
@@ -24,7 +26,7 @@ def find(path: str | Path) -> Path:
     """The folder of a run: ``path``, or that of a model that ships and is called so."""
     given = Path(path)
     shipped = given.parts in ((given.name,), ("pretrained", given.name)) and given.name in CONFIGS
-    return FOLDER / given.name if shipped and not (given / "config.json").is_file() else given
+    return FOLDER / given.name if shipped and not RunDirectory(given).config.is_file() else given
 
 
 def home(path: Path) -> Path:

@@ -39,8 +39,8 @@ from score_sde.restoration.residuals import (
     save_residuals,
 )
 from score_sde.runs import pretrained
-from score_sde.runs.codecs import EMBEDDING, NAME, RunCodec, codec_of_run, latents_of
-from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.codecs import RunCodec, codec_of_run, latents_of
+from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.sampler import make_sampler
@@ -107,7 +107,7 @@ class Run:
     @property
     def codecs(self) -> dict[str, RunCodec]:
         """Those that travel with the run, by the names of their files."""
-        both = {NAME: self.codec, EMBEDDING: self.eye}
+        both = {CODEC: self.codec, EMBEDDING: self.eye}
         return {name: codec for name, codec in both.items() if codec is not None}
 
     def embedding_of(self, items: Tensor) -> Tensor:
@@ -151,8 +151,8 @@ class Run:
 
     def _repr_png_(self) -> bytes | None:
         """The newest grid that was drawn in training, for notebooks."""
-        drawn = [p for p in self.path.glob("progress/step_*.png") if "raw" not in p.name]
-        return max(drawn).read_bytes() if drawn else None
+        drawn = RunDirectory(self.path).pictures()
+        return drawn[-1].read_bytes() if drawn else None
 
     @property
     def sampling(self) -> build.SamplingSettings:
@@ -172,7 +172,7 @@ class Run:
         Made of at most 20 000 items when it is first asked for. Raises RunError for a run that was
         imported without its data: make one by `reference_gaussian`.
         """
-        path = self.home / "gaussian.safetensors"
+        path = RunDirectory(self.home).gaussian
         if not path.is_file():
             if (self.config.get("data") or {}).get("name", "imported") == "imported":
                 raise RunError(
@@ -346,21 +346,24 @@ def load(
     this user trained on this machine needs no trust: its config is signed, see `signature`.
     """
     path = pretrained.find(path)
-    if not (path / "config.json").is_file():
+    directory = RunDirectory(path)
+    if not directory.config.is_file():
         raise RunError(
             f"{path} is not a run directory (no config.json). Train one with "
             "`python main.py --config configs/vp_fashion.py --mode train`, or take one that ships: "
             f"{', '.join(pretrained.CONFIGS)}."
         )
     facts = read_facts(path)
-    trusted = trust or trusts_files() or is_signed(path / "config.json")
-    trusted = trusted or pretrained.is_ours(path / "config.json")
+    trusted = trust or trusts_files() or is_signed(directory.config)
+    trusted = trusted or pretrained.is_ours(directory.config)
     at, state = find_weights(path, weights, step)
     at = at or facts.step
     with trusting(trusted):
         model = build_with(path, facts, state)
-    if others := strays(path):
-        print(f"{path}/checkpoints holds what is no checkpoint, and is left alone: {others[:5]}")
+    if others := strays(directory.checkpoints):
+        print(
+            f"{directory.checkpoints} holds what is no checkpoint, and is left alone: {others[:5]}"
+        )
     model = model.to(pick_device(device)).eval().requires_grad_(False)
     config, spec, codec = dict(facts.config), facts.data_spec, codec_of_run(path, trusted)
     eye = codec_of_run(path, trusted, EMBEDDING)

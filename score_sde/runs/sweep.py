@@ -18,8 +18,9 @@ from typing import Any
 
 from score_sde.evaluation.measures import Measure
 from score_sde.evaluation.report import Report
-from score_sde.runs.directory import RunError
+from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.training.checkpoints import averages_of, steps_of
+from score_sde.training.posthoc import kept_averages
 
 AXES = ("nfe", "guidance", "weights", "checkpoints")
 USUAL = {"nfe": "10,20,40,80", "guidance": "1,1.5,2,3,5"}
@@ -27,9 +28,10 @@ USUAL = {"nfe": "10,20,40,80", "guidance": "1,1.5,2,3,5"}
 
 def points(workdir: Path, axis: str, values: str | None) -> list[tuple[str, dict[str, Any]]]:
     """The name of each point, and the arguments of `evaluate_to_files` that belong to it."""
-    steps = steps_of(workdir)
-    kept = averages_of(workdir, steps[-1]) if steps else []
-    kept += sorted(path.stem for path in (workdir / "averages").glob("*.safetensors"))
+    run = RunDirectory(workdir)
+    steps = steps_of(run.checkpoints)
+    kept = averages_of(run.checkpoints, steps[-1]) if steps else []
+    kept += kept_averages(run.averages)
     there: dict[str, list[Any]] = {"weights": kept, "checkpoints": list(steps)}
     listed = values or USUAL.get(axis) or ",".join(map(str, there[axis]))
     names = [name.strip() for name in listed.split(",") if name.strip()]

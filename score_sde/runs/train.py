@@ -85,7 +85,7 @@ def carry_out(
     """
     resume, overwrite = order.resume, order.overwrite
     if resume == "auto":
-        resume = bool(steps_of(directory.path))
+        resume = bool(steps_of(directory.checkpoints))
         overwrite = overwrite or not resume
     directory.check(bool(resume), overwrite)
     with distributed.processes(pick_device(order.device)) as chosen:
@@ -150,9 +150,9 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
     """A session at the beginning, or at the newest checkpoint; from here on, files are written."""
     trainer, config = parts.trainer, parts.facts["config"]
     if resume:
-        if others := strays(directory.path):
+        if others := strays(directory.checkpoints):
             distributed.say(f"no checkpoints, left alone: {', '.join(others)}")
-        checkpoint = load_checkpoint(directory.path)
+        checkpoint = load_checkpoint(directory.checkpoints)
         if checkpoint is None:
             raise RunError(f"Nothing to resume in {directory.path}: no checkpoint can be read.")
         if not checkpoint.training:
@@ -167,8 +167,9 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
         (directory.write_config if resume else directory.begin)(parts.facts, own)
         for name, codec in parts.codecs.items() if not resume else ():
             codec.save(directory.path, name)
-        shown = trainer.settings.tensorboard, trainer.settings.wandb
-        logger = Logger(directory.path, *shown, at, config)
+        board = directory.tensorboard if trainer.settings.tensorboard else None
+        wandb = directory.wandb_id if trainer.settings.wandb else None
+        logger = Logger(directory.log, board, wandb, at, config)
     saved_step = -1 if at is None else at
     return Session(
         directory, trainer, parts.data, parts.conditioning, parts.pictures, logger, saved_step,

@@ -1,6 +1,6 @@
-"""Checkpoints: folders that are complete or not there at all.
+"""Checkpoints: folders that are complete or not there at all, in one that is given.
 
-checkpoints/step_00001000/
+<checkpoints>/step_00001000/
     model.safetensors   weights as trained          ema.safetensors   their average
     ema_*.safetensors   further averages            training.pt       optimisers' state
     meta.json           step, seconds, counters, and a checksum of every other file and of itself
@@ -148,7 +148,7 @@ def _bytes_of(value: Any) -> int:
 
 
 def save_checkpoint(
-    run: Path,
+    checkpoints: Path,
     step: int,
     checkpoint: Checkpoint,
     keep: int = 2,
@@ -162,9 +162,9 @@ def save_checkpoint(
     for none. keep_best: keep the one of the smallest held-out loss too (`best_step`). Raises
     CheckpointError when the disk is full.
     """
-    target, partial = folder_of(run, step), run / "checkpoints" / f".partial_{step:08d}"
+    target, partial = folder_of(checkpoints, step), checkpoints / f".partial_{step:08d}"
     try:
-        for leftover in (run / "checkpoints").glob(".partial_*"):
+        for leftover in checkpoints.glob(".partial_*"):
             if is_partial(leftover):
                 _remove(leftover)
         partial.mkdir(parents=True, exist_ok=True)
@@ -182,15 +182,20 @@ def save_checkpoint(
         _put(partial, target)
     except (OSError, SafetensorError, RuntimeError) as error:
         _remove(partial)
-        needed, free = _bytes_of(vars(checkpoint)), shutil.disk_usage(run).free
+        needed, free = _bytes_of(vars(checkpoint)), shutil.disk_usage(_existing(checkpoints)).free
         room = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
         why = f"No space left on device: {room}" if free < needed else str(error)
         raise CheckpointError(f"Save failed ({why}). Previous checkpoints are kept.") from error
-    best = best_step(run) if keep_best else None
-    for old in steps_of(run)[:-keep] if keep > 0 else []:
+    best = best_step(checkpoints) if keep_best else None
+    for old in steps_of(checkpoints)[:-keep] if keep > 0 else []:
         if not (keep_every and old % keep_every == 0) and old != best:
-            _remove(folder_of(run, old))
+            _remove(folder_of(checkpoints, old))
     return target
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _put(partial: Path, target: Path) -> None:
@@ -218,26 +223,26 @@ def _check(path: Path, meta: dict[str, Any]) -> Path:
     return path
 
 
-def averages_of(run: Path, step: int) -> list[str]:
+def averages_of(checkpoints: Path, step: int) -> list[str]:
     """Names of the weights in a checkpoint: model, ema, and further averages."""
-    return sorted(path.stem for path in folder_of(run, step).glob("*.safetensors"))
+    return sorted(path.stem for path in folder_of(checkpoints, step).glob("*.safetensors"))
 
 
-def load_weights(run: Path, step: int, which: str) -> State:
+def load_weights(checkpoints: Path, step: int, which: str) -> State:
     """Weights of a checkpoint on the CPU; which is "ema", "model" or another average's name.
 
     Raises CheckpointError if they are damaged.
     """
-    folder = folder_of(run, step)
+    folder = folder_of(checkpoints, step)
     try:
         return load_file(_check(folder / f"{which}.safetensors", read_meta(folder)))
     except (CheckpointError, SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {step} is damaged: {error}.") from error
 
 
-def load_checkpoint(run: Path) -> Checkpoint | None:
+def load_checkpoint(checkpoints: Path) -> Checkpoint | None:
     """The newest readable checkpoint, or None; a damaged one is named and the one before used."""
-    for step, folder in reversed(folders_of(run).items()):
+    for step, folder in reversed(folders_of(checkpoints).items()):
         try:
             meta = read_meta(folder)
             names = [path.stem for path in folder.glob("*.safetensors")]

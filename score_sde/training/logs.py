@@ -88,32 +88,34 @@ class NoiseBins:
 
 
 class Logger:
-    """Appends to log.jsonl, TensorBoard and Weights & Biases in a run directory.
+    """Appends to a file of lines of JSON, to TensorBoard and to Weights & Biases.
 
+    log: the file. board: TensorBoard's folder, None without. wandb_id: a file that keeps which run
+    this is on Weights & Biases, which shows it by its folder's name; None without.
     resumed_at: drop what an earlier run has logged after this step; it will be logged again.
     settings: shown beside the curves on Weights & Biases.
     """
 
     def __init__(
         self,
-        run: Path,
-        tensorboard: bool = True,
-        wandb: bool = False,
+        log: Path,
+        board: Path | None = None,
+        wandb_id: Path | None = None,
         resumed_at: int | None = None,
         settings: Mapping[str, Any] | None = None,
     ):
-        run.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
         resumed = resumed_at is not None
-        self._wandb = _start_wandb(run, dict(settings or {}), resumed) if wandb else None
+        self._wandb = _start_wandb(wandb_id, dict(settings or {}), resumed) if wandb_id else None
         if resumed_at is not None:
-            _cut_log(run / "log.jsonl", resumed_at)
-        self._file = (run / "log.jsonl").open("a", buffering=1)
+            _cut_log(log, resumed_at)
+        self._file = log.open("a", buffering=1)
         self._board = None
-        if tensorboard:
+        if board is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only here
 
             purge = None if resumed_at is None else resumed_at + 1
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
+            self._board = SummaryWriter(str(board), purge_step=purge)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """One line of numbers at a step; NaN and inf become null in the JSON."""
@@ -144,20 +146,19 @@ class Logger:
             self._wandb.finish()
 
 
-def _start_wandb(run: Path, settings: dict[str, Any], resumed: bool) -> Any:
+def _start_wandb(path: Path, settings: dict[str, Any], resumed: bool) -> Any:
     try:
         import wandb
     except ImportError as error:
         raise UserError(
             "training.wandb=True needs Weights & Biases: pip install 'score-sde[wandb]'."
         ) from error
-    path = run / "wandb_id.txt"
     if not (resumed and path.is_file()):
         path.write_text(secrets.token_hex(4))
     return wandb.init(
         project="score_sde",
-        name=run.name,
-        dir=str(run),
+        name=path.parent.name,
+        dir=str(path.parent),
         config=settings,
         id=path.read_text().strip(),
         resume="allow",
@@ -180,6 +181,6 @@ def _cut_log(path: Path, step: int) -> None:
             odd.append(number)
     if odd and odd != [len(lines)]:
         print(f"{path}: lines {odd[:5]} are not of a log and are left out")
-    partial = path.with_name(".partial_log.jsonl")
+    partial = path.with_name(f".partial_{path.name}")
     partial.write_text("".join(kept))
     partial.replace(path)

@@ -43,15 +43,15 @@ def snapshot_state(averages: dict[float, EMA]) -> State:
     return state
 
 
-def snapshot_path(run: Path, step: int) -> Path:
-    """Where the snapshot of a step is."""
-    return run / "snapshots" / f"step_{step:08d}.safetensors"
+def snapshot_path(snapshots: Path, step: int) -> Path:
+    """Where the snapshot of a step is, in a folder of them."""
+    return snapshots / f"step_{step:08d}.safetensors"
 
 
-def snapshot_steps(run: Path) -> list[int]:
-    """Steps of the snapshots of a run, ascending."""
+def snapshot_steps(snapshots: Path) -> list[int]:
+    """Steps of the snapshots in a folder, ascending."""
     names = (re.fullmatch(r"step_(\d{8,})\.safetensors", path.name)
-             for path in (run / "snapshots").glob("step_*"))  # fmt: skip
+             for path in snapshots.glob("step_*"))  # fmt: skip
     return sorted(int(name[1]) for name in names if name)
 
 
@@ -102,26 +102,26 @@ def _check_width(steps: list[int], step: int, sigma_rel: float) -> None:
         )
 
 
-def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[int, State]:
-    """The power-function average of relative width sigma_rel at a step, from a run's snapshots.
+def reconstruct(snapshots: Path, sigma_rel: float, step: int | None = None) -> tuple[int, State]:
+    """The power-function average of relative width sigma_rel at a step, from a folder of snapshots.
 
     step: of a snapshot, the last when None. Raises CheckpointError if there are too few, if one is
     damaged, and for a width that they cannot make.
     """
-    there = snapshot_steps(run)
+    there = snapshot_steps(snapshots)
     if len(there) < 2:
         raise CheckpointError(
-            f"{run} has {len(there)} snapshots and two are needed. Train with "
+            f"{snapshots} has {len(there)} snapshots and two are needed. Train with "
             "training.ema_snapshot_every above 0 (a tenth of the run, say)."
         )
     step = there[-1] if step is None else step
     if step not in there:
-        raise CheckpointError(f"{run} has no snapshot of step {step}; choose from {there}.")
+        raise CheckpointError(f"{snapshots} has no snapshot of step {step}; choose from {there}.")
     steps = [s for s in there if s <= step]
     _check_width(steps, step, sigma_rel)
     result: dict[str, Tensor] = {}
     for at, row in zip(steps, coefficients(steps, WIDTHS, step, sigma_rel), strict=True):
-        path = snapshot_path(run, at)
+        path = snapshot_path(snapshots, at)
         try:
             with safe_open(path, "pt") as file:
                 total, expected = TensorSum(), (file.metadata() or {}).get("checksum")
@@ -145,16 +145,21 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[i
     return step, single
 
 
-def save_average(run: Path, name: str, step: int, state: State) -> None:
-    """Keep a reconstructed average in the run by a name, for ``weights``."""
-    save_tensors(run / "averages" / f"{name}.safetensors", state)
-    (run / "averages" / f"{name}.json").write_text(json.dumps({"step": step}) + "\n")
+def save_average(averages: Path, name: str, step: int, state: State) -> None:
+    """Keep a reconstructed average in a folder by a name, for ``weights``."""
+    save_tensors(averages / f"{name}.safetensors", state)
+    (averages / f"{name}.json").write_text(json.dumps({"step": step}) + "\n")
 
 
-def load_average(run: Path, name: str) -> tuple[int, State] | None:
+def load_average(averages: Path, name: str) -> tuple[int, State] | None:
     """The step and weights of an average that `save_average` has kept; None if there is none."""
-    path = run / "averages" / f"{name}.safetensors"
+    path = averages / f"{name}.safetensors"
     if not path.is_file():
         return None
     about = read_json(path.with_suffix(".json"), Meta, "that of an average", CheckpointError)
     return about["step"], load_tensors(path)
+
+
+def kept_averages(averages: Path) -> list[str]:
+    """The names of the averages that `save_average` has kept, in order."""
+    return sorted(path.stem for path in averages.glob("*.safetensors"))

@@ -34,8 +34,12 @@ class Directory(Protocol):
     """What a session asks of the directory of its run."""
 
     @property
-    def path(self) -> Path:
-        """The run directory."""
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+
+    @property
+    def snapshots(self) -> Path:
+        """Where snapshots of averages go."""
 
     def check_mine(self) -> None:
         """Raise if nothing can be saved there any more."""
@@ -84,7 +88,7 @@ class Session:
         self.pictures, self.logger, self.saved_step = pictures, logger, saved_step
         self.settings, self.evaluation = trainer.settings, evaluation
         self.held_out_loss: float | None = None  # of this step, None where it was not evaluated
-        self.best = min(held_out_losses(directory.path).values(), default=math.inf)
+        self.best = min(held_out_losses(directory.checkpoints).values(), default=math.inf)
         self.writer = BackgroundWriter()
         trainer.name_row = self._name_row
 
@@ -162,7 +166,7 @@ class Session:
     def snapshot(self) -> None:
         """The averages from which one of any length can be made later, in the background."""
         self._check_directory()
-        path = snapshot_path(self.directory.path, self.trainer.step)
+        path = snapshot_path(self.directory.snapshots, self.trainer.step)
         state = snapshot_state(self.trainer.powers)
         self.writer.submit("snapshot", lambda copied: save_tensors(path, copied), state)
 
@@ -175,7 +179,7 @@ class Session:
 
         def write(parts: dict) -> None:
             kept = self.settings.keep, self.settings.keep_every, self.settings.keep_best
-            save_checkpoint(self.directory.path, step, Checkpoint(**parts), *kept)
+            save_checkpoint(self.directory.checkpoints, step, Checkpoint(**parts), *kept)
             self.directory.drop_replaced()
 
         checkpoint = self.trainer.checkpoint()

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, what their meta.json says, and which of them is asked for."""
+"""Which checkpoints a folder of them holds, what they say, and which of them is asked for."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written, found or read; the message says which and why."""
 
 
-def folder_of(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return checkpoints / f"step_{step:08d}"
 
 
 def step_of(folder: Path) -> int | None:
@@ -29,21 +30,22 @@ def step_of(folder: Path) -> int | None:
     return int(named[1]) if named and folder.is_dir() else None
 
 
-def folders_of(run: Path) -> dict[int, Path]:
+def folders_of(checkpoints: Path) -> dict[int, Path]:
     """The folders named as checkpoints, whatever is in them, by ascending step."""
-    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
+    there = checkpoints.iterdir() if checkpoints.is_dir() else ()
     steps = ((step_of(folder), folder) for folder in there)
     return dict(sorted((step, folder) for step, folder in steps if step is not None))
 
 
-def steps_of(run: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending."""
-    return [step for step, folder in folders_of(run).items() if (folder / "meta.json").is_file()]
+def steps_of(checkpoints: Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending."""
+    found = folders_of(checkpoints).items()
+    return [step for step, folder in found if (folder / "meta.json").is_file()]
 
 
-def strays(run: Path) -> list[str]:
+def strays(checkpoints: Path) -> list[str]:
     """Names among the checkpoints that are not those of one: other people's files and folders."""
-    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
+    there = checkpoints.iterdir() if checkpoints.is_dir() else ()
     return sorted(p.name for p in there if step_of(p) is None and not is_partial(p))
 
 
@@ -77,12 +79,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def held_out_losses(run: Path) -> dict[int, float]:
+def held_out_losses(checkpoints: Path) -> dict[int, float]:
     """The held-out loss of each checkpoint that was evaluated when it was made, by its step."""
     found = {}
-    for step in steps_of(run):
+    for step in steps_of(checkpoints):
         try:
-            value = read_meta(folder_of(run, step)).get("held_out_loss")
+            value = read_meta(folder_of(checkpoints, step)).get("held_out_loss")
         except CheckpointError:
             continue
         if value is not None and math.isfinite(value):
@@ -90,30 +92,32 @@ def held_out_losses(run: Path) -> dict[int, float]:
     return found
 
 
-def best_step(run: Path) -> int | None:
+def best_step(checkpoints: Path) -> int | None:
     """The checkpoint with the smallest held-out loss; None where none was evaluated."""
-    losses = held_out_losses(run)
+    losses = held_out_losses(checkpoints)
     return min(losses, key=lambda step: losses[step]) if losses else None
 
 
-def chosen_steps(run: Path, step: int | str | None) -> list[int]:
+def chosen_steps(checkpoints: Path, step: int | str | None) -> list[int]:
     """The checkpoints that may be loaded for a step, the best choice last.
 
     step: a number, "best" for the smallest held-out loss, None for the newest and, where that is
     damaged, those before. Raises CheckpointError for one that the run does not keep.
     """
-    there = steps_of(run)
+    there = steps_of(checkpoints)
     if step is None:
         return there
     if step == "best":
-        best = best_step(run)
+        best = best_step(checkpoints)
         if best is None:
             raise CheckpointError(
-                f"{run} has no checkpoint whose held-out loss is known: train with "
+                f"{checkpoints} holds no checkpoint whose held-out loss is known: train with "
                 "training.evaluate_every and training.keep_best=True on data with a test split."
             )
         return [best]
     if not str(step).isdecimal() or int(step) not in there:
         kept = ", ".join(map(str, there)) or "none"
-        raise CheckpointError(f"{run} keeps no checkpoint {step!r}; it has {kept}, and best.")
+        raise CheckpointError(
+            f"{checkpoints} keeps no checkpoint {step!r}; it has {kept}, and best."
+        )
     return [int(step)]
