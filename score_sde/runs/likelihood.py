@@ -73,21 +73,11 @@ def likelihood_to_files(
     "data" for their own: the likelihood is then log p(x | class). data: the name of other data
     than the run's. probes, nfe and further options: of `log_likelihood`; the defaults here are
     the sampling prior and, for data with levels, the truncation's bound. resume: "no" does what is
-    done already again. Returns the summary that
-    likelihood.json holds.
+    done already again. Returns the summary that likelihood.json holds.
     """
-    if bound not in BOUNDS:
-        raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
-    given = {"probes": probes, "nfe": nfe}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: v for key, v in {"probes": probes, "nfe": nfe}.items() if v is not None}
     options = given | dict(options or {})
-    for name in options:
-        if name not in OPTIONS:
-            raise RunError(
-                f"likelihood has no option {name!r}; available: {', '.join(sorted(OPTIONS))}."
-            )
-    if repeats < 1 or batch_size < 1:
-        raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
+    _check(bound, repeats, batch_size, options)
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen), step=step)
         refuse_latents(
@@ -100,16 +90,10 @@ def likelihood_to_files(
         split = items.split  # "all" of data without parts, whatever was asked for
         labels = labels_of(run, items, n, class_labels)
         spec = run.data_spec
-        settings: dict[str, Any] = {"prior": "sde", "data_std": run.data_std}
-        settings["truncation"] = "bound" if spec.levels else "corrected"
-        settings |= options
-        protocol = {"split": split, "bound": bound, "repeats": repeats if spec.levels else 1}
-        protocol |= {"weights": weights, "step": run.step, "options": settings}
-        protocol |= {"process": str(run.sde), "data": items.spec.name, "levels": spec.levels}
+        protocol = _protocol(run, items.spec.name, split, bound, repeats, weights, options)
         if labels is not None:
             named = isinstance(class_labels, str | int)
             protocol["class_labels"] = class_labels if named else labels.tolist()
-        protocol["dequantisation"] = "uniform" if spec.levels else None
         request = {**protocol, "items": n, "batch_size": batch_size}
         request |= {"fingerprint": items.fingerprint()}
         output = open_output(run, f"likelihood/{split}", f"{n}_items", request, out)
@@ -118,7 +102,7 @@ def likelihood_to_files(
         if output.facts is None:
             if spec.levels is None:
                 distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
-            _evaluate(run, items, labels, output, settings)
+            _evaluate(run, items, labels, output, protocol["options"])
         distributed.wait()
         if distributed.is_writer() and output.facts is None:
             _write(output, n, spec, protocol)
@@ -127,6 +111,39 @@ def likelihood_to_files(
         distributed.say(str(summary.get("line")))
         distributed.say(f"per item in {output.folder}/likelihood.npz, means in likelihood.json")
         return summary
+
+
+def _check(bound: str, repeats: int, batch_size: int, options: Mapping[str, Any]) -> None:
+    """RunError for what cannot be asked of any run."""
+    if bound not in BOUNDS:
+        raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
+    for name in options:
+        if name not in OPTIONS:
+            raise RunError(
+                f"likelihood has no option {name!r}; available: {', '.join(sorted(OPTIONS))}."
+            )
+    if repeats < 1 or batch_size < 1:
+        raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
+
+
+def _protocol(
+    run: Run,
+    data: str,
+    split: str,
+    bound: str,
+    repeats: int,
+    weights: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that the numbers depend on but the items; options: of `log_likelihood`."""
+    levels = run.data_spec.levels
+    settings = {"prior": "sde", "data_std": run.data_std}
+    settings |= {"truncation": "bound" if levels else "corrected", **options}
+    return {
+        "split": split, "bound": bound, "repeats": repeats if levels else 1, "weights": weights,
+        "step": run.step, "options": settings, "process": str(run.sde), "data": data,
+        "levels": levels, "dequantisation": "uniform" if levels else None,
+    }  # fmt: skip
 
 
 def _batches(output: Output) -> list[range]:
