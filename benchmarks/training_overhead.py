@@ -24,9 +24,9 @@ import torch
 from score_sde import build
 from score_sde.noise import StepRandomness
 from score_sde.runs.directory import RunDirectory
+from score_sde.runs.memory import keep_freed_memory
 from score_sde.training import Logger, Session, Trainer, optim
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint
-from score_sde.training.memory import keep_freed_memory
 from score_sde.training.writer import BackgroundWriter
 
 CONFIGS = Path(__file__).parent.parent / "configs"

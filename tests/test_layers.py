@@ -20,6 +20,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"cli"},
 ]
 ONLY_TORCH = {"nets", "data"}
+EVERYWHERE = {"checks", "version"}
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
@@ -61,6 +62,36 @@ def test_imports_go_down_only():
             assert RANK[other] < RANK[top], f"{path} imports {other}, which is not below {top}"
             if other != "checks":
                 assert top not in ONLY_TORCH, f"{path}: {top} must import nothing of ours"
+
+
+def arrows() -> set[tuple[str, str]]:
+    """(a, b) for each pair of rooms, files and packages right below score_sde, a importing b."""
+    found = {(top, other) for top, _, tree in modules() for other in imported(tree)[0] - {top}}
+    return {(a, b) for a, b in found if b not in EVERYWHERE}
+
+
+def floors(arrows: set[tuple[str, str]]) -> dict[str, int]:
+    """The floor of each room: one above the highest that it imports."""
+    below: dict[str, set[str]] = {room: set() for arrow in arrows for room in arrow}
+    for a, b in arrows:
+        below[a].add(b)
+    floor: dict[str, int] = {}
+    while len(floor) < len(below):
+        ready = [r for r, under in below.items() if r not in floor and under <= floor.keys()]
+        assert ready, "rooms import one another in a circle"
+        floor |= {r: 1 + max((floor[b] for b in below[r]), default=0) for r in ready}
+    return floor
+
+
+def test_the_house_does_not_grow_unnoticed():
+    """Rooms and arrows between them, those to checks and version apart; raise these with care."""
+    found = arrows()
+    assert len(floors(found)) <= 24 and len(found) <= 106, (len(floors(found)), len(found))
+
+
+def test_only_few_rooms_know_the_command_line():
+    """A mode is a file of runs: the command line knows these and nothing below."""
+    assert {b for a, b in arrows() if a == "cli"} == {"explorer", "runs"}
 
 
 def test_absl_and_ml_collections_live_in_cli_and_configs_only():
@@ -111,3 +142,12 @@ heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "absl", "ml_collectio
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+if __name__ == "__main__":  # python tests/test_layers.py draws the house
+    house = arrows()
+    floor = floors(house)
+    for room in sorted(floor, key=lambda room: (-floor[room], room)):
+        below = ", ".join(sorted(b for a, b in house if a == room))
+        print(f"{floor[room]:3d} {room:13s} -> {below}")
+    print(f"{len(floor)} rooms, {max(floor.values())} floors, {len(house)} arrows")

@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from score_sde.training.memory import keep_freed_memory
+from score_sde.runs.memory import keep_freed_memory
 print(keep_freed_memory())
 faults = []
 for _ in range(4):

@@ -12,8 +12,8 @@ from score_sde.cli.command import Command as Command
 from score_sde.cli.command import understand as understand
 from score_sde.cli.modes import MODES as MODES
 from score_sde.cli.modes import Mode as Mode
-from score_sde.training import Interrupted
-from score_sde.training.memory import keep_freed_memory
+from score_sde.runs.memory import keep_freed_memory
+from score_sde.runs.train import Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:

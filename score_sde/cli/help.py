@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from score_sde.cli.modes import GENERAL, MODES, OPTION, SAMPLER
+from score_sde.runs.choices import list_samplers
 from score_sde.runs.configs import available_configs
 from score_sde.runs.likelihood import OPTIONS
-from score_sde.sampling import list_samplers
 
 EXAMPLES = """
   score-sde --config vp_fashion --mode train

@@ -16,9 +16,6 @@ from typing import Any
 
 from score_sde import explorer
 from score_sde.cli.flags import Flag
-from score_sde.conditioning.rules import RULES
-from score_sde.evaluation.features import FEATURES
-from score_sde.restoration import METHODS
 from score_sde.runs import (
     average,
     calibrate,
@@ -35,9 +32,8 @@ from score_sde.runs import (
     train,
     verify,
 )
+from score_sde.runs.choices import FEATURES, GRIDS, METHODS, RULES, SAMPLERS
 from score_sde.runs.sweep import AXES
-from score_sde.sampling import SAMPLERS
-from score_sde.sampling.grids import GRIDS
 
 
 @dataclass(frozen=True)

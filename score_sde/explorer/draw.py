@@ -8,9 +8,9 @@ from score_sde.checks import UserError
 from score_sde.data.pictures import picture_of
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import import_gradio, picture, shown, spoken, whole
+from score_sde.runs.choices import SAMPLERS
 from score_sde.runs.film import Film, film, state_picture
 from score_sde.runs.wish import Wish
-from score_sde.sampling import SAMPLERS
 
 FRAMES = 11
 

@@ -17,13 +17,13 @@ from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.models import ScoreModel
-from score_sde.ode.solve import ODEError
 from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.items import items_of
 from score_sde.runs.outputs import plain
 from score_sde.runs.run import Run, load
 from score_sde.runs.watching import spread_rows
+from score_sde.sampling import ODEError
 from score_sde.training.checkpoints import steps_of
 
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
@@ -117,7 +117,8 @@ def _is_finite(run: Run) -> bool:
 
 def _earlier(path: Path, loaded: Run) -> ScoreModel | None:
     """The weights as trained of the newest checkpoint before that which is loaded."""
-    before = [step for step in steps_of(path) if step < loaded.step]
+    there = steps_of(RunDirectory(path).checkpoints)
+    before = [step for step in there if step < loaded.step]
     try:
         return load(path, "model", "cpu", step=before[-1]).score if before else None
     except UserError:

@@ -20,7 +20,8 @@ from score_sde.runs.resume import check_same_run
 from score_sde.runs.run import Run, load, pick_device
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.signature import is_signed
-from score_sde.training import Interrupted, Logger, Session
+from score_sde.training import Interrupted as Interrupted
+from score_sde.training import Logger, Session
 from score_sde.training.checkpoints import load_checkpoint, steps_of, strays
 
 
