@@ -19,7 +19,7 @@ from score_sde.noise import seed_torch
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
-from score_sde.runs.directory import RunDirectory
+from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.runs.watching import Watcher, drawing, repeated, watcher_of
 from score_sde.training import Pictures, Trainer
