@@ -31,7 +31,7 @@ from score_sde.losses import ScoreMatching
 from score_sde.ode.adaptive import StoppedError, integrate_each
 from score_sde.ode.clock import Clock
 from score_sde.ode.divergence import score_and_traces
-from score_sde.ode.flow import Frame
+from score_sde.ode.frames import Frame
 from score_sde.ode.multistep import integrate
 from score_sde.sampling import ODEError
 
