@@ -74,7 +74,7 @@ def make_page(workdir: str | Path, device: str = "auto") -> gradio.Blocks:
     """The page, not yet served; UserError for a workdir that is no run and holds none."""
     gr = import_gradio()
     path = pretrained.find(workdir)
-    is_run = RunDirectory(path).config.is_file()
+    is_run = RunDirectory(path).is_run
     root = Path("runs") if pretrained.card(path) else path.parent if is_run else path
     if not is_run and not (path.is_dir() and find_runs(path)):
         raise UserError(
