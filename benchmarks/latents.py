@@ -30,6 +30,7 @@ def network(shape: tuple[int, ...]) -> nn.Module:
     """The network of latent_emoji for items of this shape, without captions."""
     values = load_config("latent_emoji").to_dict()["net"]
     values |= {"text": 0, "text_table": 0, "patch": 2 if shape[1] == 64 else 1}
+    values["attention"] = (shape[1] // values["patch"] // 2,)  # at the lower of two levels
     spec = SimpleNamespace(shape=shape, classes=())
     torch.manual_seed(0)
     return build.in_fast_layout(build.build_net({"net": values}, spec))  # type: ignore[arg-type]
