@@ -127,7 +127,7 @@ def recipe(dice: random.Random, images: bool) -> dict[str, Any]:
         "model": {"target": target, "data_std": 1.0},
         "loss": {"t_min": 1e-3, "stratified": dice.random() < 0.5},
         "training": {
-            "steps": dice.choice([1200, 1600]), "batch_size": 256, "lr": 2e-3, "warmup_steps": 50,
+            "steps": dice.choice([700, 900]), "batch_size": 128, "lr": 3e-3, "warmup_steps": 50,
             "decay": 0.5, "ema_sigma_rel": dice.choice([0.05, 0.1]), "sample_every": 0,
             "save_every": 100_000, "tensorboard": False, "log_every": 20, "sample_images": 1,
         },
@@ -173,7 +173,7 @@ def broken(fault: str, config: dict[str, Any], dice: random.Random) -> None:
     elif fault == "few updates":
         training |= {"steps": dice.choice([10, 20, 40]), "warmup_steps": 5}
     elif fault == "few items":
-        training |= {"steps": 5000}
+        training |= {"steps": 3000}
         config["net"]["width"] = 128
     elif fault == "few steps":
         chosen = dice.choice([{"method": "euler", "steps": 3}, {"method": "heun", "steps": 2},

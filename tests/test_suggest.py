@@ -11,7 +11,8 @@ from score_sde.data import DataError, load_data
 from score_sde.processes.sdes import VPSDE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SETS = ["ring8", "moons", "checkerboard", "swissroll", "fashion_mnist"]
+SETS = ["ring8", "moons", "checkerboard", "swissroll", "fashion_mnist", "shapes"]
+PICTURES = ("fashion_mnist", "shapes")
 
 
 def lost_nats(variances, noise: float) -> float:
@@ -21,7 +22,7 @@ def lost_nats(variances, noise: float) -> float:
 
 @pytest.mark.parametrize("name", SETS)
 def test_sigma_max_is_the_rule_of_pairwise_distances(name):
-    data = load_data(name, scaling="symmetric" if name == "fashion_mnist" else "standard")
+    data = load_data(name, scaling="symmetric" if name in PICTURES else "standard")
     advice = suggest(data)
     x = data.reference(3000).flatten(1)
     rule = float(torch.cdist(x, x).max())

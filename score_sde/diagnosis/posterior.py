@@ -19,12 +19,10 @@ Cost counts rows: an evaluation of the score is one, a vector-Jacobian product o
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -222,12 +220,9 @@ class RestorationReport:
             lines.append(f"calibration: {figures}")
         return "\n".join(lines)
 
-    def save(self, folder: Path) -> Path:
-        """The report as JSON; returns the file."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"restoration_{self.method}.json"
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return path
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
 
 def verify_restoration(

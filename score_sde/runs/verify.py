@@ -13,7 +13,7 @@ from score_sde.checks import as_it_looks
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
 from score_sde.processes.sdes import VPSDE
-from score_sde.runs.outputs import replacing, write_beside
+from score_sde.runs.outputs import plain, replacing, write_beside
 from score_sde.sampling import options_from_text
 
 
@@ -42,7 +42,9 @@ def verify_to_files(
         costs = (20, 60) if nfe is None else (nfe,)
         posterior = verify_restoration(restoration, sde, nfe=costs, calibrate=calibrate, **given)
         print(posterior)
-        print(f"wrote {posterior.save(Path(out))}")
+        text = json.dumps(plain(posterior.to_dict()), indent=1) + "\n"
+        wanted = Path(out) / f"restoration_{posterior.method.rpartition('.')[2]}.json"
+        print(f"wrote {write_beside(wanted, text)}")
         return posterior
     counts: dict[str, Any] = {} if steps is None else {"steps": (steps,)}
     texts = {name: value for name, value in (options or {}).items() if isinstance(value, str)}
