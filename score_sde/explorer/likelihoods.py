@@ -11,6 +11,7 @@ from score_sde.data.pictures import image_array
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import import_gradio, picture, shown, spoken
 from score_sde.runs.editing import read_picture
+from score_sde.runs.items import refuse_latents
 from score_sde.runs.likelihood import likelihood_of
 
 
@@ -32,6 +33,7 @@ def likelihood_tab(subject: Subject) -> None:
         if path is None:
             raise UserError("there is no picture yet: upload one.")
         run = subject.run()
+        refuse_latents(run, "and a density of latents is none of pictures", "Choose one of pixels.")
         spec = run.data_spec
         x0 = read_picture(path, spec)
         with Image.open(path) as opened:

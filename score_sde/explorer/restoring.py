@@ -22,8 +22,10 @@ from score_sde.explorer.widgets import (
 )
 from score_sde.restoration import Mask, restore
 from score_sde.runs.editing import read_picture
+from score_sde.runs.items import refuse_latents
 from score_sde.runs.measuring import shown as keep_seen
 from score_sde.runs.restore import ROUNDING
+from score_sde.runs.run import Run
 
 
 def restore_tab(subject: Subject) -> None:
@@ -45,8 +47,13 @@ def restore_tab(subject: Subject) -> None:
             found = picture("fillings, each as likely as the others", "filled")
             said = gr.Markdown(elem_id="fill-said")
 
+    def run_of_pixels() -> Run:
+        run = subject.run()
+        refuse_latents(run, "whose masks go through its decoder", "Choose a run of pixels.")
+        return run
+
     def scene() -> str:
-        spec = subject.run().data_spec
+        spec = run_of_pixels().data_spec
         height, width = spec.shape[-2:]
         pixels = image_array(spec.to_uint8(held["x0"][None].cpu())[0])
         return json.dumps({"picture": data_url(pixels), "height": height, "width": width})
@@ -56,12 +63,12 @@ def restore_tab(subject: Subject) -> None:
         if path is None:
             held.clear()
             return ""
-        held["x0"] = read_picture(path, subject.run().data_spec)
+        held["x0"] = read_picture(path, run_of_pixels().data_spec)
         return scene()
 
     @spoken
     def sampled(seed: Any) -> str:
-        run = subject.run()
+        run = run_of_pixels()
         held["x0"] = run.sample(1, whole(seed, "the seed", 0, 2**63 - 1)).x[0].cpu()
         return scene()
 
@@ -76,7 +83,7 @@ def restore_tab(subject: Subject) -> None:
             raise UserError("there is no picture yet: upload one, or take a sample.")
         if "1" not in hidden:
             raise UserError("the mask covers nothing: paint over what is to be filled.")
-        run = subject.run()
+        run = run_of_pixels()
         spec, x0 = run.data_spec, held["x0"][None]
         seen = torch.tensor([c == "0" for c in hidden]).reshape(spec.shape[-2:])
         operator = Mask(seen)
