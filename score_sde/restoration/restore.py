@@ -52,7 +52,7 @@ class Restored:
     draw. residual: mean squared residual over the noise's variance, per measurement (G,); 1 is
     right. Of particles, per measurement: ess, the effective share of particles at the end; temper,
     the smallest power that the weights were raised to (1: never); log_evidence, log p(y) in nats,
-    biased where temper is below 1. said: what was decided for you, if anything.
+    biased where temper is below 1. said: what was decided for you, if anything. draws: n.
     """
 
     x: Tensor
@@ -65,10 +65,11 @@ class Restored:
     temper: Tensor | None = None
     log_evidence: Tensor | None = None
     said: str = ""
+    draws: int = 0
 
     def __str__(self) -> str:
-        n = self.x.shape[:-1].numel() if self.x.ndim == 2 else len(self.x)
-        text = f"{n} draws by {self.method}: {self.nfe:.1f} evaluations"
+        several = f" of each of {len(self.residual)}" if len(self.residual) > 1 else ""
+        text = f"{self.draws} draws{several} by {self.method}: {self.nfe:.1f} evaluations"
         if self.products:
             text += f" and {self.products:.1f} vector-Jacobian products"
         text += f" each, residual^2/noise^2 {float(self.residual.mean()):.3f}"
@@ -309,4 +310,5 @@ def _collected(
         found[:, 1] if particles else None,
         found[:, 2] if particles else None,
         said,
+        x.shape[1],
     )
