@@ -14,7 +14,11 @@ from score_sde.sampling.loop import SampleResult as SampleResult
 from score_sde.sampling.loop import sample as sample
 from score_sde.sampling.method import Predictor as Predictor
 from score_sde.sampling.method import Trajectory as Trajectory
+from score_sde.sampling.parallel import ParallelResult as ParallelResult
+from score_sde.sampling.parallel import sample_parallel as sample_parallel
 from score_sde.sampling.predictors import Affine as Affine
 from score_sde.sampling.predictors import Coefficients as Coefficients
 from score_sde.sampling.recipe import Recipe as Recipe
 from score_sde.sampling.recipe import load_recipe as load_recipe
+from score_sde.sampling.tolerance import ToleranceResult as ToleranceResult
+from score_sde.sampling.tolerance import sample_to_tolerance as sample_to_tolerance
