@@ -41,8 +41,10 @@ from score_sde.checks.files import LOOSE, from_json, json_lines, objects, read_j
 from score_sde.checks.memory import check_fits, machine_memory, memory_for
 from score_sde.checks.names import lookup, named, trusting, trusts_files
 from score_sde.checks.types import (
+    BatchShape,
     Count,
     Depth,
+    Device,
     Extended,
     Few,
     Fraction,
@@ -61,6 +63,8 @@ from score_sde.checks.types import (
 from score_sde.checks.validation import checked, sentence, validated
 
 __all__ = [
+    "BatchShape",
+    "Device",
     "Count",
     "Depth",
     "Extended",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import torch
 from pydantic import AfterValidator, Field, Strict
 from torch import Tensor
 
@@ -34,6 +35,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Row = Annotated[tuple[T, ...], Strict(False)]
 """Row[Count]: a tuple of any length, or a list that becomes one."""
 Options = Mapping[str, Any]
+
+
+def _known(device: torch.device | str) -> torch.device | str:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError("a device: cpu, cuda, cuda:0 or mps") from error
+    return device
+
+
+Device = Annotated[torch.device | str, AfterValidator(_known)]
+"""A device of torch, or its name."""
 MOST_VALUES = 10**9
 
 
@@ -47,6 +60,8 @@ ItemShape = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_of_an_item)
 ]
 """The shape of one item of data, of at most a thousand million values."""
+BatchShape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2), Strict(False)]
+"""(B, ...), of a batch of states."""
 
 
 def plain(value: Any) -> Any:

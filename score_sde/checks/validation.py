@@ -13,12 +13,12 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import (
     ConfigDict,
-    InstanceOf,
     Strict,
     ValidationError,
     WrapValidator,
     validate_call,
 )
+from pydantic_core import core_schema
 from torch import Tensor
 
 from score_sde.checks.errors import UserError, did_you_mean, shown
@@ -96,17 +96,29 @@ def _validator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sequence(value: Any, check: Callable[[Any], Any]) -> Any:
-    """A sequence as it is, its items checked; ranges, arrays and tensors hold numbers anyway."""
-    if not isinstance(value, range | np.ndarray | Tensor):
+    """A sequence as it is, its items checked; those of a range are whole numbers anyway."""
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 1:
+        check(value.tolist())
+    elif not isinstance(value, range):
         check(list(map(plain, value)) if isinstance(value, Sequence) and value else value)
     return value
+
+
+class _Instance:
+    """An instance of a class, into which nothing looks: pydantic's InstanceOf plans to."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.is_instance_schema(self.kind)
 
 
 _GENERIC = ("builtins", "collections", "typing")  # whose contents are looked into
 
 
 def _instances(hint: Any) -> Any:
-    """The hint with InstanceOf[c] for classes that are only to be recognised, not looked into."""
+    """The hint with `_Instance(c)` for classes that are only to be recognised, not looked into."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(_instances(part) for part in inside)]  # noqa: UP007
@@ -119,7 +131,7 @@ def _instances(hint: Any) -> Any:
             return hint
         if getattr(hint, "_is_protocol", False):
             return Any
-        return InstanceOf[hint]  # type: ignore[misc]
+        return Annotated[Any, _Instance(hint)]
     if origin is Sequence:
         items: Any = types.GenericAlias(tuple, (_instances(inside[0]), ...))
         return Annotated[items, Strict(False), WrapValidator(_sequence)]

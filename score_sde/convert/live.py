@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, checked
 from score_sde.conditioning.guidance import guide
 from score_sde.convert.live_autoencoder import codec_of
 from score_sde.convert.live_nets import FAMILIES, Condition, LiveNet
@@ -122,6 +122,7 @@ class LiveRun:
         return z if self.codec is None or not pixels else self.codec.decode(z)
 
 
+@checked
 def load_diffusers(source: Any, device: str = "cpu") -> LiveRun:
     """A model of the diffusers library as a run: a live pipeline, its folder, or a hub id.
 

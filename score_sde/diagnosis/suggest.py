@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import Seed, checked
 from score_sde.data import ArrayData, Data, DataSpec
 from score_sde.data.spec import DataError, make_spec
 from score_sde.evaluation.memorisation import mann_whitney_z, nearest
@@ -105,7 +106,8 @@ class Advice:
         }  # fmt: skip
 
 
-def suggest(data: Data | Tensor | np.ndarray, seed: int = 0) -> Advice:
+@checked
+def suggest(data: Data | Tensor | np.ndarray, seed: Seed = 0) -> Advice:
     """Settings for data, from the data alone.
 
     data: a set of `load_data`, or items (n, ...) as they are: uint8 images (n, C, H, W) or floats.
@@ -159,9 +161,13 @@ def _scaling(spec: DataSpec) -> str:
 
 def _items(data: Any, seed: int) -> tuple[int, DataSpec, Tensor]:
     """How many there are, their spec in the scaling that is suggested, and some of them."""
-    if len(data) < FEWEST:
-        raise DataError(f"suggest needs at least {FEWEST} items (got {len(data)}).")
-    if isinstance(data, Tensor | np.ndarray):
+    is_array = isinstance(data, Tensor | np.ndarray)
+    if is_array and data.ndim == 0 or len(data) < FEWEST:
+        count = 0 if is_array and data.ndim == 0 else len(data)
+        raise DataError(f"suggest needs at least {FEWEST} items (got {count}).")
+    if is_array and isinstance(data, np.ndarray) and data.dtype.kind not in "uifb":
+        raise DataError(f"suggest needs numbers (got an array of {data.dtype}).")
+    if is_array:
         raw = torch.as_tensor(data)
         if not bool(torch.isfinite(raw.double()).all()):
             raise DataError("the data hold values that are not finite.")

@@ -46,6 +46,7 @@ from score_sde.diagnosis.verified import VerifyRow as VerifyRow
 from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.processes.sdes import SDE
 from score_sde.sampling import SAMPLERS, Predictor
+from score_sde.sampling.grids import make_grid
 
 ROUNDING = 1e-12  # errors below it, relative to the data, say nothing about a method
 
@@ -151,7 +152,8 @@ def verify(
     facts = setup.predictor()
     adaptive = getattr(facts, "evaluations", 1) == 0
     named = grid is None or isinstance(grid, str)
-    fixed = facts.default_steps if named else len(getattr(grid, "times", grid)) - 1
+    explicit = None if named else make_grid(sde, getattr(grid, "times", grid), None)
+    fixed = facts.default_steps if explicit is None else len(explicit) - 1
     counts = [None] if adaptive or not named else sorted(steps)
     endpoints, law = data or two_humps(), _along_axes(data or stretched_gaussian())
     affine = bool(getattr(facts, "linear", True)) and not adaptive

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import checked
+from score_sde.checks import Depth, Seed, checked
 from score_sde.data.spec import DataError
 from score_sde.evaluation.by_class import by_class
 from score_sde.evaluation.by_class import table as class_table
@@ -111,12 +111,20 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
+    """As a tensor; DataError for arrays of anything but numbers."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} must be numbers (got an array of {values.dtype}).") from error
+
+
 def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
     """uint8 images (n, C, H, W), or vectors (n, D) in float64; DataError says what is wrong.
 
     Images are uint8, or floats between 0 and 1, which are rounded to 8 bits as files would be.
     """
-    x = torch.as_tensor(values)
+    x = _tensor(values, what)
     if x.ndim < 2 or len(x) == 0:
         raise DataError(f"{what} have shape {tuple(x.shape)}; give (n, D), or images (n, C, H, W).")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -145,8 +153,8 @@ def evaluate(
     train: Tensor | np.ndarray | None = None,
     held_out: Tensor | np.ndarray | None = None,
     measures: Sequence[str] | None = None,
-    blocks: int = 10,
-    seed: int = 0,
+    blocks: Depth = 10,
+    seed: Seed = 0,
     few: bool = False,
     protocol: Mapping[str, Any] | None = None,
     labels: Tensor | np.ndarray | None = None,
@@ -182,16 +190,27 @@ def evaluate(
         return found
     if isinstance(target, Statistics):
         raise DataError("class-wise numbers need the reference's items; statistics have none.")
-    both = [None if v is None else torch.as_tensor(v).long() for v in (labels, reference_labels)]
+    named = (("labels", labels, x), ("reference_labels", reference_labels, y))
+    both = [None if v is None else _labels(v, name, of) for name, v, of in named]
     return replace(found, classes=by_class(mine, target, both[0], both[1], (), blocks, seed))
+
+
+def _labels(values: Tensor | np.ndarray, name: str, of: Tensor) -> Tensor:
+    labels = _tensor(values, name)
+    if labels.ndim != 1 or len(labels) != len(of) or labels.is_floating_point():
+        raise DataError(
+            f"{name} must be whole numbers ({len(of)},), one for each item (got "
+            f"{labels.dtype} of shape {tuple(labels.shape)})."
+        )
+    return labels.long()
 
 
 def report(
     mine: Featured,
     target: Featured | Statistics,
     measures: Sequence[str] | None = None,
-    blocks: int = 10,
-    seed: int = 0,
+    blocks: Depth = 10,
+    seed: Seed = 0,
     few: bool = False,
     protocol: Mapping[str, Any] | None = None,
     copies: Memorisation | None = None,

@@ -115,7 +115,7 @@ def check_scale(y: Tensor, largest: float) -> None:
         )
 
 
-Budget = Annotated[int, Field(ge=3)]
+Budget = Annotated[int, Field(ge=3, le=2**20)]
 """Evaluations and products for each draw: three levels, at least."""
 
 

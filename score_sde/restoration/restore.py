@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import Count, check_fits, checked
+from score_sde.checks import Count, Device, check_fits, checked, whole_seeds
 from score_sde.exact import Gaussian
 from score_sde.noise import fresh_seeds
 from score_sde.processes.sdes import SDE
@@ -111,7 +111,7 @@ def restore(
     batch_size: Count | None = None,
     shape: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
     return_info: bool = False,
     **options: Any,
 ) -> Tensor | Restored:
@@ -134,7 +134,7 @@ def restore(
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device)
     check_fits(4 * n * math.prod(system.measurement.shape), "so many draws")
-    seeds = fresh_seeds(n) if seeds is None else [int(seed) for seed in seeds]
+    seeds = fresh_seeds(n) if seeds is None else whole_seeds(seeds)
     name = method or "particles"
     check_seeds(n, seeds)
     check_method(name, METHODS, gaussian is not None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build
-from score_sde.checks import UserError, json_lines
+from score_sde.checks import UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
@@ -30,6 +30,7 @@ CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
 MOST_ITEMS = 5000
 
 
+@checked
 def diagnose(
     run: Run | str | Path,
     data: str | None = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from score_sde import build, distributed
-from score_sde.checks import trusting, trusts_files
+from score_sde.checks import checked, trusting, trusts_files
 from score_sde.runs.autoencoders import finish_autoencoder, prepare_autoencoder
 from score_sde.runs.codecs import RunCodec
 from score_sde.runs.configs import load_config, with_changes
@@ -25,6 +25,7 @@ from score_sde.training import Logger, Session
 from score_sde.training.checkpoints import load_checkpoint, steps_of, strays
 
 
+@checked
 def train(
     config: str | Mapping[str, Any] | None,
     workdir: str | Path | None = None,

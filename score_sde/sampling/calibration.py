@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import Positive, Seed, UserError, checked
+from score_sde.checks import BatchShape, Device, Positive, Seed, Size, UserError, checked
 from score_sde.noise import generator_of
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
@@ -46,15 +46,15 @@ THOROUGH = ((1, 0.5), (1, 0.67), (1, 1.0), (2, 0.5), (2, 0.67))
 def calibrate(
     sde: SDE,
     score: ScoreFn,
-    shape: tuple[int, ...] | None = None,
-    nfe: int = 10,
+    shape: BatchShape | None = None,
+    nfe: Size = 10,
     *,
     x_T: Tensor | None = None,
     data_std: Positive | None = None,
     denoise: bool = True,
     thorough: bool = False,
     seed: Seed = 0,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> Recipe:
     """A `Recipe` of `adams` for nfe evaluations, fitted to this score by a pilot run.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from score_sde.checks import Size, UserError, checked
+from score_sde.checks import Device, Size, UserError, checked
 from score_sde.noise import NoiseFactory, NoiseSource
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
@@ -71,7 +71,7 @@ def sample(
     hook: Hook | None = None,
     grad: bool = False,
     progress: bool = False,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
     dtype: torch.dtype | None = None,
     return_info: bool = False,
     **options: Any,
