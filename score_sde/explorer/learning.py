@@ -13,6 +13,7 @@ from score_sde.checks import UserError
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import MLP
+from score_sde.noise import generator_of, seed_torch
 from score_sde.processes.sdes import SDE
 
 FEWEST, LR = 20, 4e-3
@@ -42,9 +43,9 @@ def learn(
             f"from: draw at least {FEWEST}."
         )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         net = MLP(dim=2, width=96)
-    noise = torch.Generator().manual_seed(seed)
+    noise = generator_of(seed)
     model = ScoreModel(net, sde, target="v", data_std=float(points.std()))
     objective = ScoreMatching(stratified=True)
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)

@@ -13,6 +13,7 @@ from score_sde import build, distributed
 from score_sde.checks import trusting, trusts_files
 from score_sde.conditioning.classifier import NoisyClassifier
 from score_sde.data import DataSpec
+from score_sde.noise import seed_torch
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.prepare import Parts, facts_of, same_spec
 from score_sde.runs.reading import build_with, read_facts
@@ -97,7 +98,7 @@ def _prepare(
         data = build.build_data(config)
     if same_spec(data.spec.to_dict(), saved.get("data_spec")):
         data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
-    torch.manual_seed(seed)
+    seed_torch(seed)
     model = build.build_classifier(config, data.spec)
     objective.check(model.sde)
     data_std = float(data.reference(1000).std())
