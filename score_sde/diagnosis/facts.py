@@ -92,8 +92,9 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
     if subject.labels is not None:
         return {}
     real = subject.train if subject.held_out is None else subject.held_out
-    sets = {"real": real[torch.randperm(len(real))[:LIKELY]], "samples": subject.samples[:LIKELY],
-            "careful": subject.careful[:LIKELY]}  # fmt: skip
+    few = LIKELY if real[0].numel() <= 500 else LIKELY // 4  # each takes many evaluations
+    sets = {"real": real[torch.randperm(len(real))[:few]], "samples": subject.samples[:few],
+            "careful": subject.careful[:few]}  # fmt: skip
     nats = {}
     device, dim = next(subject.model.parameters()).device, real[0].numel()
     for name, x in sets.items():
@@ -111,6 +112,6 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
     said = {}
     for name in ("samples", "careful"):
         apart = float(nats[name].mean() - nats["real"].mean())
-        variance = float(nats[name].var() + nats["real"].var()) / LIKELY
+        variance = float(nats[name].var() + nats["real"].var()) / few
         said |= {f"{name}_likelier": apart, f"{name}_likelier_stderr": math.sqrt(variance)}
     return said

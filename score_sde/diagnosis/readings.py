@@ -51,7 +51,8 @@ def readings(subject: Subject, n: int) -> dict[str, list[Reading]]:
     """All other readings of the weights as trained, by kind: target, label scale, time, gain."""
     model, whole = subject.raw, subject.train.flatten(1).double()
     times = [float(t) for t in times_of(model)]
-    levels = [noisy(model, subject.train, subject.labels, t, min(n, MOST)) for t in times]
+    few = min(max(n // 2, 16), MOST)
+    levels = [noisy(model, subject.train, subject.labels, t, few) for t in times]
     levels = [v for v in levels if INNER[0] < v.sigma / v.alpha < INNER[1]] or levels
     usual = [_linear_errors(whole, seen) for seen in levels]
     declared = [errors_of(seen.x0, denoised(model, seen)) for seen in levels]

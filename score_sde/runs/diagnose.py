@@ -27,7 +27,7 @@ from score_sde.sampling import ODEError
 from score_sde.training.checkpoints import steps_of
 
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
-MOST_ITEMS = 5000
+MOST_ITEMS, FEWEST_ITEMS = 5000, 16
 
 
 @checked
@@ -54,6 +54,11 @@ def diagnose(
         num_samples = 64 if loaded.data_spec.is_image else 500
     if items is None:
         items = 192 if loaded.data_spec.is_image else 512
+    if items < FEWEST_ITEMS or num_samples < 0:
+        raise RunError(
+            f"items must be at least {FEWEST_ITEMS} and num_samples 0 or more (got {items}, "
+            f"{num_samples})."
+        )
     samples, careful, said = None, None, ""
     if num_samples and _is_finite(loaded):
         try:
