@@ -25,7 +25,10 @@ from score_sde.checks.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAKERS = (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand, torch.full)
-CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")  # of a container, in bytes or "max"
+CONTROL_GROUPS = (  # what a container may take, in bytes or "max": of version 2 and of version 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @functools.cache
@@ -34,8 +37,8 @@ def machine_memory() -> int:
     found = [2**63]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if CONTROL_GROUP.is_file() and (text := CONTROL_GROUP.read_text().strip()).isdigit():
-        found.append(int(text))
+    limits = [path.read_text().strip() for path in CONTROL_GROUPS if path.is_file()]
+    found += [int(text) for text in limits if text.isdigit()]
     try:
         import resource
 
