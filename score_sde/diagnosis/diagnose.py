@@ -136,6 +136,6 @@ def _mean_over_model(subject: Subject, n: int) -> Ratio:
     mean, found = subject.model.with_net(net), []
     for t in times_of(subject.model)[2:-2]:
         seen = noisy(subject.model, subject.train, subject.labels, float(t), n)
-        errors = [errors_of(seen.x0, denoised(m, seen)) for m in (mean, subject.model)]
-        found.append(ratio(*errors))
+        of_mean, own = (errors_of(seen.x0, denoised(m, seen)) for m in (mean, subject.model))
+        found.append(ratio(of_mean, own))
     return mean_ratio(found)

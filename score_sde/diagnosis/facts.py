@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
     for name, x in sets.items():
         if not bool(torch.isfinite(x).all()):
             return {}
-        exact = "exact" if dim <= 8 else "hutchinson"
+        exact: Literal["exact", "hutchinson"] = "exact" if dim <= 8 else "hutchinson"
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -109,7 +109,7 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
         except ODEError:
             return {}
         nats[name] = found.nats.double().cpu() / dim
-    said = {}
+    said: dict[str, float] = {}
     for name in ("samples", "careful"):
         apart = float(nats[name].mean() - nats["real"].mean())
         variance = float(nats[name].var() + nats["real"].var()) / few

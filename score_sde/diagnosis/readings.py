@@ -8,7 +8,7 @@ right one it is below 1, and a network that has learned nothing is below 1 under
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -213,7 +213,7 @@ def _linear_by_class(items: Tensor, labels: Tensor, seen: Noisy) -> Tensor:
     return errors
 
 
-def misread(found: dict[str, list[Reading]], kind: str, better: float) -> Reading | None:
+def misread(found: Mapping[str, list[Reading]], kind: str, better: float) -> Reading | None:
     """The best reading of a kind if the network makes sense under it and not under the declared."""
     if not found.get(kind):
         return None

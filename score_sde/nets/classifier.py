@@ -76,6 +76,6 @@ class VectorClassifier(MLP):
         super().__init__(dim, width, depth)
         self.classes, self.last = classes, nn.Linear(width, classes)
 
-    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        """See the class."""
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:  # type: ignore[override]
+        """See the class; a classifier is told nothing beside the noise."""
         return self.last(self.features(x, noise_label))
