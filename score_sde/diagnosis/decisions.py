@@ -129,7 +129,8 @@ def closeness(
     """
     if times is None:
         ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
-        times = sde.time_of_log_snr(torch.linspace(float(ends[0]), float(ends[1]), 12).double()).tolist()
+        levels = torch.linspace(float(ends[0]), float(ends[1]), 12, dtype=torch.float64)
+        times = sde.time_of_log_snr(levels).tolist()
     x0 = data[:n]
     seeds = range(seed, seed + len(x0))
     eps = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device).draw()
