@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from score_sde.checks import UserError
 from score_sde.explorer.widgets import import_gradio, spoken
 from score_sde.plotting.style import CYCLE, legend, subplots
@@ -45,7 +47,7 @@ def runs_tab(root: Path) -> None:
             ax.plot(*curve(run.path), color=colour, label=str(run.path), linewidth=1.2)
         ax.set(xlabel="step", ylabel="loss", yscale="log")
         legend(ax)
-        shown = [(str(run.picture), str(run.path)) for run in here if run.picture is not None]
+        shown = [(_opened(run.picture), str(run.path)) for run in here if run.picture is not None]
         head = "| field | " + " | ".join(f"`{run.path}`" for run in here) + " |"
         lines = [head, "|---" * (len(here) + 1) + "|"]
         lines += [f"| `{field}` | " + " | ".join(f"`{v}`" for v in values) + " |"
@@ -55,3 +57,9 @@ def runs_tab(root: Path) -> None:
 
     again.click(look, None, [table, chosen])
     show.click(compare, chosen, [curves, pictures, fields])
+
+
+def _opened(path: Path) -> Image.Image:
+    """A picture's pixels: the page hands out no files, wherever they are."""
+    with Image.open(path) as file:
+        return file.convert("RGB")

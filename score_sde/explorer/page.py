@@ -30,7 +30,7 @@ CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
 .pixels img { image-rendering: pixelated; }
-.caption { margin-bottom: -0.6rem; }
+.caption { margin: 0; padding: 0; overflow: visible; }
 """
 
 

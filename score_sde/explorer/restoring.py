@@ -88,7 +88,7 @@ def restore_tab(subject: Subject) -> None:
         seen = torch.tensor([c == "0" for c in hidden]).reshape(spec.shape[-2:])
         operator = Mask(seen)
         result = restore(
-            run.sde, run.score, operator(x0), operator, noise_std=ROUNDING, nfe=30,
+            run.sde, run.score, operator(x0)[0], operator, noise_std=ROUNDING, nfe=30,
             gaussian=run.gaussian, n=whole(n, "draws", 1, 16), seeds=range(int(n)),
             device=next(run.score.parameters()).device, return_info=True,
         )  # fmt: skip

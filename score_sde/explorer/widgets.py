@@ -6,6 +6,7 @@ import base64
 import functools
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from inspect import isgeneratorfunction
 from pathlib import Path
@@ -50,7 +51,8 @@ def spoken(function: Callable[..., Any]) -> Callable[..., Any]:
     def said(error: Exception) -> Exception:
         sentence = sentence_of(error)
         if sentence is None:
-            return error
+            traceback.print_exception(error)
+            sentence = f"this is a mistake of score_sde ({type(error).__name__}: {error})."
         return gr.Error(sentence, duration=None, title="This cannot be done", print_exception=False)
 
     if isgeneratorfunction(function):
