@@ -1,8 +1,11 @@
 """What a newcomer sees: pictures in notebooks, films, pixels large enough, names at the top."""
 
 import io
+import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,3 +72,12 @@ def test_the_names_people_look_for_are_at_the_top():
     code = "import sys, score_sde; print([m for m in sys.modules if m in ('gradio', 'matplotlib')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_names_of_the_lecture_are_there():
+    """Each dotted name of docs/lecture.md is an object with a docstring."""
+    page = (Path(__file__).parent.parent / "docs" / "lecture.md").read_text()
+    names = re.findall(r"`(score_sde\.[\w.]+)`", page)
+    assert len(names) > 12
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
