@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
+from score_sde.checks import named
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
 from score_sde.evaluation.by_class import by_class
 from score_sde.evaluation.features import facts_of, find_features
-from score_sde.evaluation.measures import Featured, featured
+from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured, featured
 from score_sde.evaluation.report import Report, as_items, check_comparable, report
 from score_sde.evaluation.statistics import load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
@@ -84,6 +85,9 @@ def evaluate_to_files(
     _check_sources(workdir, samples, data, reference, save)
     if per_class and reference is not None:
         raise RunError("--per_class needs real items (--data); --reference has only their moments.")
+    wanted = _known_measures(measures)
+    if reference is not None and Path(reference).suffix != ".pkl":
+        load_statistics(Path(reference), "")  # before samples are drawn to compare with them
     with distributed.processes(pick_device(device)) as chosen:
         run = None if workdir is None else load(workdir, weights, str(chosen), step=step)
         real = None if reference is not None else _reference_data(run, data, split)
@@ -98,13 +102,20 @@ def evaluate_to_files(
         else:
             mine = _read_samples(str(samples), num_samples)
         copies = copies_of(run, real, split, mine.items)
-        wanted = measures.split(",") if measures else None
         result = _judged(run, real, mine, copies, features, reference, save, wanted, few, per_class)
         distributed.say(str(result))
         folder = Path(out) if out else (RunDirectory(run.home).evaluation if run else None)
         if folder is not None and distributed.is_writer():
             _write(folder, result, split, copies, mine.items)
     return result
+
+
+def _known_measures(text: str | None) -> list[str] | None:
+    """The names of measures in a text with commas; None for all that apply."""
+    every = dict.fromkeys((*OF_IMAGES, *OF_VECTORS, "cmmd"))
+    for name in (wanted := text.split(",") if text else []):
+        named(every, name, "the measure")
+    return wanted or None
 
 
 def _judged(
