@@ -119,6 +119,7 @@ def browse(monkeypatch, tmp_path):
         def open_page(workdir):
             served.append(pages.explore(workdir, device="cpu", wait=False))
             tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+            tab.set_default_timeout(120_000)  # a busy machine is not a mistake
             tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
             tab.on("pageerror", lambda error: wrong.append(str(error)))
             tab.on("request", lambda r: hosts.add(r.url.split("/")[2] if "//" in r.url else ""))
