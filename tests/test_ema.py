@@ -1,7 +1,6 @@
 """Averages of the weights: several at once, any length after training, nothing left out."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -188,4 +187,3 @@ def test_damaged_and_missing_snapshots_are_named(tmp_path):
     posthoc.snapshot_path(tmp_path, 2).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="step_00000002.safetensors is damaged"):
         posthoc.reconstruct(tmp_path, 0.1)
-    shutil.rmtree(tmp_path / "snapshots")
