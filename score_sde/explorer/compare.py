@@ -22,7 +22,7 @@ def runs_tab(root: Path) -> None:
     with gr.Row():
         again = gr.Button("Look again", elem_id="look-again", scale=0, min_width=140)
     table = gr.Dataframe(rows(list(found.values())), headers=list(HEAD), interactive=False,
-                         wrap=True, elem_id="runs")  # fmt: skip
+                         elem_id="runs")  # fmt: skip
     chosen = gr.CheckboxGroup(list(found), value=list(found)[:3], label="side by side")
     show = gr.Button("Compare", variant="primary", elem_id="compare")
     curves = gr.Plot(label="loss", elem_id="curves")
