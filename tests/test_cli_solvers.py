@@ -36,3 +36,16 @@ def test_verify_prints_a_table_and_writes_it(work, capsys):
     assert (work / "report" / "heun.png").stat().st_size > 5000
     assert command("--mode", "verify", "--sampler", "hen") == 2
     assert "Did you mean 'heun'" in capsys.readouterr().err
+
+
+def test_samples_to_a_tolerance_say_what_they_took(work, capsys):
+    assert command("--config", "toy2d", "--workdir", "run", "--config.training.steps=20") == 0
+    capsys.readouterr()
+    sample = ["--workdir", "run", "--mode", "sample", "--num_samples", "4"]
+    assert command(*sample, "--tolerance", "0.05") == 0
+    assert "mean_nfe" in capsys.readouterr().out
+    assert command(*sample, "--tolerance", "0.05", "--steps", "9") == 2
+    assert "give neither --sampler, --steps nor --grid beside it" in capsys.readouterr().err
+    assert command(*sample, "--tolerance", "1e-9", "--nfe", "30") == 2
+    assert "do not reach tolerance=1e-09 within nfe=30" in capsys.readouterr().err
+    assert command(*sample, "--tolerance", "-1") == 2

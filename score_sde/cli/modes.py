@@ -125,6 +125,7 @@ MODES: dict[str, Mode] = {
             WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, STEP, OUT, CLASS_LABELS,
             SAMPLER, STEPS, NFE, GRID, OPTION, BATCH_SIZE, *STEERING,
             Flag("film", bool, "write film.gif too, the way of the first 16 from noise"),
+            Flag("tolerance", float, "as many steps of adams as each sample needs for this error"),
         ),
         sample.sample_to_files,
     ),

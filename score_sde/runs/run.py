@@ -278,20 +278,27 @@ class Run:
             start = start_from(self.sde, picture, strength, seeds, chosen, self.data_std)
             begin = {"x_T": start.x, "grid": start.times}
             steered.settings["strength"] = strength
-        result = sample(
-            self.sde,
-            steered.score,
-            **begin,
-            method=chosen.method,
-            denoise=chosen.denoise,
-            batch_size=chosen.batch_size,
-            seeds=seeds,
-            device=device,
-            progress=progress,
-            hook=hook,
-            return_info=True,
-            **sampler.options,
-        )
+        if chosen.tolerance is not None:
+            if init is not None or hook is not None:
+                raise RunError("a tolerance goes with noise to start from, without init and hook.")
+            result = sampler.draw_to_tolerance(
+                self.sde, steered.score, begin["shape"], seeds, device
+            )
+        else:
+            result = sample(
+                self.sde,
+                steered.score,
+                **begin,
+                method=chosen.method,
+                denoise=chosen.denoise,
+                batch_size=chosen.batch_size,
+                seeds=seeds,
+                device=device,
+                progress=progress,
+                hook=hook,
+                return_info=True,
+                **sampler.options,
+            )
         x = self.to_items(result.x) if pixels else result.x
         settings = result.settings | steered.settings
         spec = self.item_spec if pixels else None

@@ -70,6 +70,7 @@ def sample_to_files(
     step: int | str | None = None,
     prior: str | Path | None = None,
     film: bool = False,
+    tolerance: float | None = None,
 ) -> Path:
     """Sample a run and write num_samples (64) PNG files, grid.png, samples.npz and settings.json.
 
@@ -83,11 +84,12 @@ def sample_to_files(
     them, and both files hold each sample's. method, steps, nfe, grid, batch_size, options: in
     place of the run's own; sampling: further such changes, by name. Files are named by seed. Data
     that are not images give the .npz and, in the plane, a picture. step: as of `load`. film: write
-    film.gif too, the way of the first 16 from noise, drawn once more. Returns the
+    film.gif too, the way of the first 16 from noise, drawn once more. tolerance: each sample in as
+    many steps of adams as it needs to come this near the exact flow. Returns the
     folder: ``out``, or one named by the request. A command that was stopped goes on when it is
     given again.
     """
-    changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
+    changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options, tolerance)
     captions, n = _captions(prompt, prompts, num_samples)
     start = _start(init, strength)
     if film and (init is not None or upscale is not None):

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from score_sde import distributed
 from score_sde.build import SamplingSettings
 from score_sde.models import ScoreModel
-from score_sde.sampling import Recipe, SampleResult, load_recipe, needs_data_std, sample
+from score_sde.processes.sdes import SDE
+from score_sde.sampling import (
+    Recipe,
+    SampleResult,
+    load_recipe,
+    needs_data_std,
+    sample,
+    sample_to_tolerance,
+)
+from score_sde.scores import ScoreFn, batches
+
+MOST = 500  # evaluations of a sample drawn to a tolerance
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,10 @@ class Sampler:
         progress: bool = False,
     ) -> SampleResult:
         """Samples of this shape (B, ...), one for each seed, on the model's device."""
+        if self.settings.tolerance is not None:
+            return self.draw_to_tolerance(
+                score.sde, score, shape, seeds, next(score.parameters()).device
+            )
         return sample(
             score.sde,
             score,
@@ -47,6 +62,36 @@ class Sampler:
             return_info=True,
             **self.options,
         )
+
+    def draw_to_tolerance(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        shape: tuple[int, ...],
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> SampleResult:
+        """`draw` in as many steps as each sample needs."""
+        settings, parts = self.settings, []
+        for rows, part in batches(score, shape[0], settings.batch_size):
+            parts.append(
+                sample_to_tolerance(
+                    sde,
+                    part,
+                    (len(seeds[rows]), *shape[1:]),
+                    tolerance=settings.tolerance or 1.0,
+                    data_std=self.options["data_std"],
+                    nfe=settings.nfe or MOST,
+                    seeds=seeds[rows],
+                    denoise=settings.denoise,
+                    device=device,
+                )
+            )
+        seconds, most = sum(part.seconds for part in parts), max(part.nfe for part in parts)
+        x = torch.cat([part.x for part in parts])
+        spent = torch.cat([part.evaluations for part in parts]).double()
+        facts = {**parts[0].settings, "mean_nfe": round(float(spent.mean()), 1)}
+        return SampleResult(x, most, seconds, facts)
 
     def draw_shared(
         self,
@@ -75,7 +120,8 @@ class Sampler:
         if isinstance(grid, Recipe):
             grid.check_model(model)
             grid = replace(grid, model=None)
-        replace(self, grid=grid).draw(silent, (1, *shape), [0])
+        settings = replace(self.settings, tolerance=None)
+        replace(self, settings=settings, grid=grid).draw(silent, (1, *shape), [0])
 
 
 def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float) -> Sampler:
@@ -103,10 +149,13 @@ def given_settings(
     grid: str | None = None,
     batch_size: int | None = None,
     options: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """What a command changes of a run's sampler: what it was given, and ``sampling`` by name."""
     named: dict[str, Any] = {"method": method, "steps": steps, "nfe": nfe, "grid": grid}
-    named |= {"batch_size": batch_size, "options": options}
+    named |= {"batch_size": batch_size, "options": options, "tolerance": tolerance}
+    if tolerance is not None:
+        named["method"] = method or "adams"
     return dict(sampling or {}) | {k: v for k, v in named.items() if v is not None}
 
 
