@@ -23,7 +23,7 @@ def test_calibrate_writes_a_recipe_that_sampling_uses(work, capsys):
     assert "NFE 5" in capsys.readouterr().out
     assert command(*sample, "--nfe", "6") == 0  # blind: the run knows the data's scale
     assert command(*sample, "--grid", "nowhere.json") == 2
-    assert "is not a recipe" in capsys.readouterr().err
+    assert "nowhere.json cannot be read" in capsys.readouterr().err
 
 
 def test_verify_prints_a_table_and_writes_it(work, capsys):
