@@ -130,7 +130,7 @@ def test_numbers_class_by_class(run, tmp_path, capsys):
     assert rows[start + 1].startswith("1 ")
     with pytest.raises(DataError, match="the samples have none"):
         evaluate(wrong, real, reference_labels=y)
-    with pytest.raises(DataError, match="5 labels are not those of 400 items"):
+    with pytest.raises(DataError, match="labels must be whole numbers .400,., one for each item"):
         evaluate(wrong, real, labels=y[:5], reference_labels=y)
     np.save(tmp_path / "plain.npy", x)
     words = ["x", "--mode=evaluate", f"--samples={tmp_path / 'plain.npy'}", "--per_class"]

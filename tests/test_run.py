@@ -106,7 +106,7 @@ def test_misspelt_keys_from_python_are_explained():
     config["sde"] = {"name": "nowhere.SDE"}
     with pytest.raises(UserError, match="cannot be imported"):
         build.build_sde(config)
-    with pytest.raises(UserError, match="needs channels and size.*mlp"):
+    with pytest.raises(UserError, match="unet does not take items of shape .2,.*with mlp"):
         build.build_net({"net": {"name": "unet"}}, DataSpec((2,)))
     with pytest.raises(UserError, match="Height 28 is not divisible by 8"):
         build.build_net(config_of("vp_cifar"), DataSpec((1, 28, 28), 0.0, 255.0, 256))
@@ -125,7 +125,7 @@ def test_a_run_directory_holds_everything(trained):
     assert saved["data_spec"]["shape"] == [1, 28, 28] and saved["config"]["net"]["width"] == 16
     assert (trained / "checkpoints" / "step_00000004" / "ema.safetensors").is_file()
     picture = Image.open(trained / "progress" / "step_00000004.png")
-    assert picture.size == (2 * 28 + 2, 2 * 28 + 2)
+    assert picture.size == (9 * (2 * 28 + 2), 9 * (2 * 28 + 2))  # enlarged by a whole factor
     loaded = load(trained)
     assert loaded.step == 4 and loaded.data_spec.classes[0] == "t-shirt"
     x = torch.randn(2, 1, 28, 28)

@@ -44,7 +44,7 @@ def test_adaptive_ode_meets_the_exact_endpoint(song_sde, shape):
 
 def options_of(method: str) -> dict:
     """What a method must be told."""
-    return {"data_std": 0.5} if method == "adams" else {}
+    return {"data_std": 0.5} if method in ("adams", "adams_sde") else {}
 
 
 @pytest.mark.parametrize("method", ["ancestral", "euler_maruyama", "reverse_diffusion"])

@@ -102,11 +102,10 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
             return {}
         exact: Literal["exact", "hutchinson"] = "exact" if dim <= 8 else "hutchinson"
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                found = log_likelihood(subject.model.sde, subject.model, x.float().to(device),
-                                       divergence=exact, truncation="none", nfe=40,
-                                       data_std=1.0)  # fmt: skip
+            found = log_likelihood(
+                subject.model.sde, subject.model, x.float().to(device), divergence=exact,
+                truncation="none", nfe=40, data_std=1.0, seeds=range(len(x)),
+            )  # fmt: skip
         except ODEError:
             return {}
         nats[name] = found.nats.double().cpu() / dim

@@ -140,7 +140,7 @@ def verify(
     grid, denoise: as in `sample`. An order of convergence is that of ``denoise=False``.
     monte_carlo: samples that stand in for a law that cannot be propagated; 0 leaves it out.
 
-    Not finite results are reported as they are. Raises ValueError for data that is not one
+    Not finite results are reported as they are. Raises UserError for data that is not one
     Gaussian and for what `sample` refuses.
     """
     if data is not None and not isinstance(data, Gaussian):

@@ -130,7 +130,7 @@ class Levels:
 def level_heights(
     size: tuple[int, ...], patch: int, levels: int, attention: tuple[int, ...]
 ) -> list[int]:
-    """Height of each level; ValueError when a size does not divide or no level is attended."""
+    """Height of each level; UserError when a size does not divide or no level is attended."""
     divisor = patch * 2 ** (levels - 1)
     for name, value in zip(
         SIDES[-len(size) :] if len(size) > 1 else ("Length",), size, strict=True

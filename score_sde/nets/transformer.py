@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         `SinusoidalEmbedding`. embedding_per_block: each block has an embedding of its own, as
         checkpoints of diffusers store them.
 
-    Raises ValueError for sizes that patches do not divide and widths that heads do not.
+    Raises UserError for sizes that patches do not divide and widths that heads do not.
     """
 
     knows_nothing = True  # rows of `nothing_like` are no condition

@@ -85,7 +85,7 @@ class UNet(LabelEmbedding):
     dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps, heads,
         head_channels, taps: see `BlockOptions`.
 
-    Raises ValueError when H or W does not divide by patch * 2^(levels - 1), or when no level has
+    Raises UserError when H or W does not divide by patch * 2^(levels - 1), or when no level has
     a listed attention height.
     """
 

@@ -104,7 +104,7 @@ def sample(
         not activations.
     return_info: return a `SampleResult` with NFE, seconds and settings.
 
-    Arithmetic of float16 and bfloat16 states is that of float32. Raises ValueError for settings
+    Arithmetic of float16 and bfloat16 states is that of float32. Raises UserError for settings
     that make no sense, `ODEError` when a solver cannot go on or the result is not finite.
     """
     plan = make_plan(

@@ -87,7 +87,7 @@ def make_plan(
     dtype: torch.dtype | None,
     options: Mapping[str, Any],
 ) -> Plan:
-    """The plan of a call of `sample`, whose arguments these are; ValueError if they make none."""
+    """The plan of a call of `sample`, whose arguments these are; UserError if they make none."""
     check_counts(steps=steps, nfe=nfe, batch_size=batch_size)
     recipe = grid if isinstance(grid, Recipe) else None
     if recipe is not None:
@@ -132,7 +132,7 @@ def make_plan(
 
 
 def check_counts(**counts: int | None) -> None:
-    """ValueError unless each is a whole number of at least 1, or None."""
+    """UserError unless each is a whole number of at least 1, or None."""
     for name, value in counts.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if value is not None and not (whole and value >= 1):
@@ -140,7 +140,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def check_shape(shape: Sequence[int] | None, x_T: Tensor | None) -> tuple[int, ...]:
-    """The shape of the samples; ValueError unless exactly one of both gives a usable one."""
+    """The shape of the samples; UserError unless exactly one of both gives a usable one."""
     if (shape is None) == (x_T is None):
         raise UserError("give exactly one of shape and x_T.")
     if x_T is not None and not isinstance(x_T, Tensor):
@@ -158,7 +158,7 @@ def check_shape(shape: Sequence[int] | None, x_T: Tensor | None) -> tuple[int, .
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the states; ValueError unless it is of real numbers."""
+    """The dtype of the states; UserError unless it is of real numbers."""
     if not dtype.is_floating_point:
         raise UserError(
             f"states are {dtype}: give floating-point values, x_T.float(), or dtype=torch.float32."
@@ -167,7 +167,7 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_ends(sde: SDE, times: Tensor, dtype: torch.dtype) -> None:
-    """ValueError unless x_0 can be read off the score, and noise is finite, at the first time."""
+    """UserError unless x_0 can be read off the score, and noise is finite, at the first time."""
     ratio = float(sde.alpha(times[0]) / sde.sigma(times[0]))
     if LEAST_ALPHA.get(dtype, LEAST_ALPHA_ELSE) < ratio < math.inf:
         return
@@ -196,7 +196,7 @@ def count_steps(method: Predictor[Any], steps: int | None, nfe: int | None, deno
 
 
 def check_spent(plan: Plan, steps: int, spent: int) -> None:
-    """ValueError when a method takes more evaluations for its steps than it says it does."""
+    """UserError when a method takes more evaluations for its steps than it says it does."""
     says = plan.method.evaluations
     if plan.nfe is not None and spent > steps * says:
         raise UserError(

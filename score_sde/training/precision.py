@@ -12,7 +12,7 @@ def set_precision(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
     fp32 is float32 throughout; tf32 lets CUDA round the factors of products to 10 bits; bf16 and
     fp16 are autocast around the network (`ScoreModel`), and fp16 scales the loss. The process's
-    mathematics, losses, weights and averages are float32 in each. Raises ValueError for fp16
+    mathematics, losses, weights and averages are float32 in each. Raises UserError for fp16
     without CUDA.
     """
     if precision == "fp16" and device.type != "cuda":
