@@ -199,9 +199,10 @@ def broken(fault: str, config: dict[str, Any], dice: random.Random) -> None:
 
 def change_weights(folder: Path, fault: str) -> None:
     """Faults in the averaged weights."""
-    saved = checkpoints.load_checkpoint(folder)
+    kept = folder / "checkpoints"
+    saved = checkpoints.load_checkpoint(kept)
     assert saved is not None
-    step = checkpoints.steps_of(folder)[-1]
+    step = checkpoints.steps_of(kept)[-1]
     if fault == "not finite":
         first = sorted(saved.ema)[0]
         saved.ema = {k: v.clone() for k, v in saved.ema.items()}
@@ -211,10 +212,10 @@ def change_weights(folder: Path, fault: str) -> None:
         for value in start.values():
             if value.ndim > 1:
                 nn.init.kaiming_uniform_(value)
-        kept = 0.35 if fault == "average too long" else 0.0
-        saved.ema = {k: v.lerp(saved.model[k], kept) for k, v in start.items()}
+        trained = 0.35 if fault == "average too long" else 0.0
+        saved.ema = {k: v.lerp(saved.model[k], trained) for k, v in start.items()}
     saved.meta["step"] = step + 1
-    checkpoints.save_checkpoint(folder, step + 1, saved, keep=1)
+    checkpoints.save_checkpoint(kept, step + 1, saved, keep=1)
 
 
 def edit(folder: Path, fault: str, dice: random.Random) -> None:
