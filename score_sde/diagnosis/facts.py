@@ -104,7 +104,7 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
         try:
             found = log_likelihood(
                 subject.model.sde, subject.model, x.float().to(device), divergence=exact,
-                truncation="none", nfe=40, data_std=1.0, seeds=range(len(x)),
+                truncation="none", prior="sde", nfe=40, data_std=1.0, check=0, seeds=range(len(x)),
             )  # fmt: skip
         except ODEError:
             return {}
