@@ -22,7 +22,7 @@ def likelihood_tab(subject: Subject) -> None:
         with gr.Column(scale=1, min_width=260):
             file = gr.File(label="a picture", file_count="single", elem_id="likelihood-upload",
                            height=110)  # fmt: skip
-            nfe = gr.Slider(16, 128, value=64, step=8, label="network evaluations")
+            nfe = gr.Slider(32, 128, value=64, step=8, label="network evaluations")
             button = gr.Button("How likely is it?", variant="primary", elem_id="likely")
         with gr.Column(scale=2, min_width=300):
             seen = picture("as the model sees it", "as-seen")
