@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from score_sde.runs.directory import RunDirectory
-from score_sde.runs.outputs import write_beside
+from score_sde.runs.outputs import check_place, write_beside
 from score_sde.runs.run import load
 from score_sde.sampling import Recipe, calibrate, load_recipe
 
@@ -26,13 +26,14 @@ def calibrate_run(
     if recipe is not None and Path(recipe).exists():
         load_recipe(recipe)  # another file is not replaced, nor is the work done for nothing
     run = load(workdir, weights, device, step=step)
+    wanted = Path(recipe) if recipe else RunDirectory(run.home).recipe(nfe)
+    check_place(wanted.parent)
     where = next(run.score.parameters()).device
     shape = (64, *run.data_spec.shape)
     score = run.score.bind(class_labels=run.class_labels(None, range(shape[0])))
     found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
     )
-    wanted = Path(recipe) if recipe else RunDirectory(run.home).recipe(nfe)
     path = write_beside(wanted, found.to_json())
     print(found)
     if path != wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from score_sde.models import ScoreModel
 from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.items import items_of
-from score_sde.runs.outputs import plain
+from score_sde.runs.outputs import check_place, json_text, write_beside
 from score_sde.runs.run import Run, load
 from score_sde.runs.watching import spread_rows
 from score_sde.sampling import ODEError
@@ -85,14 +84,16 @@ def diagnose_to_file(
     device: str = "auto",
     step: int | str | None = None,
 ) -> Diagnosis:
-    """`diagnose` a run, print what was found and write <workdir>/evaluation/diagnosis.json."""
+    """`diagnose` a run, print what was found and write <workdir>/evaluation/diagnosis.json.
+
+    A diagnosis that is there and differs is not replaced: the new one's name has a checksum.
+    """
+    home = pretrained.home(pretrained.find(workdir))
+    folder = Path(out) if out else RunDirectory(home).evaluation
+    check_place(folder)
     found = diagnose(workdir, data, num_samples, items, weights, device, step)
     print(found)
-    home = pretrained.home(pretrained.find(workdir))
-    path = (Path(out) if out else RunDirectory(home).evaluation) / "diagnosis.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(found.to_dict()), indent=1) + "\n")
-    print(f"wrote {path}")
+    print(f"wrote {write_beside(folder / 'diagnosis.json', json_text(found.to_dict()))}")
     return found
 
 

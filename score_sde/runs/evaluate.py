@@ -31,7 +31,7 @@ from score_sde.runs.directory import RunDirectory
 from score_sde.runs.drawn import Drawn, draw
 from score_sde.runs.features import reference_features, stored_items
 from score_sde.runs.items import items_of
-from score_sde.runs.outputs import replacing, write_json, write_png
+from score_sde.runs.outputs import check_place, json_text, png_bytes, write_beside
 from score_sde.runs.run import Run, RunError, load, pick_device
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.sweep import as_plain, points, summary
@@ -88,6 +88,8 @@ def evaluate_to_files(
     wanted = _known_measures(measures)
     if reference is not None and Path(reference).suffix != ".pkl":
         load_statistics(Path(reference), "")  # before samples are drawn to compare with them
+    if out is not None:
+        check_place(out)
     with distributed.processes(pick_device(device)) as chosen:
         run = None if workdir is None else load(workdir, weights, str(chosen), step=step)
         real = None if reference is not None else _reference_data(run, data, split)
@@ -172,8 +174,8 @@ def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | Non
         assert result is not None
         found.append((name, result))
     print(summary(axis, found))
-    write_json(folder / "sweep.json", as_plain(axis, found))
-    print(f"wrote {folder / 'sweep.json'}")
+    wanted = folder / "sweep.json"
+    print(f"wrote {write_beside(wanted, json_text(as_plain(axis, found)))}")
     return found[-1][1]
 
 
@@ -190,6 +192,10 @@ def _check_sources(workdir: Any, samples: Any, data: Any, reference: Any, save: 
         )
     if workdir is None and samples is None and save is None:
         raise RunError("give --samples to evaluate, or --save to keep the reference's statistics.")
+    if save is not None:
+        if Path(save).exists():
+            load_statistics(Path(save), "")  # what holds none is nobody's to replace
+        check_place(Path(save).parent)
 
 
 def _reference_data(run: Run | None, name: str | None, split: str) -> Data:
@@ -214,11 +220,9 @@ def _save(path: Path, target: Featured, data: Data) -> None:
 
 
 def _write(folder: Path, result: Report, split: str, copies: Copies | None, items: Tensor) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"report_{str(result.protocol['extractor']).split()[0]}_{split}"
-    write_json(folder / f"{name}.json", result.to_dict())
-    with replacing(folder / f"{name}.txt") as file:
-        file.write(f"{result}\n".encode())
+    path = write_beside(folder / f"{name}.json", json_text(result.to_dict()))
+    write_beside(path.with_suffix(".txt"), f"{result}\n")
     if copies is not None and items.ndim == 4 and items.dtype == torch.uint8:
-        write_png(folder / "neighbours.png", neighbour_grid(items, copies))
-    print(f"wrote {folder / name}.json")
+        write_beside(folder / "neighbours.png", png_bytes(neighbour_grid(items, copies)))
+    print(f"wrote {path}")

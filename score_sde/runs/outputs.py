@@ -13,6 +13,7 @@ its place and renamed, so that it is whole or not there.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,12 +78,8 @@ class Output:
         RunError if it is somebody else's, of another request, or cannot be made.
         """
         folder = self.folder
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        if there == folder and not folder.is_dir():
+        if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give an empty or new folder as --out.")
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            why = "Permission denied" if there.is_dir() else f"Not a directory: {there}"
-            raise RunError(f"{folder} cannot be made ({why}); give another --out.")
         found = try_json(folder / SETTINGS, Mark)
         if (folder / "parts").is_symlink():
             raise RunError(f"{folder / 'parts'} is a link: remove it, or give another --out.")
@@ -94,6 +92,7 @@ class Output:
         if found is None and folder.is_dir():
             if not all(_PARTIAL.fullmatch(p.name) for p in folder.iterdir()):
                 raise RunError(f"{folder} holds other files; give an empty or new folder as --out.")
+        check_place(folder)
         return found is not None
 
     def claim(self) -> None:
@@ -179,6 +178,19 @@ def open_output(
     return output
 
 
+def check_place(folder: str | Path) -> None:
+    """RunError unless files can be made in a folder, which need not be there; nothing stays.
+
+    It is asked before the work: permissions do not tell of read-only and other special places.
+    """
+    folder = Path(folder).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made ({error.strerror}); give another --out.") from None
+
+
 def identity(run: Run) -> dict[str, Any]:
     """Which run, and which state of it: its mark, step, and a checksum of all that makes the model.
 
@@ -252,11 +264,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_json(path: Path, values: Any) -> None:
+def json_text(values: Any) -> str:
     """JSON that every reader takes: NaN and infinities are null."""
-    text = json.dumps(plain(values), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(values), indent=1, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, values: Any) -> None:
+    """See `json_text`."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(json_text(values).encode())
 
 
 def write_npz(path: Path, values: Mapping[str, np.ndarray], compress: bool = False) -> None:
@@ -268,20 +284,28 @@ def write_npz(path: Path, values: Mapping[str, np.ndarray], compress: bool = Fal
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """A picture (H, W), (H, W, 3) or (H, W, 4), uint8."""
     with replacing(path) as file:
-        Image.fromarray(pixels).save(file, "PNG")
+        file.write(png_bytes(pixels))
 
 
-def write_beside(path: Path, text: str) -> Path:
-    """Write text into a file of its own, and return where it is.
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """The PNG file of a picture, see `write_png`."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
-    A file that is there is never replaced: unless it holds this very text, the new one is called
-    <name>_<checksum> instead.
+
+def write_beside(path: Path, content: str | bytes) -> Path:
+    """Write text or bytes into a file of its own, and return where it is.
+
+    A file that is there is never replaced: unless it holds this very content, the new one is
+    called <name>_<checksum> instead.
     """
-    if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
-        path = path.with_name(f"{path.stem}_{zlib.crc32(text.encode()):08x}{path.suffix}")
+    content = content.encode() if isinstance(content, str) else content
+    if path.exists() and not (path.is_file() and path.read_bytes() == content):
+        path = path.with_name(f"{path.stem}_{zlib.crc32(content):08x}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(content)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from score_sde.checks import as_it_looks
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
 from score_sde.processes.sdes import VPSDE
-from score_sde.runs.outputs import plain, replacing, write_beside
+from score_sde.runs.outputs import check_place, json_text, replacing, write_beside
 from score_sde.sampling import options_from_text
 
 
@@ -36,15 +35,15 @@ def verify_to_files(
     method of `restore` to measure against exact posteriors instead, at nfe evaluations a draw (20
     and 60 when None), and its calibration over ``calibrate`` measurements.
     """
+    check_place(out)
     sde = VPSDE() if config is None else build_sde(config)
     if restoration is not None:
         given = {k: as_it_looks(v) for k, v in (options or {}).items()}
         costs = (20, 60) if nfe is None else (nfe,)
         posterior = verify_restoration(restoration, sde, nfe=costs, calibrate=calibrate, **given)
         print(posterior)
-        text = json.dumps(plain(posterior.to_dict()), indent=1) + "\n"
         wanted = Path(out) / f"restoration_{posterior.method.rpartition('.')[2]}.json"
-        print(f"wrote {write_beside(wanted, text)}")
+        print(f"wrote {write_beside(wanted, json_text(posterior.to_dict()))}")
         return posterior
     counts: dict[str, Any] = {} if steps is None else {"steps": (steps,)}
     texts = {name: value for name, value in (options or {}).items() if isinstance(value, str)}
@@ -52,7 +51,7 @@ def verify_to_files(
     report = verify(sde, method, grid=grid, **counts, **values)
     print(report)
     name = f"{report.method.rpartition('.')[2]}.json"
-    path = write_beside(Path(out) / name, json.dumps(report.to_dict(), indent=1) + "\n")
+    path = write_beside(Path(out) / name, json_text(report.to_dict()))
     print(f"wrote {path}")
     _plot(report, path.with_suffix(".png"))
     return report

@@ -1,0 +1,91 @@
+"""Where commands write: asked before the work, and nobody's files are replaced."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from score_sde.data import DataError
+from score_sde.runs import diagnose, outputs
+from score_sde.runs.calibrate import calibrate_run
+from score_sde.runs.diagnose import diagnose_to_file
+from score_sde.runs.directory import RunError
+from score_sde.runs.evaluate import evaluate_to_files
+from score_sde.runs.train import train
+from score_sde.runs.verify import verify_to_files
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A run of five updates."""
+    folder = tmp_path_factory.mktemp("places") / "toy"
+    config = {
+        "data": {"name": "ring8", "scaling": "standard"},
+        "sde": {"name": "vp"},
+        "net": {"name": "mlp", "width": 16, "depth": 1},
+        "training": {"steps": 5, "batch_size": 64, "sample_every": 0, "tensorboard": False},
+        "sampling": {"method": "euler", "steps": 4, "batch_size": 250},
+    }
+    train(config, folder, device="cpu")
+    return folder
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """A path whose parent is a file: no folder can be made there, whoever asks."""
+    (tmp_path / "file").write_text("mine")
+    return tmp_path / "file" / "out"
+
+
+def test_a_place_that_cannot_be_is_said_and_nothing_stays(tmp_path, taken):
+    for place in (taken, taken.parent):
+        with pytest.raises(RunError, match="cannot be made"):
+            outputs.check_place(place)
+    outputs.check_place(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_that_permissions_do_not_tell_of():
+    with pytest.raises(RunError, match="cannot be made"):
+        outputs.check_place("/proc/nothing/here")
+
+
+def test_commands_ask_before_they_work(taken, toy, monkeypatch):
+    def work(*args, **kwargs):
+        raise AssertionError("the work was begun")
+
+    for name in ("score_sde.runs.diagnose.diagnose", "score_sde.runs.verify.verify",
+                 "score_sde.runs.calibrate.calibrate", "score_sde.runs.evaluate.draw"):  # fmt: skip
+        monkeypatch.setattr(name, work)
+    for command in (
+        lambda: diagnose_to_file(toy, out=taken),
+        lambda: verify_to_files(out=taken),
+        lambda: calibrate_run(toy, recipe=taken / "recipe.json"),
+        lambda: evaluate_to_files(toy, out=taken, measures="energy"),
+    ):
+        with pytest.raises(RunError, match="cannot be made"):
+            command()
+
+
+def test_nobodys_reports_are_replaced(tmp_path, toy, monkeypatch):
+    class Found:
+        def to_dict(self):
+            return {"causes": [1.0, float("nan")]}
+
+    monkeypatch.setattr(diagnose, "diagnose", lambda *args: Found())
+    for name in ("diagnosis.json", "report_none_train.json", "report_none_train.txt"):
+        (tmp_path / name).write_text("mine")
+    diagnose_to_file(toy, out=tmp_path)
+    evaluate_to_files(toy, split="train", num_samples=60, out=tmp_path, measures="energy")
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert sum(text == "mine" for text in files.values()) == 3 and len(files) == 6
+    ours = next(n for n in files if n.startswith("diagnosis_"))
+    assert json.loads(files[ours]) == {"causes": [1.0, None]}
+
+
+def test_statistics_replace_nothing_but_statistics(tmp_path):
+    (tmp_path / "photo.npz").write_text("mine")
+    with pytest.raises(DataError, match="photo.npz is not a readable .npz file of statistics"):
+        evaluate_to_files(data="ring8", save=tmp_path / "photo.npz")
+    assert (tmp_path / "photo.npz").read_text() == "mine"
