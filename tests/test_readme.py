@@ -34,6 +34,11 @@ def test_every_sampler_is_in_the_table():
         assert f"`{name}`" in README.split("## Samplers")[1]
 
 
+def test_every_mode_is_in_the_table():
+    table = README.split("| mode |")[1].split("##")[0]
+    assert [mode for mode in cli.MODES if f"`{mode}`" not in table] == []
+
+
 def test_no_private_paths_or_hosts():
     root = Path(__file__).parent.parent
     for path in [*root.glob("*.md"), *root.glob("score_sde/**/*.py"), *root.glob("configs/*.py")]:
