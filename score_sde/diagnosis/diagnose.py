@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from score_sde.conditioning.classes import classes_of
-from score_sde.diagnosis.causes import CHECKS, HIDES, Finding, Measured
+from score_sde.diagnosis.causes import CHECKS, HIDES
 from score_sde.diagnosis.denoising import (
     Level,
     Ratio,
@@ -28,6 +28,7 @@ from score_sde.diagnosis.denoising import (
     times_of,
 )
 from score_sde.diagnosis.facts import facts_of
+from score_sde.diagnosis.findings import Finding, Measured
 from score_sde.diagnosis.readings import class_reading, readings
 from score_sde.noise import seed_torch
 

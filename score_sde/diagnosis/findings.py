@@ -1,0 +1,55 @@
+"""What `diagnose` says, and all that it looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from score_sde.diagnosis.denoising import Level, Ratio, Subject, mean_ratio
+from score_sde.diagnosis.readings import ClassReading, Reading
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause by its name, the evidence with its figures, and what to change."""
+
+    cause: str
+    evidence: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that checks look at. classes: None for a network that is told none."""
+
+    subject: Subject
+    levels: tuple[Level, ...]
+    facts: Mapping[str, Any]
+    readings: Mapping[str, list[Reading]]
+    classes: ClassReading | None = None
+
+    def pooled(self, a: str, b: str, levels: Sequence[Level] | None = None) -> Ratio:
+        """The ratio of two denoisers' errors, the geometric mean over levels (`learnable` ones)."""
+        return mean_ratio([v.ratio(a, b) for v in (self.learnable if levels is None else levels)])
+
+    @property
+    def learnable(self) -> list[Level]:
+        """Where there is something to learn: the optimum betters the trivial guess by a tenth."""
+        found = [v for v in self.levels if v.optimal < 0.9 * v.trivial and v.at > 0.02]
+        return found or list(self.levels)
+
+    @property
+    def seen(self) -> list[Level]:
+        """Those that training drew times of."""
+        low, high = self.subject.trained or (0.0, math.inf)
+        return [v for v in self.learnable if low <= v.at <= high]
+
+    @property
+    def bettering(self) -> list[Level]:
+        """Those of them where the optimum betters a linear denoiser by a tenth."""
+        return [v for v in self.seen if v.optimal < 0.9 * v.linear and v.at > 0.02]
+
+
+Check = Callable[[Measured], Finding | None]

@@ -1,0 +1,179 @@
+"""Causes that lie in training: its rate and length, averages, items, noise levels and classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from score_sde.diagnosis.denoising import SURE, Level, Ratio
+from score_sde.diagnosis.findings import Finding, Measured
+from score_sde.diagnosis.readings import INNER
+
+
+def learning_rate(m: Measured) -> Finding | None:
+    losses = [float(v["loss"]) for v in m.subject.log if _finite(v.get("loss"))]
+    skipped = max((int(v.get("skipped_steps") or 0) for v in m.subject.log), default=0)
+    worse, noisy = m.pooled("raw", "trivial", m.seen), m.pooled("raw", "model", m.seen)
+    late = sorted(losses[len(losses) // 2 :])
+    peaks = late[-1] / (late[len(late) // 2] + 1e-12) if len(late) >= 4 else 1.0
+    if skipped or worse.above(1.05) or peaks > 10 or noisy.above(2):
+        return Finding(
+            "learning rate too high",
+            f"raw weights err {worse.value:.2g} times the trivial guess and {noisy.value:.2g} "
+            f"times their average; {skipped} updates without a finite gradient; the largest late "
+            f"loss is {peaks:.2g} times the median",
+            "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps",
+        )
+    return None
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def ema(m: Measured) -> Finding | None:
+    lag = m.pooled("model", "raw", m.levels)
+    if lag.above(1.1) and m.facts["ema_distance"] > 0.05:
+        trivial = m.pooled("model", "trivial").value
+        return Finding(
+            "EMA never updated" if trivial > 0.9 else "EMA lags",
+            f"averaged weights err {lag.value:.2f} times as much as raw ones, {trivial:.2f} times "
+            f"the trivial guess, and differ from them by {m.facts['ema_distance']:.0%}",
+            "sample with --weights model now; train with training.ema_sigma_rel=0.1, which needs "
+            "not know the run's length, or a smaller ema_decay",
+        )
+    mean: Ratio | None = m.facts.get("mean_over_model")
+    if mean is not None and mean.below(0.9):
+        return Finding(
+            "EMA too short",
+            f"the mean of two checkpoints' weights errs {mean.value:.2f} times as much as the "
+            "averaged weights do",
+            "a longer average: training.ema_sigma_rel=0.1 or a larger ema_decay; or let the "
+            "learning rate fall (training.decay)",
+        )
+    return None
+
+
+def overfit(m: Measured) -> Finding | None:
+    pairs = [v for v in m.learnable if v.held_out is not None]
+    if not pairs:
+        return None
+    gap = m.pooled("held_out", "model", pairs)
+    copies = m.facts.get("memorisation")
+    found = copies is not None and copies.found
+    if gap.above(1.2) or (found and gap.above(1.1)):
+        return Finding(
+            "overfit",
+            f"held-out items are denoised with {gap.value:.2f} times the error of training items"
+            + (f"; {copies.sentence()}" if copies is not None else ""),
+            f"more data than {m.facts['n_train']} items, a smaller network, dropout, or an earlier "
+            "checkpoint (training.keep_best, --step best)",
+        )
+    return None
+
+
+def _weak(m: Measured) -> tuple[float, float] | None:
+    """Of a model no better than a Gaussian's denoiser where a better one exists: its error over
+    that one's, and what share of the possible gain it has."""
+    better = m.bettering
+    if not better:
+        return None
+    worse = m.pooled("model", "linear", better)
+    possible = sum(v.linear - v.optimal for v in better)
+    gain = sum(v.linear - v.model for v in better) / possible
+    squares = [float((v.errors["linear"] - v.errors["model"]).var()) / len(v.errors["model"])
+               for v in better]  # fmt: skip
+    unsure = SURE * math.sqrt(sum(squares)) / possible
+    # In few dimensions the optimum over many items is that of their law; else it knows them all.
+    reachable = m.subject.train[0].numel() <= 20 and len(m.subject.train) >= 1000
+    if worse.above(0.93) or (reachable and gain + unsure < 0.5):
+        return worse.value, gain
+    return None
+
+
+def coverage(m: Measured) -> Finding | None:
+    """Noise levels that sampling asks about, training does not, and the model knows nothing of."""
+    if m.subject.trained is None:
+        return None
+    low, high = m.subject.trained
+    outside = [v for v in m.levels if v.at < low / 2 or v.at > 2 * high]
+    # What moves a sample by less than a third of the finest detail of the data is of no matter.
+    fine = (m.facts["smallest_spread"] / m.facts["data_std"]) ** 2 / 10
+    outside = [v for v in outside if v.model - v.optimal > fine]
+    bad = [v for v in outside if v.ratio("model", "linear").above(1.2) or _learned_little(v)]
+    if not bad or (len(m.bettering) >= 2 and _weak(m)):  # weak where it was trained, too
+        return None
+    at = ", ".join(f"{v.at:.2g}" for v in bad)
+    return Finding(
+        "noise levels not trained",
+        f"all but 0.2 % of the training times lie at sigma/alpha from {low:.2g} to {high:.2g}; at "
+        f"{at} the model errs up to {max(v.model / v.linear for v in bad):.3g} times as much as a "
+        f"linear denoiser, {max(v.model / max(v.optimal, 1e-12) for v in bad):.3g} times the "
+        "optimum",
+        "widen the density of training times: loss.times=uniform, or a larger loss.log_sigma_std, "
+        "and loss.t_min at or below sde.t_min",
+    )
+
+
+def _learned_little(v: Level) -> bool:
+    possible, got = v.linear - v.optimal, v.linear - v.model
+    return v.at > 0.02 and possible > 0.1 * v.linear and got < 0.2 * possible
+
+
+def undertrained(m: Measured) -> Finding | None:
+    weak = _weak(m)
+    if weak is None:
+        return None
+    updates = int(m.subject.log[-1]["step"]) if m.subject.log else None
+    return Finding(
+        "undertrained",
+        f"the model errs {weak[0]:.2f} times as much as a linear denoiser, and has learned "
+        f"{max(weak[1], 0):.0%} of what can be bettered on it"
+        + (f", after {updates} updates" if updates else ""),
+        "train longer (--resume with more training.steps); if the loss no longer falls, a larger "
+        "network",
+    )
+
+
+def classes(m: Measured) -> Finding | None:
+    c = m.classes
+    if c is None or not c.linear.below(0.97):
+        return None  # knowing the class is of no help with these data
+    moved = [f"{i} as {j}" for i, j in enumerate(c.best) if i != j]
+    if moved and c.best_over_own.below(0.9):
+        return Finding(
+            "labels exchanged",
+            f"items are denoised with {c.best_over_own.value:.2f} times the error if told other "
+            f"classes than their own: {', '.join(moved[:6])}",
+            "use the order of the classes that the network was trained with",
+        )
+    if c.right.log + SURE * c.right.stderr > 0.25 * c.linear.log:
+        return Finding(
+            "labels ignored",
+            f"told the right class, the model errs {c.right.value:.3f} times as much as told one "
+            f"at random; a linear denoiser that knows the class {c.linear.value:.3f} times as one "
+            "that does not",
+            "check that labels belong to their items in training, that conditioning.dropout is "
+            "well below 1, and that the network uses class_labels",
+        )
+    return None
+
+
+def identities(m: Measured) -> Finding | None:
+    """What every posterior mean obeys, whatever the data."""
+    inside = [v for v in m.seen if INNER[0] < v.at < INNER[1]]
+    off = [v for v in inside
+           if abs(math.log(max(v.calibration, 1e-9)))
+           > math.log(2) + SURE * v.calibration_stderr / max(v.calibration, 1e-9)]  # fmt: skip
+    turning = [v for v in inside if v.curl > 0.5]
+    if len(off) >= 2 or len(turning) >= 2:
+        at = ", ".join(f"{v.at:.2g}" for v in (off if len(off) >= 2 else turning))
+        return Finding(
+            "not a posterior mean",
+            f"at sigma/alpha {at} the denoiser's error is not what its Jacobian says (calibration "
+            f"{max((v.calibration for v in inside), default=1):.2g}), or its field is no gradient "
+            f"(curl {max(v.curl for v in inside):.2g})",
+            "the objective is not denoising score matching of these data with this process: check "
+            "weighting, target and guidance baked into the weights; or train longer",
+        )
+    return None
