@@ -21,6 +21,7 @@ from score_sde import (
     GaussianMixture,
     SubVPSDE,
     TableSDE,
+    train,
 )
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # else a core is for each of pytest's processes
@@ -49,6 +50,21 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    """The directory of a run of five updates on points in the plane, one for each file of tests."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    config = {
+        "data": {"name": "ring8", "scaling": "standard"},
+        "sde": {"name": "vp"},
+        "net": {"name": "mlp", "width": 16, "depth": 1},
+        "training": {"steps": 5, "batch_size": 64, "sample_every": 0, "tensorboard": False},
+        "sampling": {"method": "euler", "steps": 4, "batch_size": 250},
+    }
+    train(config, folder, device="cpu")
+    return folder
 
 
 @pytest.fixture

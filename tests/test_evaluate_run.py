@@ -14,7 +14,6 @@ from score_sde.evaluation.statistics import load_statistics
 from score_sde.runs import drawn
 from score_sde.runs.evaluate import evaluate_to_files
 from score_sde.runs.sweep import summary
-from score_sde.runs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,17 +24,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "toy"
-    config = {
-        "data": {"name": "ring8", "scaling": "standard"},
-        "sde": {"name": "vp"},
-        "net": {"name": "mlp", "width": 16, "depth": 1},
-        "training": {"steps": 5, "batch_size": 64, "sample_every": 0, "tensorboard": False},
-        "sampling": {"method": "euler", "steps": 4, "batch_size": 250},
-    }
-    train(config, folder, device="cpu")
-    return folder
+def run(toy_run):
+    return toy_run
 
 
 def test_a_run_is_evaluated_and_what_is_drawn_is_not_drawn_again(run, monkeypatch):

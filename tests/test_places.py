@@ -11,23 +11,7 @@ from score_sde.runs.calibrate import calibrate_run
 from score_sde.runs.diagnose import diagnose_to_file
 from score_sde.runs.directory import RunError
 from score_sde.runs.evaluate import evaluate_to_files
-from score_sde.runs.train import train
 from score_sde.runs.verify import verify_to_files
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A run of five updates."""
-    folder = tmp_path_factory.mktemp("places") / "toy"
-    config = {
-        "data": {"name": "ring8", "scaling": "standard"},
-        "sde": {"name": "vp"},
-        "net": {"name": "mlp", "width": 16, "depth": 1},
-        "training": {"steps": 5, "batch_size": 64, "sample_every": 0, "tensorboard": False},
-        "sampling": {"method": "euler", "steps": 4, "batch_size": 250},
-    }
-    train(config, folder, device="cpu")
-    return folder
 
 
 @pytest.fixture
@@ -51,7 +35,7 @@ def test_a_place_that_permissions_do_not_tell_of():
         outputs.check_place("/proc/nothing/here")
 
 
-def test_commands_ask_before_they_work(taken, toy, monkeypatch):
+def test_commands_ask_before_they_work(taken, toy_run, monkeypatch):
     def work(*args, **kwargs):
         raise AssertionError("the work was begun")
 
@@ -59,16 +43,16 @@ def test_commands_ask_before_they_work(taken, toy, monkeypatch):
                  "score_sde.runs.calibrate.calibrate", "score_sde.runs.evaluate.draw"):  # fmt: skip
         monkeypatch.setattr(name, work)
     for command in (
-        lambda: diagnose_to_file(toy, out=taken),
+        lambda: diagnose_to_file(toy_run, out=taken),
         lambda: verify_to_files(out=taken),
-        lambda: calibrate_run(toy, recipe=taken / "recipe.json"),
-        lambda: evaluate_to_files(toy, out=taken, measures="energy"),
+        lambda: calibrate_run(toy_run, recipe=taken / "recipe.json"),
+        lambda: evaluate_to_files(toy_run, out=taken, measures="energy"),
     ):
         with pytest.raises(RunError, match="cannot be made"):
             command()
 
 
-def test_nobodys_reports_are_replaced(tmp_path, toy, monkeypatch):
+def test_nobodys_reports_are_replaced(tmp_path, toy_run, monkeypatch):
     class Found:
         def to_dict(self):
             return {"causes": [1.0, float("nan")]}
@@ -76,8 +60,8 @@ def test_nobodys_reports_are_replaced(tmp_path, toy, monkeypatch):
     monkeypatch.setattr(diagnose, "diagnose", lambda *args: Found())
     for name in ("diagnosis.json", "report_none_train.json", "report_none_train.txt"):
         (tmp_path / name).write_text("mine")
-    diagnose_to_file(toy, out=tmp_path)
-    evaluate_to_files(toy, split="train", num_samples=60, out=tmp_path, measures="energy")
+    diagnose_to_file(toy_run, out=tmp_path)
+    evaluate_to_files(toy_run, split="train", num_samples=60, out=tmp_path, measures="energy")
     files = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert sum(text == "mine" for text in files.values()) == 3 and len(files) == 6
     ours = next(n for n in files if n.startswith("diagnosis_"))

@@ -38,25 +38,14 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def features(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        text: Tensor | None = None,
-        text_mask: Tensor | None = None,
-        pooled: Tensor | None = None,
-        text_ids: Tensor | None = None,
-    ) -> Tensor:
-        """What the last layer sees, (B, width); captions are those of `TextInput`."""
+    def features(self, x: Tensor, noise_label: Tensor, words: Tensor | None = None) -> Tensor:
+        """What the last layer sees, (B, width). words (B, width) are told beside the noise."""
         if x.ndim < 2 or x.shape[1:].numel() != self.dim:
             raise UserError(f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}.")
         features = self.embedding[0](noise_label).to(self.last.weight.dtype)
         embedding = self.embedding[1:](features)
-        if self.words is not None:
-            words = self.words(len(x), text, text_mask, pooled, text_ids)
-            embedding = embedding + words.vector
-        elif text is not None or text_ids is not None or pooled is not None:
-            raise UserError("this MLP was built without captions; drop text.")
+        if words is not None:
+            embedding = embedding + words
         h = self.first(x.flatten(1))
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             scale, shift = modulation(embedding).chunk(2, dim=1)
@@ -72,5 +61,10 @@ class MLP(nn.Module):
         pooled: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        h = self.features(x, noise_label, text, text_mask, pooled, text_ids)
-        return self.last(h).view_as(x)
+        """See the class; captions are those of `TextInput`."""
+        words = None
+        if self.words is not None:
+            words = self.words(len(x), text, text_mask, pooled, text_ids).vector
+        elif text is not None or text_ids is not None or pooled is not None:
+            raise UserError("this MLP was built without captions; drop text.")
+        return self.last(self.features(x, noise_label, words)).view_as(x)
