@@ -38,7 +38,7 @@ from score_sde.checks.errors import (
     unknown,
 )
 from score_sde.checks.files import LOOSE, from_json, json_lines, objects, read_json, try_json
-from score_sde.checks.memory import check_fits, machine_memory, memory_for
+from score_sde.checks.memory import check_size, machine_memory, memory_for
 from score_sde.checks.names import lookup, named, trusting, trusts_files
 from score_sde.checks.types import (
     BatchShape,
@@ -83,7 +83,7 @@ __all__ = [
     "Sizes",
     "UserError",
     "as_it_looks",
-    "check_fits",
+    "check_size",
     "checked",
     "did_you_mean",
     "from_json",

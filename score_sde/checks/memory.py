@@ -3,7 +3,7 @@
     with memory_for("net"):
         net = UNet(...)                 # tensors made within count; UserError before the one
                                         # with which all of them would exceed the memory
-    check_fits(8 * values, "samples")
+    check_size(8 * values, "samples")
 
 A count may be right for its type and yet ask for terabytes. Kernels grant memory that they do not
 have and kill whoever uses it, so the question is asked here, of the machine's whole memory.
@@ -48,7 +48,7 @@ def machine_memory() -> int:
     return min(size for size in found if size > 0)
 
 
-def check_fits(size: int, what: str) -> None:
+def check_size(size: int, what: str) -> None:
     """UserError for so many bytes if this machine has fewer. what: the plural that takes them."""
     if size > machine_memory():
         raise UserError(

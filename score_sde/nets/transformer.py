@@ -27,7 +27,7 @@ from score_sde.checks import (
     Positive,
     Size,
     UserError,
-    check_fits,
+    check_size,
     checked,
     memory_for,
     named,
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         self.out_channels = channels if out_channels is None else out_channels
         self.grid = patches_per_side(size, patch)
         count = self.grid[0] * self.grid[1]
-        check_fits(32 * count * width, "the places of so many patches")
+        check_size(32 * count * width, "the places of so many patches")
 
         inner = bottleneck or width
         self.patches = nn.Conv2d(channels, inner, patch, stride=patch, bias=bottleneck is None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import Count, Device, check_fits, checked, whole_seeds
+from score_sde.checks import Count, Device, check_size, checked, whole_seeds
 from score_sde.exact import Gaussian
 from score_sde.noise import fresh_seeds
 from score_sde.processes.sdes import SDE
@@ -133,7 +133,7 @@ def restore(
     what cannot be restored (`checks`).
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device)
-    check_fits(4 * n * math.prod(system.measurement.shape), "so many draws")
+    check_size(4 * n * math.prod(system.measurement.shape), "so many draws")
     seeds = fresh_seeds(n) if seeds is None else whole_seeds(seeds)
     name = method or "particles"
     check_seeds(n, seeds)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import check_fits
+from score_sde.checks import check_size
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.runs.outputs import Output, open_output
@@ -64,7 +64,7 @@ def draw(
         request["class_labels"] = str(class_labels)
     if guidance is not None:
         request["guidance"] = more["guidance"] = guidance
-    check_fits(4 * n * math.prod(run.item_spec.shape), "so many samples")
+    check_size(4 * n * math.prod(run.item_spec.shape), "so many samples")
     name = f"samples_{settings.method.rpartition('.')[2]}"
     output = open_output(run, "evaluation", name, request)
     labels = run.class_labels(class_labels, range(first_seed, first_seed + n))

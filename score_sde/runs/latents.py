@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import check_fits
+from score_sde.checks import check_size
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data.pictures import enlarged, grid_array
 from score_sde.likelihood import decode, encode, interpolate
@@ -127,7 +127,7 @@ def interpolate_to_files(
     split = items.split
     if n < 2 * pairs:
         raise RunError(f"{pairs} pairs need {2 * pairs} items; the {split} split has {n}.")
-    check_fits(4 * pairs * points * math.prod(run.data_spec.shape), "so many points")
+    check_size(4 * pairs * points * math.prod(run.data_spec.shape), "so many points")
     request = {"split": split, "pairs": pairs, "points": points, "nfe": nfe}
     request |= _request(run, items, labels, weights)
     output = open_output(run, f"interpolation/{split}", f"{pairs}_pairs", request, out)

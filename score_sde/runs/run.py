@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import check_fits, checked, trusting, trusts_files
+from score_sde.checks import check_size, checked, trusting, trusts_files
 from score_sde.conditioning.classes import (
     ClassLabels,
     class_labels_of,
@@ -257,7 +257,7 @@ class Run:
         the methods that need the data's scale are given it, and `ancestral` takes the variances
         that a model has learned. Raises `LabelError` for classes that the network does not have.
         """
-        check_fits(4 * n * math.prod(self.data_spec.shape), "so many samples")
+        check_size(4 * n * math.prod(self.data_spec.shape), "so many samples")
         seeds = range(first_seed, first_seed + n)
         wish = Wish(
             class_labels, prompt, guidance, negative_prompt, against, guidance_interval,

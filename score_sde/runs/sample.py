@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde import build, distributed
-from score_sde.checks import as_it_looks, check_fits
+from score_sde.checks import as_it_looks, check_size
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import captioned_grid, enlarged, grid_array, image_array, picture_of
@@ -140,7 +140,7 @@ def _captions(
     """A caption for each sample, None without captions; and how many samples there are."""
     if num_samples is not None and num_samples < 1:
         raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
-    check_fits(64 * (num_samples or 0), "so many samples")
+    check_size(64 * (num_samples or 0), "so many samples")
     if prompt is not None and prompts is not None:
         raise RunError("give prompt or prompts, not both.")
     if prompts is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, check_fits
+from score_sde.checks import UserError, check_size
 from score_sde.noise import BrownianNoise, NoiseFactory, SeededNoise, check_seeds
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.catalogue import make_sampler
@@ -153,7 +153,7 @@ def check_shape(shape: Sequence[int] | None, x_T: Tensor | None) -> tuple[int, .
             "shape must be (B, ...) with B >= 1 and at least two axes, whole numbers; "
             f"got {sizes or shape}."
         )
-    check_fits(math.prod(sizes) * 4 + sizes[0] * 32, "samples of this shape, and their seeds,")
+    check_size(math.prod(sizes) * 4 + sizes[0] * 32, "samples of this shape, and their seeds,")
     return tuple(int(n) for n in sizes)
 
 
