@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_distributed import Processes
+from launching import Processes
 from test_run import TINY_NET, command
 
 from score_sde import cli, load

@@ -38,10 +38,8 @@ def test_verify_prints_a_table_and_writes_it(work, capsys):
     assert "Did you mean 'heun'" in capsys.readouterr().err
 
 
-def test_samples_to_a_tolerance_say_what_they_took(work, capsys):
-    assert command("--config", "toy2d", "--workdir", "run", "--config.training.steps=20") == 0
-    capsys.readouterr()
-    sample = ["--workdir", "run", "--mode", "sample", "--num_samples", "4"]
+def test_samples_to_a_tolerance_say_what_they_took(toy_run, capsys):
+    sample = ["--workdir", str(toy_run), "--mode", "sample", "--num_samples", "4"]
     assert command(*sample, "--tolerance", "0.05") == 0
     assert "mean_nfe" in capsys.readouterr().out
     assert command(*sample, "--tolerance", "0.05", "--steps", "9") == 2

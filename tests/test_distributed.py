@@ -1,7 +1,6 @@
 """Many processes do together what one does: the same batches, noise, weights, samples and files."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -13,22 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import Processes, command, losses
 
-from score_sde import cli, distributed, load
+from score_sde import distributed, load
 from score_sde.distributed import DistributedError
 from score_sde.training.checkpoints import load_weights, steps_of
 
 ROOT = Path(__file__).parent.parent
 COMMON = [
     "--config.training.batch_size=16",
-    "--config.training.steps=50",
+    "--config.training.steps=30",
     "--config.training.log_every=1",
     "--config.training.sample_every=0",
     "--config.training.tensorboard=False",
     "--device=cpu",
 ]
 POINTS = ["--config=toy2d", "--config.sampling.batch_size=3", "--config.sampling.steps=3", *COMMON]
-ENDLESS = [a.replace("training.steps=50", "training.steps=100000") for a in POINTS]
+ENDLESS = [a.replace("training.steps=30", "training.steps=100000") for a in POINTS]
 IMAGES = [
     "--config=vp_fashion",
     "--config.model.precision=fp32",
@@ -42,57 +42,17 @@ IMAGES = [
 PASSES = "--config.training.batch_per_device=3"
 
 
-def _in_process(function, rank: int, size: int, port: int, folder: str, arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    sys.stdout = sys.stderr = open(f"output_{rank}.txt", "a", buffering=1)  # noqa: SIM115
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    sys.exit(function(*arguments))
-
-
-class Processes:
-    """Processes like those of a torchrun, started quickly."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["score_sde.cli", "test_distributed"])
-
-    def start(self, function, size: int, *arguments, ranks=None) -> list:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        started = []
-        for rank in range(size) if ranks is None else ranks:
-            where = (function, rank, size, port, str(self.folder), arguments)
-            started.append(self.context.Process(target=_in_process, args=where))
-            started[-1].start()
-        return started
-
-    def run(self, function, size: int, *arguments, ranks=None, seconds=60) -> list[int]:
-        """Exit codes."""
-        started = self.start(function, size, *arguments, ranks=ranks)
-        for process in started:
-            process.join(seconds)
-            process.kill()
-        return [process.exitcode for process in started]
-
-    def output(self, rank: int) -> str:
-        return (self.folder / f"output_{rank}.txt").read_text()
-
-
 @pytest.fixture
 def processes(tmp_path):
     return Processes(tmp_path)
 
 
-def command(*arguments: str) -> int:
-    return cli.main(["score-sde", *arguments])
-
-
-def losses(run: Path) -> np.ndarray:
-    return np.array([json.loads(k)["loss"] for k in (run / "log.jsonl").read_text().splitlines()])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of one process that is never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert Processes(folder).run(command, 1, *POINTS, "--workdir=run") == [0]
+    return folder / "run"
 
 
 # Sharing and gathering ----------------------------------------------------------------------------
@@ -142,7 +102,7 @@ def test_three_processes_share_and_gather(processes):
 # Training and sampling ----------------------------------------------------------------------------
 
 
-def test_torchrun_trains_and_samples_as_one_process_does(tmp_path):
+def test_torchrun_trains_and_samples_as_one_process_does(tmp_path, processes):
     """The real launcher, two processes: the loss curve, the weights, the pictures, the samples."""
 
     def torchrun(*arguments: str) -> str:
@@ -160,11 +120,12 @@ def test_torchrun_trains_and_samples_as_one_process_does(tmp_path):
 
     one, two = f"--workdir={tmp_path / '1'}", f"--workdir={tmp_path / '2'}"
     printed = torchrun(*IMAGES, two)
-    assert printed.count("done: step 50") == 1 and "and 1 more processes" in printed
+    assert printed.count("done: step 30") == 1 and "and 1 more processes" in printed
     assert command(*IMAGES, one) == 0
     np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-6)
     sample = ["--mode=sample", "--num_samples=7", "--device=cpu"]
-    assert torchrun(*sample, two).count("7 samples are in") == 1
+    assert processes.run(command, 2, *sample, two) == [0, 0]
+    assert processes.output(0).count("7 samples are in") == 1
     assert command(*sample, one) == 0
     folders = [next((tmp_path / which / "samples").iterdir()) for which in "12"]
     for folder in folders:
@@ -178,52 +139,49 @@ def test_torchrun_trains_and_samples_as_one_process_does(tmp_path):
     [(1, [PASSES]), (3, []), (2, [PASSES])],
     ids=["accumulated", "three_processes", "both"],
 )  # fmt: skip
-def test_a_divided_batch_is_the_same_batch(tmp_path, processes, size, more):
+def test_a_divided_batch_is_the_same_batch(tmp_path, processes, whole, size, more):
     """Also where it does not divide evenly: 16 = 5 + 5 + 6, and passes of at most three."""
-    assert processes.run(command, 1, *POINTS, "--workdir=whole") == [0]
+    parts = tmp_path / "parts"
     assert processes.run(command, size, *POINTS, *more, "--workdir=parts") == [0] * size
-    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-6)
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-6)
     for name in ("model", "ema"):
-        a, b = (
-            load_weights(tmp_path / run / "checkpoints", 50, name) for run in ("whole", "parts")
-        )
+        a, b = (load_weights(run / "checkpoints", 30, name) for run in (whole, parts))
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
     bins = [
         {k: v for k, v in json.loads(line).items() if k.startswith("eps_error")}
-        for run in ("whole", "parts")
-        for line in (tmp_path / run / "log.jsonl").read_text().splitlines()[-1:]
+        for run in (whole, parts)
+        for line in (run / "log.jsonl").read_text().splitlines()[-1:]
     ]
     assert bins[0] == pytest.approx(bins[1], rel=1e-4) and len(bins[0]) >= 4
 
 
-def test_as_many_processes_as_you_like_go_on_with_a_run(tmp_path, processes):
-    every = ["--config.training.save_every=20", "--config.training.keep=9"]
-    assert processes.run(command, 1, *POINTS, *every, "--workdir=whole") == [0]
+def test_as_many_processes_as_you_like_go_on_with_a_run(tmp_path, processes, whole):
+    every = ["--config.training.save_every=10", "--config.training.keep=9"]
     assert processes.run(command, 2, *POINTS, *every, "--workdir=parts") == [0, 0]
-    for step in (40, 50):
+    for step in (20, 30):
         folder = tmp_path / "parts" / "checkpoints" / f"step_{step:08d}"
         folder.rename(tmp_path / f"step_{step}")
     assert processes.run(command, 3, *POINTS, *every, "--workdir=parts", "--resume") == [0] * 3
-    assert "resumed parts at step 20" in processes.output(0)
-    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-6)
+    assert "resumed parts at step 10" in processes.output(0)
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(whole), rtol=1e-6)
 
 
-def sample_points(n: int) -> None:
+def sample_points(run: str) -> None:
     with distributed.processes(torch.device("cpu")):
-        x = load("run", device="cpu").sample_shared(n, method="heun", steps=3).x
-        torch.save(x, f"samples_{distributed.size()}_{distributed.rank()}.pt")
+        for n in (1, 7):
+            x = load(run, device="cpu").sample_shared(n, method="heun", steps=3).x
+            torch.save(x, f"samples_{n}_{distributed.size()}_{distributed.rank()}.pt")
 
 
-def test_exactly_n_samples_on_any_number_of_processes(tmp_path, processes):
-    assert processes.run(command, 1, *POINTS, "--workdir=run") == [0]
+def test_exactly_n_samples_on_any_number_of_processes(tmp_path, processes, whole):
+    for size in (1, 2, 3):
+        assert processes.run(sample_points, size, str(whole)) == [0] * size
     for n in (1, 7):
-        for size in (1, 2, 3):
-            assert processes.run(sample_points, size, n) == [0] * size
-        one = torch.load(tmp_path / "samples_1_0.pt")
+        one = torch.load(tmp_path / f"samples_{n}_1_0.pt")
         assert one.shape == (n, 2)
         for size, rank in ((2, 0), (2, 1), (3, 2)):
-            torch.testing.assert_close(torch.load(tmp_path / f"samples_{size}_{rank}.pt"), one)
+            torch.testing.assert_close(torch.load(tmp_path / f"samples_{n}_{size}_{rank}.pt"), one)
 
 
 # When it goes wrong -------------------------------------------------------------------------------
@@ -331,4 +289,4 @@ def test_a_bad_item_on_one_process_is_skipped_by_all(tmp_path, processes):
     assert "step 3: the loss of 1 of 8 items is not finite (noise level" in processes.output(1)
     assert "step 3" in processes.output(0)
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
-    assert last["skipped_steps"] == 1 and last["step"] == 50 and last["loss"] < 1.2
+    assert last["skipped_steps"] == 1 and last["step"] == 30 and last["loss"] < 1.2

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_distributed import Processes, command
+from launching import Processes, command
 from torch import nn
 
 from score_sde import cli, evaluate

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import Case, gap
+from launching import Processes
 from test_convert import diffusers_folder
-from test_distributed import Processes
 from test_run import command
 from torch import nn
 

@@ -138,7 +138,8 @@ subprocess.Popen.__init__ = forbidden
 import score_sde, torch
 assert not torch.cuda.is_initialized()
 assert not torch.distributed.is_initialized()
-heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "absl", "ml_collections", "torchvision"}
+heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "gradio", "absl", "ml_collections",
+         "torchvision"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

@@ -1,6 +1,5 @@
 """Figures show what they say: arrows are scores, paths are runs, colours are the samplers'."""
 
-import subprocess
 import sys
 import time
 
@@ -301,8 +300,3 @@ def test_no_display_is_an_error_that_says_what_to_set(monkeypatch):
     monkeypatch.setattr("matplotlib.pyplot.figure", headless)
     with pytest.raises(PlottingError, match=r"open a window.*MPLBACKEND=Agg"):
         subplots()
-
-
-def test_the_module_is_imported_without_matplotlib():
-    code = "import sys, score_sde.plotting; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_distributed import Processes
+from launching import Processes
 
 from score_sde import VPSDE, Gaussian, GaussianMixture, distributed, restore
 from score_sde.restoration import Matrix, Nonlinear, algebra

@@ -1,7 +1,6 @@
 """Runs that are killed, stopped and resumed end where an uninterrupted one does, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import command, start
 
 from score_sde import cli, load
 from score_sde.training.checkpoints import load_weights, steps_of
@@ -32,18 +32,20 @@ TINY = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def _train(folder: str, arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    os._exit(cli.main(["score-sde", *arguments]))
+STOPPED = [*TINY, "--config.training.steps=120", "--config.training.save_every=0"]
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Processes that start quickly: forked from one that has imported all and run nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["score_sde.cli", "test_resume"])
-    return context
+def whole(tmp_path_factory) -> Path:
+    """A run that is never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert ended(start(command, *STOPPED, "--workdir=run", folder=folder)) == 0
+    return folder / "run"
+
+
+def ended(process) -> int:
+    process.join()
+    return process.exitcode
 
 
 def lines_of(run: Path) -> int:
@@ -72,21 +74,14 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path, processes):
+def test_killed_at_twenty_random_moments(tmp_path):
     arguments = [*TINY, "--config.training.steps=300", "--config.training.save_every=2"]
-    whole = processes.Process(target=_train, args=(str(tmp_path), [*arguments, "--workdir=whole"]))
-    whole.start()
-    whole.join()
-    assert whole.exitcode == 0
+    assert ended(start(command, *arguments, "--workdir=whole", folder=tmp_path)) == 0
     dice, killed, inside_a_write = random.Random(0), 0, 0
     run = tmp_path / "killed"
     while True:
         before = lines_of(run)
-        child = processes.Process(
-            target=_train,
-            args=(str(tmp_path), [*arguments, "--workdir=killed", "--resume=auto"]),
-        )
-        child.start()
+        child = start(command, *arguments, "--workdir=killed", "--resume=auto", folder=tmp_path)
         wanted, pause = before + dice.randint(0, 4), dice.uniform(0, 0.03)
         while killed < 20 and child.is_alive() and lines_of(run) <= wanted:
             time.sleep(0.001)
@@ -105,23 +100,15 @@ def test_killed_at_twenty_random_moments(tmp_path, processes):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_with_its_code(tmp_path, processes, number):
-    arguments = [*TINY, "--config.training.steps=240", "--config.training.save_every=0"]
-    child = processes.Process(target=_train, args=(str(tmp_path), [*arguments, "--workdir=run"]))
-    child.start()
+def test_a_signal_saves_and_exits_with_its_code(tmp_path, whole, number):
+    child = start(command, *STOPPED, "--workdir=run", folder=tmp_path)
     while lines_of(tmp_path / "run") < 3:
         time.sleep(0.002)
     os.kill(child.pid, number)
-    child.join()
-    assert child.exitcode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert 9 <= load(tmp_path / "run", device="cpu").step < 240
-    for name, more in (("run", ["--resume"]), ("whole", [])):
-        rest = [*arguments, *more, f"--workdir={name}"]
-        child = processes.Process(target=_train, args=(str(tmp_path), rest))
-        child.start()
-        child.join()
-        assert child.exitcode == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert ended(child) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert 9 <= load(tmp_path / "run", device="cpu").step < 120
+    assert ended(start(command, *STOPPED, "--workdir=run", "--resume", folder=tmp_path)) == 0
+    assert_same_run(whole, tmp_path / "run")
 
 
 def test_resume_auto_starts_and_goes_on(tmp_path, monkeypatch, capsys):

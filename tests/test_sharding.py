@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import Processes, command, losses
 from PIL import Image
 from safetensors.torch import load_file
-from test_distributed import Processes, command, losses
 from test_training import small_data
 
 from score_sde import VPSDE, ScoreModel, distributed
@@ -57,9 +57,7 @@ def small_trainer(**settings) -> Trainer:
 
 @pytest.fixture
 def processes(tmp_path):
-    started = Processes(tmp_path)
-    started.context.set_forkserver_preload(["test_sharding", "torch.distributed.fsdp"])
-    return started
+    return Processes(tmp_path)
 
 
 def test_settings_that_cannot_be_are_explained():
@@ -121,7 +119,7 @@ def local_bytes(trainer) -> dict[str, int]:
 
 
 CASES = {  # and the number of updates
-    "adam": ({"grad_clip": 0.05, **KEPT}, 30),
+    "adam": ({"grad_clip": 0.05, **KEPT}, 10),
     "passes": ({"batch_per_device": 2}, 5),
     "muon": ({"optimizer": "muon"}, 5),
     "scaled": ({"grad_clip": 0.05}, 5),

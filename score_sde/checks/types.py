@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator, Field, Strict
 from torch import Tensor
 
-from score_sde.checks.errors import require, shown
+from score_sde.checks.errors import UserError, require, shown
 
 T = TypeVar("T")
 
@@ -80,9 +80,7 @@ def whole_seeds(seeds: Iterable[Any]) -> list[int]:
             value = operator.index(plain(seed))
         except TypeError:
             value = -1
-        require(
-            0 <= value < 2**64 and not isinstance(seed, bool),
-            f"seeds must be whole numbers from 0 to 2^64 - 1 (got {shown(seed)}).",
-        )
+        if not 0 <= value < 2**64 or isinstance(seed, bool):
+            raise UserError(f"seeds must be whole numbers from 0 to 2^64 - 1 (got {shown(seed)}).")
         found.append(value)
     return found
