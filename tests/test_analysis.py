@@ -44,7 +44,8 @@ def measured(folder: Path) -> tuple[dict, dict]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_likelihood_of_images_is_that_of_the_function_in_bits(trained, tmp_path):
+def test_likelihood_of_images_is_that_of_the_function_in_bits(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("score_sde.runs.likelihood._chain_steps", lambda run: 30)  # not 1000
     out = tmp_path / "out"
     arguments = ["--workdir", str(trained), "--mode=likelihood", "--num_samples=5", f"--out={out}"]
     assert command(*arguments, *QUICK, "--bound=both", "--repeats=2") == 0

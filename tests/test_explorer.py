@@ -4,6 +4,7 @@ The tests with a browser need Playwright and a Chromium: pip install playwright,
 apt-get install chromium (or another package of it that puts chromium on the PATH).
 """
 
+import importlib.util
 import json
 import re
 import shutil
@@ -21,7 +22,8 @@ from score_sde.explorer import page as pages
 from score_sde.explorer.learning import learn
 from score_sde.explorer.plane import closed_forms, follow, scene
 
-gradio = pytest.importorskip("gradio", reason="the explorer needs gradio")
+if importlib.util.find_spec("gradio") is None:  # imported where it is used: it takes seconds
+    pytest.skip("the explorer needs gradio", allow_module_level=True)
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -60,6 +62,8 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
 
 
 def test_a_tab_is_there_if_the_run_can_do_it(toy):
+    import gradio
+
     def tabs(page):
         return [b.label for b in page.blocks.values() if isinstance(b, gradio.Tab)]
 

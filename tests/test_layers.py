@@ -139,7 +139,7 @@ import score_sde, torch
 assert not torch.cuda.is_initialized()
 assert not torch.distributed.is_initialized()
 heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "gradio", "absl", "ml_collections",
-         "torchvision"}
+         "torchvision", "scipy"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from score_sde.checks import UserError
@@ -219,6 +218,8 @@ def _nearer(
 
 def binomial_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """The exact interval of a share, count of n (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv
+
     tail = (1 - level) / 2
     low = float(betaincinv(count, n - count + 1, tail)) if count else 0.0
     high = float(betaincinv(count + 1, n - count, 1 - tail)) if count < n else 1.0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from score_sde.checks import UserError
 
@@ -32,6 +31,8 @@ def solve_ode(
     The field is never evaluated beyond ``end``. The step size is chosen for the batch as a whole.
     Raises `ODEError` when the step size vanishes or ``max_evaluations`` is reached.
     """
+    from torchdiffeq import odeint  # and with it scipy, a sixth of `import score_sde`
+
     count, last_t, finite = 0, float(start), True
 
     def guarded(t: Tensor, state: Tensor) -> Tensor:
