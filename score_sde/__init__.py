@@ -5,7 +5,6 @@ Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 
 from score_sde import plotting as plotting
 from score_sde.conditioning.guidance import guide as guide
-from score_sde.convert.live import load_diffusers as load_diffusers
 from score_sde.diagnosis.suggest import suggest as suggest
 from score_sde.diagnosis.verify import verify as verify
 from score_sde.evaluation import evaluate as evaluate
@@ -28,6 +27,7 @@ from score_sde.restoration import restore as restore
 from score_sde.runs.diagnose import diagnose as diagnose
 from score_sde.runs.exchange import export_run as export_run
 from score_sde.runs.exchange import import_checkpoint as import_checkpoint
+from score_sde.runs.live import load_diffusers as load_diffusers
 from score_sde.runs.run import load as load
 from score_sde.runs.train import train as train
 from score_sde.sampling import calibrate as calibrate

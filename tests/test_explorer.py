@@ -19,8 +19,8 @@ from score_sde import VPSDE, train
 from score_sde.checks import UserError
 from score_sde.cli import main
 from score_sde.explorer import page as pages
-from score_sde.explorer.learning import learn
-from score_sde.explorer.plane import closed_forms, follow, scene
+from score_sde.explorer.plane import follow, scene
+from score_sde.runs.plane import Field, closed_forms, learn
 
 if importlib.util.find_spec("gradio") is None:  # imported where it is used: it takes seconds
     pytest.skip("the explorer needs gradio", allow_module_level=True)
@@ -80,12 +80,13 @@ def test_nothing_is_told_to_anyone(toy):
 
 def test_a_scene_is_the_field_and_a_path_ends_at_the_data():
     sde, data = VPSDE(), closed_forms()["three Gaussians"]
-    found = json.loads(scene(data.score(sde), 0.15))
+    field = Field(sde, data.score(sde))
+    found = json.loads(scene(field, 0.15))
     x, y, u, v = torch.tensor(found["arrows"]).T
     exact = data.score(sde)(torch.stack([x, y], 1).double(), torch.tensor(0.15)).float()
     cosine = torch.nn.functional.cosine_similarity(torch.stack([u, v], 1), exact)
     assert len(x) == 21**2 and float(cosine[exact.norm(dim=1) > 0.1].min()) > 0.99
-    ends = [follow(sde, data.score(sde), at, 1.0, "heun", 60, 0)["points"][-1]
+    ends = [follow(field, at, 1.0, "heun", 60, 0)["points"][-1]
             for at in ([-1.5, 0.3], [0.1, -2.0], [1.0, 1.0])]  # fmt: skip
     assert float(data.log_prob(torch.tensor(ends).double()).min()) > -5
 
@@ -99,7 +100,7 @@ def test_a_drawing_is_learned():
     points = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)
     *_, last = learn(points, VPSDE(), steps=150, seconds=1e6)
     assert last.done and last.step == 150
-    x = sample(last.model.sde, last.model, shape=(200, 2), method="heun", steps=10)
+    x = sample(last.field.sde, last.field.score, shape=(200, 2), method="heun", steps=10)
     assert float((x.norm(dim=1) - 1.5).abs().median()) < 0.2
     for few in (torch.empty(0), points[:5]):
         with pytest.raises(UserError, match="draw at least 20"):

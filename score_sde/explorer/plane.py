@@ -9,46 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from score_sde.checks import UserError
-from score_sde.data import TOYS
-from score_sde.exact import GaussianMixture
-from score_sde.explorer.learning import learn
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import canvas, data_url, import_gradio, spoken, whole
-from score_sde.models import ScoreModel
 from score_sde.plotting.fields import arrow_scale, density_on, evaluate, lattice, own_density
 from score_sde.plotting.paths import record_trajectory
 from score_sde.plotting.style import density_map, limits, sampler_style
-from score_sde.processes.sdes import SDE, VPSDE, CosineSDE, FlowSDE, SubVPSDE
-from score_sde.scores import ScoreFn
+from score_sde.runs.plane import PROCESSES, Field, closed_forms, learn
 
 EXTENT = 3.0
 ARROWS = 21
-PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "cosine": CosineSDE(), "flow": FlowSDE()}
 FOLLOWED = ("heun", "ddim", "adams", "dpmpp_2m", "euler_maruyama", "ancestral")
 THIS_RUN, DRAWN = "this run", "what you drew"
 
 
-def closed_forms() -> dict[str, GaussianMixture]:
-    """Data whose score is known: mixtures, and toy sets as a small Gaussian around each point."""
-    three = GaussianMixture(
-        [0.5, 0.3, 0.2],
-        [[-1.0, 0.3], [0.8, 0.9], [0.2, -1.1]],
-        [[[0.10, 0.05], [0.05, 0.08]], [[0.05, -0.03], [-0.03, 0.12]], [[0.20, 0.0], [0.0, 0.02]]],
-    )
-    found = {"three Gaussians": three}
-    for name, draw in TOYS.items():
-        points = draw(200, torch.Generator().manual_seed(0))
-        found[name] = GaussianMixture([1.0] * len(points), points.double(), 0.06**2)
-    return found
-
-
-def scene(
-    score: ScoreFn, t: float, points: Tensor | None = None, paths: Sequence[dict] = ()
-) -> str:
+def scene(field: Field, t: float, paths: Sequence[dict] = ()) -> str:
     """The field at time t as the canvas takes it; with the density where it is known."""
+    score, points = field.score, field.points
     bounds, x = limits(EXTENT), lattice(EXTENT, ARROWS)
     value = evaluate(score, x, t)
     value = value * arrow_scale(value, bounds, ARROWS)
@@ -66,14 +44,15 @@ def scene(
 
 
 def follow(
-    sde: SDE, score: ScoreFn, start: Sequence[float], t: float, method: str, steps: int, seed: int
+    field: Field, start: Sequence[float], t: float, method: str, steps: int, seed: int
 ) -> dict:
     """The way of a sampler from a point at time t down to t_min, as the canvas takes it."""
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    low, high = math.sqrt(sde.t_min), math.sqrt(t)
+    low, high = math.sqrt(field.sde.t_min), math.sqrt(t)
     times = ((1 - u) * high + u * low) ** 2  # denser near the data
     x = torch.tensor([list(start)], dtype=torch.float32)
-    _, states = record_trajectory(sde, score, x_T=x, method=method, grid=times, seeds=[seed])
+    _, states = record_trajectory(field.sde, field.score, x_T=x, method=method, grid=times,
+                                  seeds=[seed])  # fmt: skip
     points = states[:, 0].double().numpy().round(3).tolist()
     return {"colour": sampler_style(method)["color"], "points": points}
 
@@ -84,8 +63,7 @@ class Fields:
     def __init__(self, subject: Subject | None):
         self.data = closed_forms()
         self.subject = subject
-        self.drawn: ScoreModel | None = None
-        self.points: Tensor | None = None
+        self.drawn: Field | None = None
 
     @property
     def names(self) -> list[str]:
@@ -93,8 +71,8 @@ class Fields:
         own = [THIS_RUN] if self.subject is not None and self.subject.in_the_plane else []
         return [*own, *self.data, *([DRAWN] if self.drawn is not None else [])]
 
-    def get(self, name: str, process: str) -> tuple[SDE, ScoreFn, Tensor | None]:
-        """The process, the score, and points to show with it."""
+    def get(self, name: str, process: str) -> Field:
+        """One of them; under this process, where it has none of its own."""
         if name == THIS_RUN and self.subject is not None:
             run = self.subject.run()
             if run.data_spec.shape != (2,):
@@ -102,15 +80,15 @@ class Fields:
                     f"a field is shown of data in the plane; this run's have shape "
                     f"{run.data_spec.shape}."
                 )
-            return run.sde, run.score, None
+            return Field(run.sde, run.score)
         if name == DRAWN:
             if self.drawn is None:
                 raise UserError("nothing was drawn and learned yet: draw on the right, then Train.")
-            return self.drawn.sde, self.drawn, self.points
+            return self.drawn
         if name not in self.data or process not in PROCESSES:
             raise UserError(f"there is no field of {name!r} under {process!r}.")
         sde = PROCESSES[process]
-        return sde, self.data[name].score(sde), None
+        return Field(sde, self.data[name].score(sde))
 
 
 def plane_tab(subject: Subject | None) -> None:
@@ -118,7 +96,7 @@ def plane_tab(subject: Subject | None) -> None:
     gr = import_gradio()
     fields, paths = Fields(subject), list[dict]()
     first = fields.names[0]
-    start = scene(fields.get(first, "vp")[1], 0.15)
+    start = scene(fields.get(first, "vp"), 0.15)
 
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -144,12 +122,9 @@ def plane_tab(subject: Subject | None) -> None:
             said = gr.Markdown("A small network learns the score of what you draw; its field "
                                "appears as it learns.", elem_id="learned")  # fmt: skip
 
-    def time_of(t: float, sde: SDE) -> float:
-        return sde.t_min + float(t) * (sde.t_max - sde.t_min)
-
     def now(name: str, process: str, t: float) -> str:
-        sde, score, points = fields.get(name, process)
-        return scene(score, time_of(t, sde), points, paths)
+        shown = fields.get(name, process)
+        return scene(shown, shown.time(t), paths)
 
     @spoken
     def choose(name: str, process: str, t: float) -> Any:
@@ -161,9 +136,9 @@ def plane_tab(subject: Subject | None) -> None:
         return now(name, process, t)
 
     def click(name: str, process: str, t: float, method: str, steps: Any, event: Any) -> str:
-        sde, score, _ = fields.get(name, process)
-        here, count = time_of(max(t, 0.01), sde), whole(steps, "steps", 2, 1000)
-        paths.append(follow(sde, score, event.at, here, method, count, len(paths)))
+        shown, count = fields.get(name, process), whole(steps, "steps", 2, 1000)
+        here = shown.time(max(t, 0.01))
+        paths.append(follow(shown, event.at, here, method, count, len(paths)))
         return now(name, process, t)
 
     click.__annotations__["event"] = gr.EventData  # by which gradio hands the event over
@@ -177,12 +152,11 @@ def plane_tab(subject: Subject | None) -> None:
     def learned(text: str, t: float) -> Iterator[Any]:
         points = torch.tensor(json.loads(text or "{}").get("drawn") or [], dtype=torch.float32)
         paths.clear()
-        sde = PROCESSES["vp"]
-        for found in learn(points, sde):
-            fields.drawn, fields.points = found.model, points
+        for found in learn(points, PROCESSES["vp"]):
+            fields.drawn = found.field
             state = "done: click on the field" if found.done else "learning"
             yield (
-                scene(found.model, time_of(t, sde), points),
+                scene(found.field, found.field.time(t)),
                 f"{state}; {len(points)} points, update {found.step}, loss {found.loss:.3f}",
                 gr.update(choices=fields.names, value=DRAWN), gr.update(visible=False),
             )  # fmt: skip

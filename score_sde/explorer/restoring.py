@@ -20,11 +20,9 @@ from score_sde.explorer.widgets import (
     spoken,
     whole,
 )
-from score_sde.restoration import Mask, restore
 from score_sde.runs.editing import read_picture
 from score_sde.runs.items import refuse_latents
-from score_sde.runs.measuring import shown as keep_seen
-from score_sde.runs.restore import ROUNDING
+from score_sde.runs.restore import fill as filled
 from score_sde.runs.run import Run
 
 
@@ -84,15 +82,9 @@ def restore_tab(subject: Subject) -> None:
         if "1" not in hidden:
             raise UserError("the mask covers nothing: paint over what is to be filled.")
         run = run_of_pixels()
-        spec, x0 = run.data_spec, held["x0"][None]
+        spec = run.data_spec
         seen = torch.tensor([c == "0" for c in hidden]).reshape(spec.shape[-2:])
-        operator = Mask(seen)
-        result = restore(
-            run.sde, run.score, operator(x0)[0], operator, noise_std=ROUNDING, nfe=30,
-            gaussian=run.gaussian, n=whole(n, "draws", 1, 16), seeds=range(int(n)),
-            device=next(run.score.parameters()).device, return_info=True,
-        )  # fmt: skip
-        x = keep_seen(operator, result.x.cpu()[None], x0)[0]
+        x, result = filled(run, held["x0"], seen, whole(n, "draws", 1, 16))
         return shown(grid_array(spec.to_uint8(x.float()))), str(result).replace("\n", "  \n")
 
     file.change(upload, file, paint)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from score_sde.conditioning.classes import classes_of
 from score_sde.runs import pretrained
 from score_sde.runs.run import Run, load
+from score_sde.runs.steering import class_names
 from score_sde.runs.weights import weights_of
 from score_sde.runs.wish import takes_prompts, trained_without
 
@@ -34,10 +34,7 @@ class Subject:
     @property
     def classes(self) -> list[str]:
         """Names of the classes that the network is told, [] for none."""
-        run = self.run()
-        count = classes_of(run.score.net)
-        names = run.data_spec.classes
-        return list(names) if len(names) == count else [str(i) for i in range(count)]
+        return class_names(self.run())
 
     @property
     def takes_prompts(self) -> bool:

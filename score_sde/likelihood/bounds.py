@@ -30,10 +30,10 @@ from tqdm.auto import tqdm
 
 from score_sde.checks import Count, UserError, checked
 from score_sde.likelihood.setting import check_state
-from score_sde.losses import first_stds, gaussian_kl, log_normal, reverse_std
 from score_sde.noise import NoiseFactory, SeededNoise, check_seeds
 from score_sde.ode.flow import work_dtype
 from score_sde.processes.expand import expand
+from score_sde.processes.gaussians import first_stds, gaussian_kl, log_normal, reverse_std
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches, check_density
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,7 +93,11 @@ def _cosines(n: int) -> Tensor:
     return rows
 
 
-def reference_gaussian(x: Tensor, shrink: float = 0.1) -> Gaussian | SmoothGaussian:
+ReferenceGaussian: TypeAlias = "Gaussian | SmoothGaussian"
+"""What data are compared with: of a full covariance, or of the covariances of pictures."""
+
+
+def reference_gaussian(x: Tensor, shrink: float = 0.1) -> ReferenceGaussian:
     """The Gaussian of data x (N, *shape) in the model's range.
 
     shrink: the share of the covariance that is replaced by its mean variance in all directions. An
@@ -141,7 +145,7 @@ def _smooth(x: Tensor, mean: Tensor, shrink: float) -> SmoothGaussian:
     return SmoothGaussian(mean, variances.reshape(mean.shape), mixing)
 
 
-def save_gaussian(gaussian: Gaussian | SmoothGaussian, path: Path) -> None:
+def save_gaussian(gaussian: ReferenceGaussian, path: Path) -> None:
     """A file of the Gaussian, float32 tensors as safetensors."""
     if isinstance(gaussian, SmoothGaussian):
         parts = {"variances": gaussian._variances, "mixing": gaussian._mixing}
@@ -151,7 +155,7 @@ def save_gaussian(gaussian: Gaussian | SmoothGaussian, path: Path) -> None:
     save_file({name: v.float().contiguous() for name, v in parts.items()}, path)
 
 
-def load_gaussian(path: Path) -> Gaussian | SmoothGaussian:
+def load_gaussian(path: Path) -> ReferenceGaussian:
     """The Gaussian of a file of `save_gaussian`."""
     parts = load_file(path)
     if "covariance" in parts:

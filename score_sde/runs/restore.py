@@ -15,7 +15,7 @@ from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import enlarged, grid_array
 from score_sde.processes.expand import expand
-from score_sde.restoration import Restored, restore
+from score_sde.restoration import Mask, Restored, restore
 from score_sde.runs.directory import RunError
 from score_sde.runs.measuring import (
     Measured,
@@ -112,6 +112,20 @@ def restore_to_files(
         n = len(measured.y)
         distributed.say(f"{num_samples} draws of {n} pictures are in {output.folder}")
     return output.folder
+
+
+def fill(run: Run, x0: Tensor, seen: Tensor, n: int) -> tuple[Tensor, Restored]:
+    """n draws (n, C, H, W) of a picture (C, H, W) that a mask (H, W) shows in part, and facts.
+
+    All in the model's range; what is seen stays as it is.
+    """
+    operator = Mask(seen)
+    result = restore(
+        run.sde, run.score, operator(x0[None])[0], operator, noise_std=ROUNDING, nfe=30,
+        gaussian=run.gaussian, n=n, seeds=range(n), device=next(run.score.parameters()).device,
+        return_info=True,
+    )  # fmt: skip
+    return shown(operator, result.x.cpu()[None], x0[None])[0], result
 
 
 def check_request(

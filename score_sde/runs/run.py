@@ -22,12 +22,11 @@ from score_sde.conditioning.classes import (
 )
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of, png_bytes
-from score_sde.exact import Gaussian
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
 from score_sde.restoration.reference import (
-    SmoothGaussian,
+    ReferenceGaussian,
     load_gaussian,
     reference_gaussian,
     save_gaussian,
@@ -166,7 +165,7 @@ class Run:
         return pretrained.home(self.path)
 
     @property
-    def gaussian(self) -> Gaussian | SmoothGaussian:
+    def gaussian(self) -> ReferenceGaussian:
         """The Gaussian of the training data in the model's range, kept with the run.
 
         Made of at most 20 000 items when it is first asked for. Raises RunError for a run that was

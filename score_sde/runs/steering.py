@@ -33,6 +33,12 @@ class Steered:
     settings: dict[str, Any]
 
 
+def class_names(run: Run) -> list[str]:
+    """Names of the classes that the network is told, [] for none."""
+    count, names = classes_of(run.score.net), run.data_spec.classes
+    return list(names) if len(names) == count else [str(i) for i in range(count)]
+
+
 def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
     """The score of samples with these seeds; RunError (or another UserError) for what cannot be."""
     captions = check_wish(run, wish, len(seeds))

@@ -1,4 +1,4 @@
-"""A score learned from points of the plane while one looks on."""
+"""Scores of the plane without a run directory: known in closed form, or learned from a drawing."""
 
 from __future__ import annotations
 
@@ -10,19 +10,49 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
+from score_sde.data import TOYS
+from score_sde.exact import GaussianMixture
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import MLP
 from score_sde.noise import generator_of, seed_torch
-from score_sde.processes.sdes import SDE
+from score_sde.processes.sdes import SDE, VPSDE, CosineSDE, FlowSDE, SubVPSDE
+from score_sde.scores import ScoreFn
 
+PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "cosine": CosineSDE(), "flow": FlowSDE()}
 FEWEST, LR = 20, 4e-3
 
 
-class Learned(NamedTuple):
-    """The model after so many updates, the mean loss since the last time, whether it is done."""
+class Field(NamedTuple):
+    """A score of the plane under its process, and points (N, 2) of the data where there are any."""
 
-    model: ScoreModel
+    sde: SDE
+    score: ScoreFn
+    points: Tensor | None = None
+
+    def time(self, share: float) -> float:
+        """The time at a share of the way from the data, 0, to noise, 1."""
+        return self.sde.t_min + share * (self.sde.t_max - self.sde.t_min)
+
+
+def closed_forms() -> dict[str, GaussianMixture]:
+    """Data whose score is known: mixtures, and toy sets as a small Gaussian around each point."""
+    three = GaussianMixture(
+        [0.5, 0.3, 0.2],
+        [[-1.0, 0.3], [0.8, 0.9], [0.2, -1.1]],
+        [[[0.10, 0.05], [0.05, 0.08]], [[0.05, -0.03], [-0.03, 0.12]], [[0.20, 0.0], [0.0, 0.02]]],
+    )
+    found = {"three Gaussians": three}
+    for name, draw in TOYS.items():
+        points = draw(200, torch.Generator().manual_seed(0))
+        found[name] = GaussianMixture([1.0] * len(points), points.double(), 0.06**2)
+    return found
+
+
+class Learned(NamedTuple):
+    """What is known after so many updates, the mean loss since the last time, and if it is done."""
+
+    field: Field
     step: int
     loss: float
     done: bool
@@ -34,7 +64,7 @@ def learn(
 ) -> Iterator[Learned]:  # fmt: skip
     """Denoising score matching on points (N, 2), at most ``steps`` updates and ``seconds`` long.
 
-    The model after each ``every`` updates, and at the end. Raises UserError for fewer than 20
+    What is learned after each ``every`` updates, and at the end. Raises UserError for fewer than 20
     points.
     """
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < FEWEST:
@@ -61,7 +91,7 @@ def learn(
         losses.append(float(loss.detach()))
         done = used >= 1
         if done or step % every == 0:
-            yield Learned(model, step, sum(losses) / len(losses), done)
+            yield Learned(Field(sde, model, points), step, sum(losses) / len(losses), done)
             losses.clear()
         if done:
             return
