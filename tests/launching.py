@@ -43,6 +43,12 @@ def start(function, *arguments, folder: Path, output: str = "output.txt", **vari
     return process
 
 
+def ended(process) -> int:
+    """The exit code of a process, once it has ended."""
+    process.join()
+    return process.exitcode
+
+
 class Processes:
     """Processes like those of a torchrun."""
 

@@ -1,5 +1,6 @@
 """What commands write: a folder for each request, nobody else's files, and whole or not at all."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import command
+from launching import command, ended, start
 
 from score_sde import load, log_likelihood
 from score_sde.runs import outputs
 from score_sde.runs.outputs import Output, open_output, write_beside
 
-ROOT = Path(__file__).parent.parent
 SAMPLE = ["--mode=sample", "--num_samples=5", "--batch_size=2", "--sampler=ancestral", "--steps=3"]
 
 
@@ -254,9 +254,9 @@ def test_one_item_has_no_error_and_its_json_no_nan(run, capsys):
 
 
 KILLED = {
-    "sample": ["--mode=sample", "--num_samples=40", "--batch_size=2", "--sampler=ancestral",
-               "--steps=200"],
-    "likelihood": ["--mode=likelihood", "--num_samples=40", "--batch_size=2", "--nfe=100"],
+    "sample": ["--mode=sample", "--num_samples=20", "--batch_size=2", "--sampler=ancestral",
+               "--steps=100"],
+    "likelihood": ["--mode=likelihood", "--num_samples=20", "--batch_size=2", "--nfe=60"],
     "encode": ["--mode=encode", "--num_samples=400", "--nfe=60"],
     "calibrate": ["--mode=calibrate", "--nfe=8"],
 }  # fmt: skip
@@ -275,26 +275,27 @@ def test_killed_at_any_moment_the_same_command_goes_on(points, tmp_path, mode):
     """SIGKILL, SIGTERM and SIGINT at random moments (MOMENTS=20 for more): the same result."""
     rng = random.Random(mode)
     out = [] if mode == "calibrate" else ["--out=out"]
-    words = [sys.executable, str(ROOT / "main.py"), "--workdir=run", *KILLED[mode], *out]
+    words = ["--workdir=run", *KILLED[mode], *out]
 
-    def start(folder: Path) -> subprocess.Popen:
-        return subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL)  # fmt: skip
+    def started(folder: Path):
+        return start(command, *words, folder=folder)
 
     whole = tmp_path / "whole"
     shutil.copytree(points, whole / "run")
     began = time.time()
-    assert start(whole).wait() == 0
+    assert ended(started(whole)) == 0
     seconds = time.time() - began
     for moment in range(int(os.environ.get("MOMENTS", 5))):
         folder = tmp_path / str(moment)
         shutil.copytree(points, folder / "run")
         (folder / "run" / "thesis.tex").write_text("mine")
-        process = start(folder)
-        time.sleep(rng.uniform(0.3, 1.0) * seconds)
-        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
-        process.wait()
-        assert start(folder).wait() == 0
+        process = started(folder)
+        time.sleep(rng.uniform(0.1, 1.0) * seconds)
+        number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        with contextlib.suppress(ProcessLookupError):  # it may just have ended
+            os.kill(process.pid, number)
+        process.join()
+        assert ended(started(folder)) == 0
         got, want = (result_of(mode, f / "run", f / "out") for f in (folder, whole))
         assert got.keys() == want.keys()
         for name in want:

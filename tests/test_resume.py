@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import command, start
+from launching import command, ended, start
 
 from score_sde import cli, load
 from score_sde.training.checkpoints import load_weights, steps_of
@@ -41,11 +41,6 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert ended(start(command, *STOPPED, "--workdir=run", folder=folder)) == 0
     return folder / "run"
-
-
-def ended(process) -> int:
-    process.join()
-    return process.exitcode
 
 
 def lines_of(run: Path) -> int:
