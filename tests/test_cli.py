@@ -7,9 +7,9 @@ import re
 import pytest
 
 from score_sde import cli
-from score_sde.build import change_sampling
 from score_sde.checks import UserError
 from score_sde.cli import MODES, modes, understand
+from score_sde.sampling import change_sampling
 
 
 def refused(*words: str) -> str:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 import score_sde
 from score_sde import cli
-from score_sde.build import SamplingSettings, build_data, build_net, build_sde
+from score_sde.build import build_data, build_net, build_sde
 from score_sde.checks import UserError, machine_memory
 from score_sde.data import DataSpec
 from score_sde.losses import ScoreMatching
 from score_sde.nets import MLP, Transformer, UNet
 from score_sde.restoration import Matrix
 from score_sde.runs.configs import load_config
-from score_sde.sampling import make_sampler
+from score_sde.sampling import SamplingSettings, make_sampler
 from score_sde.training import TrainingSettings
 
 SDE = score_sde.VPSDE()

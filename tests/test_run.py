@@ -15,6 +15,7 @@ from score_sde.checks import UserError
 from score_sde.conditioning.classes import LabelError
 from score_sde.data import DataSpec
 from score_sde.runs.train import train
+from score_sde.sampling import change_sampling
 from score_sde.training.checkpoints import load_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -309,9 +310,9 @@ def test_overrides_count_when_sampling_or_are_refused(trained, capsys):
 
 def test_a_new_method_comes_with_its_own_steps_and_grid():
     saved = {"method": "heun", "nfe": 39, "grid": "karras", "options": {"variable": "time"}}
-    changed = build.change_sampling(saved, {"method": "ode", "grid": None})
+    changed = change_sampling(saved, {"method": "ode", "grid": None})
     assert changed == {"method": "ode"}
-    changed = build.change_sampling(saved, {"steps": 5})
+    changed = change_sampling(saved, {"steps": 5})
     assert (changed["steps"], changed["nfe"], changed["grid"]) == (5, None, "karras")
 
 

@@ -24,6 +24,7 @@ from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.runs.outputs import Output, open_output
 from score_sde.runs.run import Run
+from score_sde.sampling import change_sampling
 
 PART = 250
 
@@ -56,7 +57,7 @@ def draw(
 
     All processes of a torchrun call it, divide the work and receive all n.
     """
-    section = build.change_sampling(run.config.get("sampling"), changes)
+    section = change_sampling(run.config.get("sampling"), changes)
     settings = build.build_sampling({"sampling": section})
     request: dict[str, Any] = {"weights": weights, "first_seed": first_seed, "sampling": section}
     more: dict[str, Any] = dict(changes)

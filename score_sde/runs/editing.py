@@ -17,12 +17,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from score_sde.build import SamplingSettings
 from score_sde.data import DataSpec
 from score_sde.noise import SeededNoise
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunError
-from score_sde.sampling import make_sampler
+from score_sde.sampling import SamplingSettings, make_sampler
 from score_sde.sampling.grids import make_grid
 
 Picture = str | Path | Tensor

@@ -22,6 +22,7 @@ from score_sde.runs.configs import plain
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.runs.watching import Watcher, drawing, repeated, watcher_of
+from score_sde.sampling import change_sampling
 from score_sde.training import Pictures, Trainer
 from score_sde.version import __version__
 
@@ -79,7 +80,7 @@ def prepare(
     sampler.rehearse(model, data.spec.shape)
     if settings.sample_nfe:
         cheap = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
-        quick = build.change_sampling(config.get("sampling"), cheap)
+        quick = change_sampling(config.get("sampling"), cheap)
         sampler = make_sampler(build.build_sampling({"sampling": quick}), model, data_std)
         sampler.rehearse(model, data.spec.shape)
     trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)

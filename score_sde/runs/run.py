@@ -23,39 +23,26 @@ from score_sde.conditioning.classes import (
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.models import ScoreModel
-from score_sde.nets import packed
 from score_sde.processes.sdes import SDE
-from score_sde.restoration.reference import (
-    ReferenceGaussian,
-    load_gaussian,
-    reference_gaussian,
-    save_gaussian,
-)
-from score_sde.restoration.residuals import (
-    Residuals,
-    load_residuals,
-    measure_residuals,
-    save_residuals,
-)
+from score_sde.restoration.reference import ReferenceGaussian
+from score_sde.restoration.residuals import Residuals
 from score_sde.runs import pretrained
 from score_sde.runs.codecs import RunCodec, codec_of_run, latents_of
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
+from score_sde.runs.reference import gaussian_of, residuals_of
 from score_sde.runs.sampler import make_sampler
 from score_sde.runs.signature import is_signed
-from score_sde.runs.steering import steer
+from score_sde.runs.steering import said_of_classes, steer
 from score_sde.runs.weights import find_weights
 from score_sde.runs.wish import Prompt, Wish
-from score_sde.sampling import SampleResult, sample
+from score_sde.sampling import SampleResult, SamplingSettings, change_sampling
 from score_sde.sampling.loop import Hook
-from score_sde.training.checkpoints import strays, tensor_sum
+from score_sde.training.checkpoints import strays
 
 if TYPE_CHECKING:
     from score_sde.runs.classifier import Classifier
-
-RESIDUAL_ITEMS = 400
-"""Training items on which `Run.residuals` are measured."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -154,7 +141,7 @@ class Run:
         return drawn[-1].read_bytes() if drawn else None
 
     @property
-    def sampling(self) -> build.SamplingSettings:
+    def sampling(self) -> SamplingSettings:
         """How it is sampled unless told otherwise."""
         with trusting(self.trusted):
             return build.build_sampling(self.config)
@@ -171,43 +158,16 @@ class Run:
         Made of at most 20 000 items when it is first asked for. Raises RunError for a run that was
         imported without its data: make one by `reference_gaussian`.
         """
-        path = RunDirectory(self.home).gaussian
-        if not path.is_file():
-            if (self.config.get("data") or {}).get("name", "imported") == "imported":
-                raise RunError(
-                    "this run was imported without its data, so their Gaussian is not known: give "
-                    "one of your own, reference_gaussian(data), to score_sde.restore."
-                )
-            data = self.data()
-            items = self.data_spec.to_model(data.raw_items(range(min(len(data), 20_000))))
-            if distributed.is_writer():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_gaussian(reference_gaussian(items), path)
-            distributed.wait()
-        return load_gaussian(path)
+        return gaussian_of(self)
 
     @property
     def residuals(self) -> Residuals:
         """What the network leaves unknown of its training data, see `measure_residuals`.
 
-        Of `RESIDUAL_ITEMS` items, when it is first asked for; kept with the run, for these weights.
+        Of 400 items, when it is first asked for; kept with the run, for these weights.
         Raises RunError as `gaussian` does.
         """
-        path, of = self.home / "residuals.safetensors", tensor_sum(self.score.state_dict())
-        if (found := load_residuals(path, of)) is not None:
-            return found
-        gaussian, data = self.gaussian, self.data()
-        rows = range(min(len(data), RESIDUAL_ITEMS))
-        device = next(self.score.parameters()).device
-        x0 = self.data_spec.to_model(data.raw_items(rows)).to(device)
-        labels = data.condition_items(rows).get("class_labels")
-        score = packed(self.score).bind(class_labels=labels if classes_of(self.score.net) else None)
-        distributed.say(f"measuring what the network leaves unknown of {len(x0)} items, once")
-        found = measure_residuals(self.sde, score, x0, gaussian)
-        if distributed.is_writer():
-            save_residuals(found, path, of)
-        distributed.wait()
-        return found
+        return residuals_of(self)
 
     def class_labels(self, given: ClassLabels, seeds: Sequence[int]) -> Tensor | None:
         """The classes of samples with these seeds, (B,) int64; None for samples without a class.
@@ -265,39 +225,17 @@ class Run:
         steered = steer(self, wish, seeds)
         with trusting(self.trusted):  # what is changed is the user's own word
             build.build_sampling(self.config)
-        settings = build.change_sampling(self.config.get("sampling"), changes)
+        settings = change_sampling(self.config.get("sampling"), changes)
         chosen = build.build_sampling({"sampling": settings})
         device = next(self.score.parameters()).device
         sampler = make_sampler(chosen, self.score, self.data_std)
-        begin: dict[str, Any] = {"shape": (n, *self.data_spec.shape), "grid": sampler.grid}
-        begin |= {"steps": chosen.steps, "nfe": chosen.nfe}
+        start = None
         if init is not None:
-            picture = read_picture(init, self.item_spec).to(device)
-            picture = self.to_states(picture)
+            picture = self.to_states(read_picture(init, self.item_spec).to(device))
             start = start_from(self.sde, picture, strength, seeds, chosen, self.data_std)
-            begin = {"x_T": start.x, "grid": start.times}
             steered.settings["strength"] = strength
-        if chosen.tolerance is not None:
-            if init is not None or hook is not None:
-                raise RunError("a tolerance goes with noise to start from, without init and hook.")
-            result = sampler.draw_to_tolerance(
-                self.sde, steered.score, begin["shape"], seeds, device
-            )
-        else:
-            result = sample(
-                self.sde,
-                steered.score,
-                **begin,
-                method=chosen.method,
-                denoise=chosen.denoise,
-                batch_size=chosen.batch_size,
-                seeds=seeds,
-                device=device,
-                progress=progress,
-                hook=hook,
-                return_info=True,
-                **sampler.options,
-            )
+        shape = (n, *self.data_spec.shape)
+        result = sampler.run(self.sde, steered.score, shape, seeds, device, progress, hook, start)
         x = self.to_items(result.x) if pixels else result.x
         settings = result.settings | steered.settings
         spec = self.item_spec if pixels else None
@@ -325,13 +263,6 @@ class Run:
         most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
         settings = part.settings | said_of_classes(labels)
         return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), settings)
-
-
-def said_of_classes(labels: Tensor | None) -> dict[str, Any]:
-    """What the settings of samples say of their classes."""
-    if labels is None:
-        return {}
-    return {"class_labels": int(labels[0]) if len(labels.unique()) == 1 else "one each"}
 
 
 @checked

@@ -32,10 +32,11 @@ from score_sde.runs.outputs import (
     write_npz,
     write_png,
 )
-from score_sde.runs.run import Run, load, pick_device, said_of_classes
+from score_sde.runs.run import Run, load, pick_device
 from score_sde.runs.sampler import given_settings
+from score_sde.runs.steering import said_of_classes
 from score_sde.runs.wish import Wish, check_wish, labels_of, read_prompts
-from score_sde.sampling import SampleResult, load_recipe
+from score_sde.sampling import SampleResult, SamplingSettings, change_sampling, load_recipe
 
 
 def sample_to_files(
@@ -114,7 +115,7 @@ def sample_to_files(
         check_wish(run, wish, n)
         if large is not None:
             check_upscaler(large, run.item_spec)
-        section = build.change_sampling(run.config.get("sampling"), changes)
+        section = change_sampling(run.config.get("sampling"), changes)
         settings = build.build_sampling({"sampling": section})
         task = _Task(run, seeds, labels, wish, start, changes, settings, large)
         output = open_output(run, "samples", task.name, {"weights": weights} | task.request(), out)
@@ -174,7 +175,7 @@ class _Task:
     wish: Wish
     start: Mapping[str, Any]
     changes: Mapping[str, Any]
-    settings: build.SamplingSettings
+    settings: SamplingSettings
     large: Run | None
 
     @property

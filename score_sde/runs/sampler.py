@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from score_sde import distributed
-from score_sde.build import SamplingSettings
 from score_sde.models import ScoreModel
 from score_sde.processes.sdes import SDE
+from score_sde.runs.directory import RunError
+from score_sde.runs.editing import Start
 from score_sde.sampling import (
     Recipe,
     SampleResult,
+    SamplingSettings,
     load_recipe,
     needs_data_std,
     sample,
     sample_to_tolerance,
 )
+from score_sde.sampling.loop import Hook
 from score_sde.scores import ScoreFn, batches
 
 MOST = 500  # evaluations of a sample drawn to a tolerance
@@ -42,28 +45,38 @@ class Sampler:
         progress: bool = False,
     ) -> SampleResult:
         """Samples of this shape (B, ...), one for each seed, on the model's device."""
-        if self.settings.tolerance is not None:
-            return self.draw_to_tolerance(
-                score.sde, score, shape, seeds, next(score.parameters()).device
-            )
-        return sample(
-            score.sde,
-            score,
-            shape=shape,
-            method=self.settings.method,
-            steps=self.settings.steps,
-            nfe=self.settings.nfe,
-            grid=self.grid,
-            denoise=self.settings.denoise,
-            batch_size=self.settings.batch_size,
-            seeds=seeds,
-            device=next(score.parameters()).device,
-            progress=progress,
-            return_info=True,
-            **self.options,
-        )
+        device = next(score.parameters()).device
+        return self.run(score.sde, score, shape, seeds, device, progress)
 
-    def draw_to_tolerance(
+    def run(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        shape: tuple[int, ...],
+        seeds: Sequence[int],
+        device: torch.device,
+        progress: bool = False,
+        hook: Hook | None = None,
+        start: Start | None = None,
+    ) -> SampleResult:
+        """Samples by any score of this process; ``start``: not from noise, but from there on."""
+        chosen = self.settings
+        if chosen.tolerance is not None:
+            if start is not None or hook is not None:
+                raise RunError("a tolerance goes with noise to start from, without init and hook.")
+            return self._to_tolerance(sde, score, shape, seeds, device)
+        begin: dict[str, Any] = {
+            "shape": shape, "steps": chosen.steps, "nfe": chosen.nfe, "grid": self.grid
+        }  # fmt: skip
+        if start is not None:
+            begin = {"x_T": start.x, "grid": start.times}
+        return sample(
+            sde, score, **begin, method=chosen.method, denoise=chosen.denoise,
+            batch_size=chosen.batch_size, seeds=seeds, device=device, progress=progress,
+            hook=hook, return_info=True, **self.options,
+        )  # fmt: skip
+
+    def _to_tolerance(
         self,
         sde: SDE,
         score: ScoreFn,
@@ -71,7 +84,7 @@ class Sampler:
         seeds: Sequence[int],
         device: torch.device,
     ) -> SampleResult:
-        """`draw` in as many steps as each sample needs."""
+        """In as many steps as each sample needs."""
         settings, parts = self.settings, []
         for rows, part in batches(score, shape[0], settings.batch_size):
             parts.append(

@@ -33,6 +33,13 @@ class Steered:
     settings: dict[str, Any]
 
 
+def said_of_classes(labels: Tensor | None) -> dict[str, Any]:
+    """What the settings of samples say of their classes."""
+    if labels is None:
+        return {}
+    return {"class_labels": int(labels[0]) if len(labels.unique()) == 1 else "one each"}
+
+
 def class_names(run: Run) -> list[str]:
     """Names of the classes that the network is told, [] for none."""
     count, names = classes_of(run.score.net), run.data_spec.classes
@@ -51,9 +58,7 @@ def steer(run: Run, wish: Wish, seeds: Sequence[int]) -> Steered:
     )
     model = packed(run.score)
     score: Any = model.bind(**condition)
-    settings: dict[str, Any] = {}
-    if labels is not None:
-        settings["class_labels"] = int(labels[0]) if len(labels.unique()) == 1 else "one each"
+    settings = said_of_classes(labels)
     if captions.prompts is not None:
         same = len(set(captions.prompts)) == 1
         settings["prompt"] = captions.prompts[0] if same else "one each"

@@ -20,6 +20,7 @@ from score_sde.runs.resume import check_same_run
 from score_sde.runs.run import Run, load, pick_device
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.signature import is_signed
+from score_sde.sampling import change_sampling
 from score_sde.training import Interrupted as Interrupted
 from score_sde.training import Logger, Session
 from score_sde.training.checkpoints import load_checkpoint, steps_of, strays
@@ -226,5 +227,5 @@ def train_as_asked(
     directory, settings = resolve(config, workdir, given, changes)
     asked = given_settings(None, method, steps, nfe, grid, batch_size, options)
     if not build.is_autoencoder(settings) or any(v is not None for v in asked.values()):
-        changes["sampling"] = build.change_sampling(settings.get("sampling"), asked)
+        changes["sampling"] = change_sampling(settings.get("sampling"), asked)
     return train(config, directory.path, given, overwrite, device, resume_changed, **changes)
