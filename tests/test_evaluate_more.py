@@ -118,10 +118,10 @@ def test_numbers_class_by_class(run, tmp_path, capsys):
     assert "class" in str(report) and json.loads(report.to_json())["classes"]["1"]["energy"]
     # A class that is drawn wrongly is the first of the table and by far the worst number.
     rng = np.random.default_rng(1)
-    y = rng.integers(2, size=400)
-    x = rng.normal(size=(400, 2)) + 3.0 * y[:, None]
+    y = rng.integers(2, size=200)
+    x = rng.normal(size=(200, 2)) + 3.0 * y[:, None]
     wrong = np.where(y[:, None] == 1, x + 2, x)
-    real = rng.normal(size=(400, 2)) + 3.0 * y[:, None]
+    real = rng.normal(size=(200, 2)) + 3.0 * y[:, None]
     found = evaluate(wrong, real, measures=["energy"], labels=y, reference_labels=y)
     apart = found.classes["1"]["energy"], found.classes["0"]["energy"]
     assert apart[0].value > 20 * apart[1].stderr and abs(apart[1].value) < 5 * apart[1].stderr
@@ -130,7 +130,7 @@ def test_numbers_class_by_class(run, tmp_path, capsys):
     assert rows[start + 1].startswith("1 ")
     with pytest.raises(DataError, match="the samples have none"):
         evaluate(wrong, real, reference_labels=y)
-    with pytest.raises(DataError, match="labels must be whole numbers .400,., one for each item"):
+    with pytest.raises(DataError, match="labels must be whole numbers .200,., one for each item"):
         evaluate(wrong, real, labels=y[:5], reference_labels=y)
     np.save(tmp_path / "plain.npy", x)
     words = ["x", "--mode=evaluate", f"--samples={tmp_path / 'plain.npy'}", "--per_class"]

@@ -1,6 +1,7 @@
 """The layers of DESIGN: imports go down only, and house rules that a machine can check."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,17 @@ EVERYWHERE = {"checks", "version"}
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
-def modules():
+@functools.cache
+def modules() -> list[tuple[str, Path, ast.Module]]:
+    """Room, file and syntax tree of all that is in the house."""
+    found = []
     for path in sorted(ROOT.rglob("*.py")):
         relative = path.relative_to(ROOT)
         top = relative.parts[0].removesuffix(".py")
         if relative.name == "__init__.py" and len(relative.parts) == 1:
             continue
-        yield top, path, ast.parse(path.read_text())
+        found.append((top, path, ast.parse(path.read_text())))
+    return found
 
 
 def imported(tree):

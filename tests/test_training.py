@@ -298,7 +298,7 @@ def test_the_advice_on_memory_gives_the_same_result():
         net = UNet(1, (8, 8), width=16, multipliers=(1, 2), blocks=1, attention=(4,))
         settings = TrainingSettings(batch_size=8, warmup_steps=5, **settings)
         trainer = Trainer(ScoreModel(net, VPSDE()), ScoreMatching(), settings)
-        results.append([v["loss"] for v in train(trainer, 20)])
+        results.append([v["loss"] for v in train(trainer, 8)])
     np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
     np.testing.assert_allclose(results[2], results[0], rtol=1e-6)
 
