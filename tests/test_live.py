@@ -10,9 +10,10 @@ transformers = pytest.importorskip("transformers")
 
 from score_sde import sample  # noqa: E402
 from score_sde.conditioning.guidance import guide  # noqa: E402
-from score_sde.convert import ConversionError, live, schedulers  # noqa: E402
+from score_sde.convert import ConversionError, schedulers  # noqa: E402
 from score_sde.nets.codec import Codec  # noqa: E402
 from score_sde.processes import TableSDE  # noqa: E402
+from score_sde.runs import live  # noqa: E402
 from score_sde.runs.live import load_diffusers  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,6 +26,7 @@ from score_sde.data import Data, DataError, DataSpec
 from score_sde.evaluation.features import Features, find_features
 from score_sde.evaluation.measures import Featured, featured
 from score_sde.evaluation.report import as_items, report
+from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.noise import StepRandomness
@@ -36,7 +37,6 @@ from score_sde.runs.drawn import as_stored
 from score_sde.runs.features import stored_items
 from score_sde.runs.sampler import Sampler
 from score_sde.training import Trainer
-from score_sde.training.objective import Objective
 
 MOST_ITEMS = 512  # of each loss
 MOST_REAL = 10_000
@@ -95,7 +95,7 @@ class Watcher:
     """
 
     model: ScoreModel
-    objective: Objective
+    objective: ScoreMatching
     conditioning: Conditioning
     train: Data
     held_out: Data | None
