@@ -87,17 +87,9 @@ class CodecSettings:
     path: str
 
 
-SECTIONS: dict[str, Callable[..., Any] | None] = {
-    "data": load_data,
-    "conditioning": Conditioning,
-    "sde": None,
-    "net": None,
-    "model": ScoreModel,
-    "loss": ScoreMatching,
-    "training": TrainingSettings,
-    "sampling": SamplingSettings,
-    "codec": CodecSettings,
-}
+SECTIONS = (
+    "data", "conditioning", "sde", "net", "model", "loss", "training", "sampling", "codec"
+)  # fmt: skip
 OF_AUTOENCODERS = ("data", "autoencoder", "reconstruction", "training")
 
 

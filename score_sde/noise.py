@@ -228,6 +228,11 @@ class StepRandomness:
 NoiseFactory = Callable[..., NoiseSource]
 
 
+def other_stream(seeds: Sequence[int], number: int) -> list[int]:
+    """Seeds of further numbers for the same samples: number * 2^40 above theirs, modulo 2^64."""
+    return [(seed + number * 2**40) % 2**64 for seed in whole_seeds(seeds)]
+
+
 def fresh_seeds(n: int) -> list[int]:
     """n seeds from torch's global generator, so that `torch.manual_seed` governs them."""
     return torch.randint(0, 2**62, (n,)).tolist()

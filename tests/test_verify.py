@@ -10,7 +10,7 @@ import torch
 from conftest import PROCESSES, correlated_gaussian
 
 from score_sde import VPSDE, Gaussian, GaussianMixture, sample
-from score_sde.diagnosis.verify import stretched_gaussian, verify, verify_matrix
+from score_sde.diagnosis.verify import stretched_gaussian, verify
 from score_sde.processes.expand import expand
 from score_sde.sampling import Predictor
 
@@ -69,9 +69,9 @@ class Normals:
 @pytest.mark.parametrize("process", ["vp", "subvp", "ve", "edm", "flow", "cosine", "user"])
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
 def test_known_orders_are_observed(process, method, order):
-    report = verify(PROCESSES[process], method, steps=(64, 128, 256), grid="logsnr")
+    report = verify(PROCESSES[process], method, steps=(32, 64, 128), grid="logsnr")
     assert report.observed_order == pytest.approx(order, abs=0.25)
-    assert [row.nfe for row in report.rows] == [64 * order, 128 * order, 256 * order]
+    assert [row.nfe for row in report.rows] == [32 * order, 64 * order, 128 * order]
     assert not [row for row in report.rows if not row.error_median < 2 * row.error_rms]
 
 
@@ -203,9 +203,9 @@ def test_what_is_not_finite_is_reported():
 
 
 def test_reports_print_and_survive_json():
-    reports = verify_matrix([VPSDE(), PROCESSES["flow"]], ["euler", "ancestral"], steps=(8, 16))
-    assert [r.method for r in reports] == ["euler", "ancestral"] * 2
-    assert "FlowSDE" in reports[3].process
+    reports = [verify(PROCESSES["flow"], name, steps=(8, 16)) for name in ("euler", "ancestral")]
+    assert [r.method for r in reports] == ["euler", "ancestral"]
+    assert "FlowSDE" in reports[1].process
     for report in reports:
         lines = str(report).splitlines()
         assert len(lines) == 5 and len({len(line) for line in lines[2:]}) == 1

@@ -45,7 +45,7 @@ from score_sde.diagnosis.verified import VerifyReport as VerifyReport
 from score_sde.diagnosis.verified import VerifyRow as VerifyRow
 from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.processes.sdes import SDE
-from score_sde.sampling import SAMPLERS, Predictor
+from score_sde.sampling import Predictor
 from score_sde.sampling.grids import make_grid
 
 ROUNDING = 1e-12  # errors below it, relative to the data, say nothing about a method
@@ -178,11 +178,3 @@ def verify(
         law="propagated exactly" if affine else f"Monte Carlo of {monte_carlo} samples",
         rows=tuple(rows),
     )
-
-
-def verify_matrix(
-    sdes: Sequence[SDE], methods: Sequence[str | Predictor] | None = None, **settings: Any
-) -> list[VerifyReport]:
-    """`verify` of every method (by default all of `SAMPLERS`) on every process, in this order."""
-    chosen = list(SAMPLERS) if methods is None else methods
-    return [verify(sde, method, **settings) for sde in sdes for method in chosen]

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from score_sde.checks import Count, UserError, checked
 from score_sde.likelihood.setting import check_state
-from score_sde.noise import NoiseFactory, SeededNoise, check_seeds
+from score_sde.noise import NoiseFactory, SeededNoise, check_seeds, other_stream
 from score_sde.ode.flow import work_dtype
 from score_sde.processes.expand import expand
 from score_sde.processes.gaussians import first_stds, gaussian_kl, log_normal, reverse_std
@@ -259,7 +259,7 @@ def continuous_bound(
     for rows, here in pieces:
         x0, mine = x[rows].to(work_dtype(x)), seeds[rows]
         source = SeededNoise(mine, x.shape[1:], x.dtype, x.device)
-        places = SeededNoise([s + 2**40 for s in mine], (points,), torch.float64).draw()
+        places = SeededNoise(other_stream(mine, 1), (points,), torch.float64).draw()
         places = torch.special.ndtr(places)  # uniform, one row a sample
         values = []
         for k in range(points):
@@ -297,9 +297,7 @@ def dequantize(
     The density of the result bounds the probability of the level: log P >= E log p + log(cell).
     Cells are scale/levels wide and fill [low, low + scale]. repeat: which of several draws.
     """
-    source = SeededNoise(
-        [seed + repeat * 2**41 for seed in seeds], x.shape[1:], torch.float32, "cpu"
-    )
+    source = SeededNoise(other_stream(seeds, 2 * repeat), x.shape[1:], torch.float32, "cpu")
     u = torch.special.ndtr(source.draw().double()).clamp(0, 1 - 1e-7).to(x.device).to(work_dtype(x))
     index = ((x.to(u) - low) / scale * (levels - 1)).round()
     return (low + scale * (index + u) / levels).to(x.dtype)

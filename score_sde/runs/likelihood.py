@@ -32,6 +32,7 @@ from score_sde.likelihood import (
     log_likelihood,
     variational_bound,
 )
+from score_sde.noise import other_stream
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, refuse_latents, to_model
 from score_sde.runs.outputs import Output, open_output, replacing, write_json, write_npz
@@ -200,8 +201,7 @@ def likelihood_of(
     known = {key: levels[key] for key in ("levels", "scale") if levels}
     if levels:
         x = dequantize(x, levels["levels"], levels["low"], levels["scale"], seeds, k)
-    mine = [seed + k * 2**42 for seed in seeds]
-    return log_likelihood(run.sde, score, x, seeds=mine, **known, **settings)
+    return log_likelihood(run.sde, score, x, seeds=other_stream(seeds, 4 * k), **known, **settings)
 
 
 def _batch(
