@@ -30,6 +30,16 @@ torch.set_num_threads(2 if ALONE else 1)
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key of the tests'
 
 
+# Files that take longest, which begin first, so that pytest's processes end together.
+LONGEST = ["notebooks", "shapes", "diagnose", "sharding", "distributed", "outputs", "solvers"]
+LONGEST += ["likelihood", "convert", "sampling", "verify", "labels", "analysis", "logs", "resume"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @dataclass(frozen=True)
 class QuarterSDE(SDE):
     """A user's process: two functions and nothing else."""

@@ -51,7 +51,7 @@ def options_of(method: str) -> dict:
 @pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
 def test_stochastic_samplers_reach_mean_and_covariance(song_sde, method, shape):
     """On Gaussian data the law of the result is Gaussian; its moments converge as steps rise."""
-    data, n = correlated_gaussian(shape), 20_000
+    data, n = correlated_gaussian(shape), 8_000
     errors = []
     for steps in (20, 320):
         torch.manual_seed(0)
