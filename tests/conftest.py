@@ -26,7 +26,7 @@ from score_sde import (
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # else a core is for each of pytest's processes
 os.environ.setdefault("OMP_NUM_THREADS", "2" if ALONE else "1")  # also of the commands started
-torch.set_num_threads(2 if ALONE else 1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key of the tests'
 
 
