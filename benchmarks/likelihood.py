@@ -60,7 +60,7 @@ def plain(sde, score, x: Tensor, probe: Tensor | None, tolerance: float) -> tupl
 
 def errors() -> None:
     """Mean |error| in nats, exact divergence, against the exact density at t_min."""
-    from test_likelihood import DATA, at_t_min
+    from known_data import DATA, at_t_min
 
     for name, data in DATA.items():
         x = data.sample(32, 1)

@@ -4,7 +4,9 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -75,6 +77,21 @@ def toy_run(tmp_path_factory):
     }
     train(config, folder, device="cpu")
     return folder
+
+
+@pytest.fixture
+def edm_modules(monkeypatch):
+    """Modules of EDM's names, so that pickling finds them."""
+    persistence = types.ModuleType("torch_utils.persistence")
+
+    def _reconstruct_persistent_obj(meta):
+        raise AssertionError("the source was about to be executed")
+
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", persistence)
 
 
 @pytest.fixture

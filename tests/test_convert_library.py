@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
+from foreign import GivenNoise, check_score, time_of
 from golden_cases import gap
-from test_convert import GivenNoise, check_score, time_of
 
 from score_sde import import_checkpoint, sample
 from score_sde.cli import main

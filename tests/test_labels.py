@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from foreign import diffusers_folder
 from golden_cases import Case, gap
 from launching import Processes
-from test_convert import diffusers_folder
 from test_run import command
 from torch import nn
 
@@ -22,19 +22,8 @@ from score_sde import (
     log_likelihood,
     sample,
 )
-from score_sde.conditioning.classes import (
-    LabelError,
-    class_labels_of,
-    drawn_labels,
-    needs_labels,
-)
-from score_sde.likelihood import (
-    continuous_bound,
-    decode,
-    dequantize,
-    encode,
-    variational_bound,
-)
+from score_sde.conditioning.classes import LabelError, class_labels_of, drawn_labels, needs_labels
+from score_sde.likelihood import continuous_bound, decode, dequantize, encode, variational_bound
 from score_sde.nets import UNet
 from score_sde.runs import calibrate as calibration
 from score_sde.sampling import Recipe

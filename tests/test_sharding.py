@@ -9,7 +9,7 @@ import torch
 from launching import Processes, command, losses
 from PIL import Image
 from safetensors.torch import load_file
-from test_training import small_data
+from small_training import small_data
 
 from score_sde import VPSDE, ScoreModel, distributed
 from score_sde.build import in_fast_layout
