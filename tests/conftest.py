@@ -34,7 +34,7 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key
 
 # Files that take longest, which begin first, so that pytest's processes end together.
 LONGEST = ["notebooks", "shapes", "diagnose", "sharding", "distributed", "outputs", "solvers"]
-LONGEST += ["likelihood", "convert", "sampling", "verify", "labels", "analysis", "logs", "resume"]
+LONGEST += ["sampling", "verify", "likelihood", "labels", "analysis", "logs", "resume"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
