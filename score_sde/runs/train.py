@@ -175,8 +175,8 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
         logger = Logger(directory.log, board, wandb, at, config)
     saved_step = -1 if at is None else at
     return Session(
-        directory, trainer, parts.data, parts.conditioning, parts.pictures, logger, saved_step,
-        parts.watcher,
+        directory, trainer, parts.data, parts.conditioning.of, parts.pictures, logger,
+        saved_step, parts.watcher,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde import distributed
-from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataSpec
 from score_sde.data.batches import batch_indices
 from score_sde.data.pictures import picture_of, save_png
@@ -26,6 +25,9 @@ from score_sde.training.steps import held_out_losses
 from score_sde.training.stopping import Interrupted, StopSignals
 from score_sde.training.trainer import Trainer
 from score_sde.training.writer import BackgroundWriter
+
+Told = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""What the network is told of the condition of a batch."""
 
 BAR = "{percentage:3.0f}%|{bar:20}| {desc}"
 
@@ -64,10 +66,16 @@ class Pictures:
     spec: DataSpec
 
 
+def nothing(condition: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Of a network that is told nothing."""
+    return {}
+
+
 class Session:
     """Trains into a directory; under torchrun all processes have one, and the first one writes.
 
-    pictures: None where samples cannot be pictured. logger: of the process that writes.
+    told: what the network is told. pictures: None where samples cannot be pictured. logger: of the
+        process that writes.
     evaluation: numbers of the averaged model, "held_out_loss" among them where there are held-out
         items; called by all processes.
     """
@@ -77,14 +85,14 @@ class Session:
         directory: Directory,
         trainer: Trainer,
         data: Data,
-        conditioning: Conditioning | None = None,
+        told: Told = nothing,
         pictures: Pictures | None = None,
         logger: Logger | None = None,
         saved_step: int = -1,
         evaluation: Callable[[], dict[str, float]] | None = None,
     ):
         self.directory, self.trainer, self.data = directory, trainer, data
-        self.conditioning = conditioning or Conditioning()
+        self.told = told
         self.pictures, self.logger, self.saved_step = pictures, logger, saved_step
         self.settings, self.evaluation = trainer.settings, evaluation
         self.held_out_loss: float | None = None  # of this step, None where it was not evaluated
@@ -109,7 +117,7 @@ class Session:
         ):
             while trainer.progress < 1:
                 x0, condition = next(batches)
-                values = trainer.update(x0, **self.conditioning.of(condition))
+                values = trainer.update(x0, **self.told(condition))
                 values["loss"], trainer.seconds, stopping = distributed.total(
                     [values["loss"], 0.0 if quiet else clock.seconds(), stop.number]
                 )
