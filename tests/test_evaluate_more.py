@@ -11,6 +11,7 @@ from torch import nn
 
 from score_sde import cli, evaluate
 from score_sde.data import DataError, load_data
+from score_sde.evaluation.classifier import FashionFeatures
 from score_sde.evaluation.statistics import load_statistics
 from score_sde.nets import MLP
 from score_sde.runs import drawn
@@ -170,3 +171,16 @@ def test_edm2_statistics_are_read_and_nothing_in_them_is_run(tmp_path):
         load_statistics(path)
     assert not (tmp_path / "made").exists()
     assert torch.is_tensor(fid.moments.mean)
+
+
+def test_a_classifier_says_whether_samples_are_of_the_class_asked_for(capsys):
+    result = evaluate_to_files(samples="fashion_mnist", data="fashion_mnist", split="test",
+                               num_samples=300, measures="precision")  # fmt: skip
+    images = load_data("fashion_mnist")
+    extractor = FashionFeatures()
+    guesses = extractor.logits(extractor(images.raw_items(range(300)))).argmax(1)
+    right = (guesses == images.condition_items(range(300))["class_labels"]).double()
+    assert result.agreement.value == right.mean().item() > 0.9
+    assert result.agreement.stderr == pytest.approx((right.std(correction=0) / 300**0.5).item())
+    assert 0.85 < result.agreement.real < 1
+    assert "agreement of fashion-classifier" in capsys.readouterr().out

@@ -54,6 +54,27 @@ def by_class(
     return found
 
 
+def agreement(
+    mine: Featured, labels: Tensor, target: Featured, target_labels: Tensor | None
+) -> Measure:
+    """The share of samples whose class, to the extractor's classifier, is the one asked for.
+
+    labels, target_labels: the classes (n,) and (N,), as the classifier numbers them. The share of
+    real items, whose classes people gave, is what no model need exceed.
+    """
+
+    def share(items: Featured, classes: Tensor) -> float:
+        assert items.logits is not None
+        return float((items.logits.argmax(1) == classes).double().mean())
+
+    value, n = share(mine, labels), len(mine)
+    real = None if target_labels is None else share(target, target_labels)
+    protocol = {"n": n} | ({} if real is None else {"n_real": len(target)})
+    error = (value * (1 - value) / n) ** 0.5
+    label = f"agreement of {mine.facts['extractor']}"
+    return Measure("agreement", label, value, error, None, real, protocol)
+
+
 def table(classes: Mapping[str, Mapping[str, Measure]]) -> str:
     """A row for each class, the worst by the first measure first."""
     measures = list(next(iter(classes.values())))

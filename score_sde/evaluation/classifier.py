@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from score_sde.data.download import FASHION_CLASSES
 from score_sde.data.spec import DataError
 
 MEAN, STD = 0.286, 0.353  # of the 60 000 images on [0, 1]
@@ -54,6 +55,7 @@ class FashionFeatures:
 
     name = "fashion-classifier"
     dim = 128
+    classes = FASHION_CLASSES
 
     def __init__(self) -> None:
         file = resources.files("score_sde.evaluation") / "assets" / "fashion_classifier.safetensors"

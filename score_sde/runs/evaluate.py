@@ -20,7 +20,7 @@ from score_sde import build, distributed
 from score_sde.checks import named
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
-from score_sde.evaluation.by_class import by_class
+from score_sde.evaluation.by_class import agreement, by_class
 from score_sde.evaluation.features import facts_of, find_features
 from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured, featured
 from score_sde.evaluation.report import Report, as_items, check_comparable, report
@@ -149,8 +149,11 @@ def _judged(
         _save(Path(save), target, real)
     result = report(found, target, measures, few=few, protocol=facts,
                     copies=None if copies is None else copies.found)  # fmt: skip
+    theirs = real.condition_items(range(len(real))).get("class_labels")
+    if mine.labels is not None and getattr(extractor, "classes", None) == real.spec.classes:
+        agrees = agreement(found, mine.labels, target, theirs)
+        result = replace(result, measures={**result.measures, agrees.name: agrees})
     if per_class:
-        theirs = real.condition_items(range(len(real))).get("class_labels")
         classes = by_class(found, target, mine.labels, theirs, real.spec.classes)
         result = replace(result, classes=classes)
     if run is not None and run.codec is not None:
