@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config = vp_fashion()
     config.data.name = "emoji"
     config.data.size = (32, 32)
-    config.data.options = ConfigDict({"balance": True})  # rare families count more
+    config.data.options = ConfigDict({"balance": True})  # coloured shapes count four times
     config.conditioning.text = "minilm"
     config.conditioning.text_length = 24
     config.conditioning.dropout = 0.1

@@ -37,7 +37,7 @@ def get_config(variant: str = "prior") -> ConfigDict:
         return config
     config = vp_fashion()
     config.data.name, config.data.size = "emoji", (32, 32)
-    config.data.options = ConfigDict({"balance": True})  # rare families count more
+    config.data.options = ConfigDict({"balance": True})  # coloured shapes count four times
     config.conditioning.dropout = 0.1
     if variant == "decoder":
         config.conditioning.embedding = "runs/unclip_encoder"

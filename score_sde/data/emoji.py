@@ -82,20 +82,19 @@ SHAPES = ("heart", "circle", "square", "diamond", "book")
 
 
 def balanced_places(captions: Sequence[str]) -> list[int]:
-    """Places of an epoch in which the families are balanced: each item's, as often as it counts.
+    """Places of an epoch in which the some forty coloured shapes count four times.
 
-    Half of all drawings are the tones of 323 persons and hands: they count twice, everything else
-    three times, and the some forty coloured shapes, which teach what a colour is, twelve times.
+    They teach what a colour is, and are few among 3 590 drawings, of which half are the tones of
+    323 persons and hands.
     """
-    return [i for i, caption in enumerate(captions) for _ in range(_times(caption))]
+    return [i for i, caption in enumerate(captions) for _ in range(4 if _is_shape(caption) else 1)]
 
 
-def _times(caption: str) -> int:
-    if "skin tone" in caption:
-        return 2
+def _is_shape(caption: str) -> bool:
     words = caption.split()
     coloured = any(colour in caption for colour in COLOURS) or "light" in caption
-    return 12 if len(words) <= 4 and coloured and any(w in SHAPES for w in words) else 3
+    plain = coloured and len(words) <= 4 and "skin tone" not in caption
+    return plain and any(word in SHAPES for word in words)
 
 
 def catalogue(content: bytes) -> tuple[Emoji, ...]:
