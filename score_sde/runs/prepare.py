@@ -21,7 +21,7 @@ from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
-from score_sde.runs.watching import Watcher, drawing, repeated, watcher_of
+from score_sde.runs.watching import Watcher, drawing, repeated, spread_rows, watcher_of
 from score_sde.sampling import change_sampling
 from score_sde.training import Pictures, Trainer
 from score_sde.version import __version__
@@ -112,8 +112,8 @@ def _pictures(
     count: int,
     codec: RunCodec | None,
 ) -> Pictures:
-    """Grids of ``count`` samples: of all classes in turn, and told what the first items are."""
-    known = conditioning.of(data.condition_items(range(min(count, len(data)))))
+    """Grids of ``count`` samples: of all classes in turn, and told what items spread over the data are."""
+    known = conditioning.of(data.condition_items(spread_rows(len(data), count)))
     told = repeated(known, count)
     if conditioning.classes:
         told["class_labels"] = torch.arange(count) % len(data.spec.classes)
