@@ -112,7 +112,7 @@ def _pictures(
     count: int,
     codec: RunCodec | None,
 ) -> Pictures:
-    """Grids of ``count`` samples: of all classes in turn, and told what items spread over the data are."""
+    """Grids of ``count`` samples: of all classes in turn, told what items all over the data are."""
     known = conditioning.of(data.condition_items(spread_rows(len(data), count)))
     told = repeated(known, count)
     if conditioning.classes:
