@@ -27,8 +27,8 @@ NET = {"name": "unet", "width": 8, "multipliers": [1, 2], "blocks": 1, "attentio
 SAMPLING = {"method": "dpmpp_2m", "steps": 4, "batch_size": 3}
 
 
-def make_run(path, told, size=(16, 16), **net):
-    spec = replace(SPEC, shape=(3, *size))
+def make_run(path, told, size=(16, 16), classes=(), **net):
+    spec = replace(SPEC, shape=(3, *size), classes=classes)
     config = {"data": {"name": "shapes"}, "sde": {"name": "vp"}, "net": NET | net,
               "sampling": SAMPLING, "conditioning": told}  # fmt: skip
     torch.manual_seed(len(str(net)))

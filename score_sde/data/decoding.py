@@ -14,7 +14,7 @@ import warnings
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from score_sde.data.files import Files, printable
 from score_sde.data.spec import DataError
@@ -70,6 +70,8 @@ def read_picture(files: Files, name: str) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no format of pictures that is known"
     lines = str(error).strip().splitlines()
     return printable(lines[0][:200]) if lines else type(error).__name__
 

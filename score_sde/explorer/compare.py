@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from score_sde.checks import UserError
@@ -16,47 +17,69 @@ from score_sde.runs.listing import HEAD, RunSummary, curve, differences, find_ru
 def runs_tab(root: Path) -> None:
     """The tab: all runs as a table, and some of them side by side."""
     gr = import_gradio()
-    found: dict[str, RunSummary] = {str(run.path): run for run in reversed(find_runs(root))}
+    found = _named(root)
 
     gr.Markdown(f"Runs in `{root}`, the last changed first.")
     with gr.Row():
         again = gr.Button("Look again", elem_id="look-again", scale=0, min_width=140)
-    table = gr.Dataframe(rows(list(found.values())), headers=list(HEAD), interactive=False,
-                         elem_id="runs")  # fmt: skip
+    table = gr.Dataframe(_table(found), headers=list(HEAD[:-1]), interactive=False,
+                         elem_id="runs", buttons=[])  # fmt: skip
     chosen = gr.CheckboxGroup(list(found), value=list(found)[:3], label="side by side")
     show = gr.Button("Compare", variant="primary", elem_id="compare")
     curves = gr.Plot(label="loss", elem_id="curves")
     pictures = gr.Gallery(label="their newest pictures", columns=3, format="png", height="auto",
-                          elem_id="pictures")  # fmt: skip
+                          object_fit="contain", elem_id="pictures")  # fmt: skip
     fields = gr.Markdown(elem_id="configs")
 
     @spoken
     def look() -> Any:
         found.clear()
-        found.update({str(run.path): run for run in reversed(find_runs(root))})
+        found.update(_named(root))
         names = list(found)
-        return rows(list(found.values())), gr.update(choices=names, value=names[:3])
+        return _table(found), gr.update(choices=names, value=names[:3])
 
     @spoken
     def compare(names: list[str]) -> Any:
-        here = [found[name] for name in names if name in found]
+        here = {name: found[name] for name in names if name in found}
         if not here:
             raise UserError("no run is chosen: tick at least one.")
-        figure, ax = subplots(width=6.5, height=3)
-        for run, colour in zip(here, CYCLE * len(here), strict=False):
-            ax.plot(*curve(run.path), color=colour, label=str(run.path), linewidth=1.2)
-        ax.set(xlabel="step", ylabel="loss", yscale="log")
-        legend(ax)
-        shown = [(_opened(run.picture), str(run.path)) for run in here if run.picture is not None]
-        head = "| field | " + " | ".join(f"`{run.path}`" for run in here) + " |"
+        shown = [(_opened(run.picture), name) for name, run in here.items() if run.picture]
+        head = "| field | " + " | ".join(f"`{name}`" for name in here) + " |"
         lines = [head, "|---" * (len(here) + 1) + "|"]
         lines += [f"| `{field}` | " + " | ".join(f"`{v}`" for v in values) + " |"
-                  for field, values in differences([run.path for run in here])]  # fmt: skip
+                  for field, values in differences([r.path for r in here.values()])]  # fmt: skip
         text = "\n".join(lines) if len(lines) > 2 else "Their configs are the same."
-        return figure, shown, text
+        return _losses(here), shown, text
 
     again.click(look, None, [table, chosen])
     show.click(compare, chosen, [curves, pictures, fields])
+
+
+def _named(root: Path) -> dict[str, RunSummary]:
+    """The runs by their place in the folder, the last changed first."""
+    return {str(run.path.relative_to(root)): run for run in reversed(find_runs(root))}
+
+
+def _table(found: dict[str, RunSummary]) -> list[list[str]]:
+    """Their rows without the pictures, which are shown."""
+    lines = rows(list(found.values()))
+    return [[name, *line[1:-1]] for name, line in zip(found, lines, strict=True)]
+
+
+def _losses(runs: dict[str, RunSummary]) -> Figure:
+    """Smoothed losses over steps; it says so where none are logged yet."""
+    figure, ax = subplots(width=6.5, height=3)
+    for (name, run), colour in zip(runs.items(), CYCLE * len(runs), strict=False):
+        steps, losses = curve(run.path)
+        mark = "o" if len(steps) < 10 else None
+        ax.plot(steps, losses, color=colour, label=name, linewidth=1.2, marker=mark)
+    ax.set(xlabel="step", ylabel="loss")
+    if any(len(line.get_xdata()) for line in ax.lines):
+        ax.set_yscale("log")
+        legend(ax)
+    else:
+        ax.text(0.5, 0.5, "no losses are logged yet", transform=ax.transAxes, ha="center")
+    return figure
 
 
 def _opened(path: Path) -> Image.Image:

@@ -26,15 +26,20 @@ def draw_tab(subject: Subject) -> None:
             sampler = gr.Dropdown(list(SAMPLERS), value=run.sampling.method, label="sampler")
             steps = gr.Slider(1, 200, value=10, step=1, label="steps")
             seed = gr.Number(0, label="seed of the first sample", precision=0)
-            count = gr.Slider(1, 64, value=16, step=1, label="samples")
+            count = gr.Slider(
+                1, 64, value=64 if subject.in_the_plane else 16, step=1, label="samples"
+            )
             weights = gr.Dropdown(subject.weights, value="ema", label="weights",
                                   visible=len(subject.weights) > 1)  # fmt: skip
             names = ["any", *subject.classes]
             kind = gr.Dropdown(names, value="any", label="class", visible=len(names) > 1)
             prompt = gr.Textbox("", label="prompt", visible=subject.takes_prompts)
+            negative = gr.Textbox("", label="negative prompt: what to lead away from",
+                                  visible=subject.takes_prompts)  # fmt: skip
             guidance = gr.Slider(1, 10, value=1, step=0.1, label="guidance",
                                  visible=subject.takes_guidance)  # fmt: skip
-            with gr.Accordion("compare with, from the same noise", open=False) as _:
+            gr.Markdown(subject.untold, visible=bool(subject.untold), elem_id="untold")
+            with gr.Accordion("compare with, from the same noise", open=False):
                 other = gr.Dropdown(["nothing", *SAMPLERS], value="nothing", label="sampler")
                 other_steps = gr.Slider(1, 200, value=10, step=1, label="steps")
                 other_weights = gr.Dropdown(subject.weights, value="ema", label="weights",
@@ -64,11 +69,12 @@ def draw_tab(subject: Subject) -> None:
     @spoken
     def draw(
         method: str, steps: Any, seed: Any, n: Any, weights: str, kind: str, prompt: str,
-        guidance: float, other: str, other_steps: Any, other_weights: str,
+        negative: str, guidance: float, other: str, other_steps: Any, other_weights: str,
     ) -> Any:  # fmt: skip
         wish = Wish(
             class_labels=None if kind == "any" else subject.classes.index(kind),
             prompt=prompt.strip() or None,
+            negative_prompt=negative.strip() or None,
             guidance=None if guidance == 1 else float(guidance),
         )
         films["first"] = found = watch(method, steps, weights, seed, n, wish)
@@ -98,7 +104,7 @@ def draw_tab(subject: Subject) -> None:
             raise UserError("nothing has been drawn yet: press Draw.")
         return at(i)[1:]
 
-    asked = [sampler, steps, seed, count, weights, kind, prompt, guidance]
+    asked = [sampler, steps, seed, count, weights, kind, prompt, negative, guidance]
     asked += [other, other_steps, other_weights]
     button.click(draw, asked, [first, beside, second, said, moment, state, seen, when])
     moment.release(go_to, moment, [state, seen, when], show_progress="hidden")

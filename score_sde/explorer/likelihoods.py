@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image
-
 from score_sde.checks import UserError
 from score_sde.data.pictures import image_array
 from score_sde.explorer.runs_here import Subject
-from score_sde.explorer.widgets import import_gradio, picture, shown, spoken
-from score_sde.runs.editing import read_picture
+from score_sde.explorer.widgets import import_gradio, picture, shown, spoken, upload
+from score_sde.runs.editing import adapted, read_picture
 from score_sde.runs.items import refuse_latents
 from score_sde.runs.likelihood import likelihood_of
 
@@ -20,8 +18,7 @@ def likelihood_tab(subject: Subject) -> None:
     gr = import_gradio()
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            file = gr.File(label="a picture", file_count="single", elem_id="likelihood-upload",
-                           height=110)  # fmt: skip
+            file = upload("a picture", "likelihood-upload")
             nfe = gr.Slider(32, 128, value=64, step=8, label="network evaluations")
             button = gr.Button("How likely is it?", variant="primary", elem_id="likely")
         with gr.Column(scale=2, min_width=300):
@@ -36,19 +33,12 @@ def likelihood_tab(subject: Subject) -> None:
         refuse_latents(run, "and a density of latents is none of pictures", "Choose one of pixels.")
         spec = run.data_spec
         x0 = read_picture(path, spec)
-        with Image.open(path) as opened:
-            width, height = opened.size
-        lines = []
-        if (height, width) != spec.shape[-2:]:
-            lines.append(
-                f"The upload is {height} x {width}; it was brought to the model's "
-                f"{spec.shape[-2]} x {spec.shape[-1]}."
-            )
+        note = adapted(path, spec)
         found = likelihood_of(
             run, run.score, spec.to_raw(x0[None]).round(), [0], probes=2, nfe=int(nfe),
             data_std=run.data_std, prior="sde", truncation="bound" if spec.levels else "corrected",
         )  # fmt: skip
         pixels = image_array(spec.to_uint8(x0[None].cpu())[0])
-        return shown(pixels, 224), "  \n".join([*lines, str(found)])
+        return shown(pixels, 224), "  \n".join([*([note] if note else []), str(found)])
 
     button.click(judge, [file, nfe], [seen, said])

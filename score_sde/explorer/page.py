@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 HOST, PORT = "127.0.0.1", 7860
 CSS = """
 footer { display: none !important; }
-.gradio-container { max-width: 1200px !important; margin: 0 auto; }
+.gradio-container { max-width: min(1200px, 100vw) !important; margin: 0 auto; }
 .pixels img { image-rendering: pixelated; }
-.caption { margin: 0; padding: 0; overflow: visible; }
+.caption { margin: 0 0 -10px; padding: 0; overflow: visible; }
+.dark .paper canvas { filter: invert(0.92) hue-rotate(180deg); }
+#runs, #configs { overflow-x: auto; }
+@media (max-width: 500px) {
+  .gradio-container main { padding: 12px !important; }
+  .tab-container button { padding: 0 7px; font-size: 13px; }
+}
 """
 
 
@@ -84,6 +90,9 @@ def make_page(workdir: str | Path, device: str = "auto") -> gradio.Blocks:
     subject = Subject(path, device) if is_run else None
     with gr.Blocks(title="score_sde", analytics_enabled=False) as page:
         gr.Markdown("## score_sde" + (f"\n{subject.about}" if subject else ""))
+        if subject and subject.known:
+            with gr.Accordion("what was measured of it", open=False):
+                gr.Markdown(subject.known)
         spec = subject.run().item_spec if subject else None
         if subject and spec and (spec.is_image or subject.in_the_plane):
             with gr.Tab("Draw"):

@@ -98,6 +98,12 @@ def plane_tab(subject: Subject | None) -> None:
     first = fields.names[0]
     start = scene(fields.get(first, "vp"), 0.15)
 
+    if subject is not None and not subject.in_the_plane:
+        gr.Markdown(
+            f"This run's items have shape {subject.run().data_spec.shape}; a field can be shown of "
+            "points in the plane, here of data whose score is known and of what you draw.",
+            elem_id="not-in-the-plane",
+        )
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
@@ -115,7 +121,9 @@ def plane_tab(subject: Subject | None) -> None:
                 steps = gr.Slider(2, 200, value=40, step=1, label="steps", min_width=120)
             wipe = gr.Button("Clear paths", elem_id="clear-paths")
         with gr.Column(scale=2, min_width=280):
-            drawing = canvas("plane.js", "draw data with the mouse", "drawing", draws=True)
+            drawing = canvas(
+                "plane.js", "draw data, with the mouse or a finger", "drawing", draws=True
+            )
             with gr.Row():
                 train = gr.Button("Train", variant="primary", elem_id="train")
                 clear = gr.Button("Clear", elem_id="clear-drawing")

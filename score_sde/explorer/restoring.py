@@ -18,9 +18,10 @@ from score_sde.explorer.widgets import (
     picture,
     shown,
     spoken,
+    upload,
     whole,
 )
-from score_sde.runs.editing import read_picture
+from score_sde.runs.editing import adapted, read_picture
 from score_sde.runs.items import refuse_latents
 from score_sde.runs.restore import fill as filled
 from score_sde.runs.run import Run
@@ -33,8 +34,7 @@ def restore_tab(subject: Subject) -> None:
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = gr.File(label="a picture, brought to the model's size", file_count="single",
-                              elem_id="restore-upload", height=110)  # fmt: skip
+            file = upload("a picture, brought to the model's size", "restore-upload")
             seed = gr.Number(0, label="or a sample of this seed", precision=0)
             take = gr.Button("Take the sample", elem_id="take")
             paint = canvas("mask.js", "paint over what is to be filled", "mask")
@@ -57,12 +57,13 @@ def restore_tab(subject: Subject) -> None:
         return json.dumps({"picture": data_url(pixels), "height": height, "width": width})
 
     @spoken
-    def upload(path: str | None) -> str:
+    def opened(path: str | None) -> Any:
+        held.clear()
         if path is None:
-            held.clear()
-            return ""
-        held["x0"] = read_picture(path, run_of_pixels().data_spec)
-        return scene()
+            return "", ""
+        spec = run_of_pixels().data_spec
+        held["x0"] = read_picture(path, spec)
+        return scene(), adapted(path, spec)
 
     @spoken
     def sampled(seed: Any) -> str:
@@ -87,7 +88,7 @@ def restore_tab(subject: Subject) -> None:
         x, result = filled(run, held["x0"], seen, whole(n, "draws", 1, 16))
         return shown(grid_array(spec.to_uint8(x.float()))), str(result).replace("\n", "  \n")
 
-    file.change(upload, file, paint)
+    file.change(opened, file, [paint, said])
     take.click(sampled, seed, paint)
     clear.click(wipe, None, paint)
     button.click(fill, [paint, n], [found, said])

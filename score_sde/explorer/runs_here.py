@@ -53,9 +53,27 @@ class Subject:
 
     @property
     def about(self) -> str:
-        """A few lines on it."""
-        run, card = self.run(), pretrained.card(self.path)
-        lines = [f"`{run.home}`: {type(run.score.net).__name__} of "
-                 f"{sum(p.numel() for p in run.score.parameters()):,} parameters at step "
-                 f"{run.step}, {run.sde}, trained on {run.data_spec.name}."]  # fmt: skip
-        return "  \n".join(lines + ([card["figures"][0]] if card else []))
+        """A line on it."""
+        run = self.run()
+        count = sum(p.numel() for p in run.score.parameters())
+        return (
+            f"`{run.home}`: {type(run.score.net).__name__} of {count:,} parameters, step "
+            f"{run.step}, {type(run.sde).__name__}, {run.data_spec.name}"
+        )
+
+    @property
+    def known(self) -> str:
+        """What was measured of a model that ships; "" of other runs."""
+        card = pretrained.card(self.path)
+        return "\n\n".join([str(self.run().sde), *card["figures"]]) if card else ""
+
+    @property
+    def untold(self) -> str:
+        """What it cannot be told, since it was trained without: a sentence, "" if nothing."""
+        missing = [] if self.classes else ["classes"]
+        missing += [] if self.takes_prompts else ["captions"]
+        if not missing:
+            return ""
+        takes = "class" if missing == ["classes"] else "prompt" if self.classes else None
+        takes = takes or "class and no prompt"
+        return f"It was trained without {' or '.join(missing)}, so it takes no {takes}."

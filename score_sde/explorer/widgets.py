@@ -90,10 +90,18 @@ def canvas(script: str, label: str, name: str, **props: Any) -> gradio.HTML:
     return gr.HTML(
         value="", elem_id=name, apply_default_css=False,
         html_template=f'<canvas role="img" aria-label="{label}" tabindex="0"></canvas>',
+        elem_classes="paper" if "plane" in script else [],
         css_template="canvas { width: 100%; touch-action: none; display: block; "
         "border-radius: 6px; cursor: crosshair; }",
         js_on_load=Path(__file__).with_name(script).read_text(), **props,
     )  # fmt: skip
+
+
+def upload(label: str, name: str) -> gradio.File:
+    """A place for a file, with its caption above it."""
+    gr = import_gradio()
+    gr.Markdown(label, elem_classes="caption")
+    return gr.File(label=label, show_label=False, file_count="single", elem_id=name, height=130)
 
 
 def picture(label: str, name: str) -> gradio.Image:

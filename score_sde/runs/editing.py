@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from score_sde.data import DataSpec
+from score_sde.data import DataError, DataSpec, decoding
+from score_sde.data.files import FolderFiles
 from score_sde.noise import SeededNoise
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunError
@@ -25,6 +25,7 @@ from score_sde.sampling import SamplingSettings, make_sampler
 from score_sde.sampling.grids import make_grid
 
 Picture = str | Path | Tensor
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Start(NamedTuple):
@@ -45,8 +46,8 @@ def check_strength(strength: float) -> None:
 def read_picture(given: Picture, spec: DataSpec) -> Tensor:
     """A picture file, or a state (C, H, W) of the model as it is, as such a state.
 
-    A file is brought to the model's size. RunError for data that are no images and for files that
-    cannot be read.
+    A file is set upright, laid on white where it is transparent, and brought to the model's size:
+    its middle, scaled. RunError for data that are no images and for files that cannot be read.
     """
     if isinstance(given, Tensor):
         if tuple(given.shape) != spec.shape:
@@ -54,17 +55,33 @@ def read_picture(given: Picture, spec: DataSpec) -> Tensor:
         return given
     if not spec.is_image or spec.shape[0] not in (1, 3, 4):
         raise RunError(f"init needs a model of images; {spec.name} has items {spec.shape}.")
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.shape[0]]
+    path, (height, width) = Path(given), spec.shape[1:]
     try:
-        with Image.open(given) as file:
-            size = (spec.shape[2], spec.shape[1])
-            picture = file.convert(mode).resize(size, Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = decoding.read_picture(FolderFiles(path.parent, (path.name,)), path.name)
+        pixels = decoding.to_array(
+            picture, path.name, MODES[spec.shape[0]], (height, width), "center_crop"
+        )
+    except DataError as error:
         raise RunError(f"the picture {given} cannot be read ({error}).") from error
-    pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).reshape(*spec.shape[1:], -1)
     assert spec.low is not None and spec.high is not None
-    raw = spec.low + pixels.permute(2, 0, 1) / 255 * (spec.high - spec.low)
+    raw = spec.low + torch.from_numpy(pixels).float() / 255 * (spec.high - spec.low)
     return spec.to_model(raw[None])[0]
+
+
+def adapted(path: str | Path, spec: DataSpec) -> str:
+    """How a picture file that `read_picture` takes differs from the model's: "" if in nothing."""
+    with Image.open(path) as file:
+        given, mode = (file.height, file.width), file.mode
+    height, width = spec.shape[1:]
+    lines = []
+    if given != (height, width):
+        lines.append(
+            f"The upload is {given[0]} x {given[1]}: its middle was brought to the model's "
+            f"{height} x {width}."
+        )
+    if spec.shape[0] == 1 and mode not in decoding.GREY_MODES:
+        lines.append("It has colours; the model knows shades of grey, and was given these.")
+    return " ".join(lines)
 
 
 def start_from(
