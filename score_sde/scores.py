@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, shown
 
 ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """score(x, t): the gradient of log p_t at x; x (B, ...), t () or (B,), result like x."""
@@ -40,6 +40,14 @@ def nothing_like(value: Tensor) -> Tensor:
 
 class ScoreError(UserError):
     """A score that does not fit the samples it is asked about; the message says what to bind."""
+
+
+def check_like(value: Any, x: Tensor, what: str = "the score", dtype: bool = True) -> None:
+    """UserError unless a value is a tensor like x, of its shape and (if dtype) its dtype."""
+    wrong = not isinstance(value, Tensor) or value.shape != x.shape
+    if wrong or (dtype and value.dtype != x.dtype):
+        got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else shown(value)
+        raise UserError(f"{what} must be a tensor like x, {tuple(x.shape)} {x.dtype}; it is {got}.")
 
 
 def check_density(score: ScoreFn) -> None:

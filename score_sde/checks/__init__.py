@@ -35,6 +35,7 @@ from score_sde.checks.errors import (
     did_you_mean,
     require,
     sentence_of,
+    shown,
     unknown,
 )
 from score_sde.checks.files import LOOSE, from_json, json_lines, objects, read_json, try_json
@@ -58,6 +59,7 @@ from score_sde.checks.types import (
     Seed,
     Size,
     Sizes,
+    real_tensor,
     whole_seeds,
 )
 from score_sde.checks.validation import checked, sentence, validated
@@ -94,9 +96,11 @@ __all__ = [
     "named",
     "objects",
     "read_json",
+    "real_tensor",
     "require",
     "sentence",
     "sentence_of",
+    "shown",
     "trusting",
     "trusts_files",
     "try_json",

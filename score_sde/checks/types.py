@@ -39,9 +39,13 @@ Options = Mapping[str, Any]
 
 def _known(device: torch.device | str) -> torch.device | str:
     try:
-        torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise ValueError("a device: cpu, cuda, cuda:0 or mps") from error
+    here = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "meta": int}
+    count = here[found.type]() if found.type in here else 1
+    if count <= (found.index or 0):
+        raise ValueError(f"a device that is here; of {found.type} there are {count}")
     return device
 
 
@@ -67,6 +71,21 @@ BatchShape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length
 def plain(value: Any) -> Any:
     """NumPy's scalars as Python's; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def real_tensor(values: Any, what: str) -> Tensor:
+    """Numbers of a tensor, an array of any order of bytes, or lists, as a tensor.
+
+    UserError for complex numbers and anything else. what: a plural, for the error.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "uif":
+        values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{what} must be numbers (got {shown(values)}).") from None
+    require(not found.is_complex(), f"{what} must be real numbers (got {found.dtype}).")
+    return found
 
 
 def whole_seeds(seeds: Iterable[Any]) -> list[int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -27,6 +28,7 @@ from score_sde.checks.types import plain
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 
+MOST_ITEMS = 2**22
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -96,7 +98,12 @@ def _validator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sequence(value: Any, check: Callable[[Any], Any]) -> Any:
-    """A sequence as it is, its items checked; those of a range are whole numbers anyway."""
+    """A sequence as it is, its items checked; those of a range are whole numbers anyway.
+
+    Of an iterator a list, which may end with `MOST_ITEMS`.
+    """
+    if isinstance(value, Iterator):
+        value = list(itertools.islice(value, MOST_ITEMS))
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 1:
         check(value.tolist())
     elif not isinstance(value, range):

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, checked
+from score_sde.checks import Fraction, UserError, checked, require
 from score_sde.conditioning.rules import Look, Rule, make_rule, rescaled, thresholded
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.scores import Rows, ScoreFn, take
+from score_sde.scores import Rows, ScoreFn, check_like, take
 
 Weight = Callable[[Tensor], Tensor]
 """w as a function of log-SNR, like it."""
@@ -111,9 +111,15 @@ class Guided:
         return self.conditional.joined(self.against, n)  # type: ignore[attr-defined]
 
     def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The two scores, by one evaluation of twice the samples where both are of one model."""
+        """The two scores, by one evaluation of twice the samples where both are of one model.
+
+        UserError for scores that are not like x.
+        """
         if not self.doubled:
-            return self.conditional(x, t), self.against(x, t)
+            c, u = self.conditional(x, t), self.against(x, t)
+            for score in (c, u):
+                check_like(score, x, dtype=False)
+            return c, u
         c, u = self._pair(len(x))(*_twice(x, t)).chunk(2)
         return c, u
 
@@ -142,8 +148,8 @@ def guide(
     *,
     interval: tuple[float, float] | None = None,
     rule: str | Rule = "cfg",
-    rescale: float = 0.0,
-    threshold: float | None = None,
+    rescale: Fraction = 0.0,
+    threshold: Fraction | None = None,
     bounds: tuple[float, float] = (-1.0, 1.0),
     sde: SDE | None = None,
 ) -> Guided:
@@ -165,6 +171,7 @@ def guide(
     """
     sde = sde or getattr(conditional, "sde", None)
     check_guidance(sde, scale, interval, rescale, threshold)
+    require(bounds[0] < bounds[1], f"bounds are the lower and the upper (got {bounds}).")
     assert sde is not None
     joins = getattr(conditional, "joins", None)
     doubled = joins is not None and joins(against)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import Seed, checked
+from score_sde.checks import Seed, checked, real_tensor
 from score_sde.data import ArrayData, Data, DataSpec
 from score_sde.data.spec import DataError, make_spec
 from score_sde.evaluation.memorisation import mann_whitney_z, nearest
@@ -165,10 +165,9 @@ def _items(data: Any, seed: int) -> tuple[int, DataSpec, Tensor]:
     if is_array and data.ndim == 0 or len(data) < FEWEST:
         count = 0 if is_array and data.ndim == 0 else len(data)
         raise DataError(f"suggest needs at least {FEWEST} items (got {count}).")
-    if is_array and isinstance(data, np.ndarray) and data.dtype.kind not in "uifb":
-        raise DataError(f"suggest needs numbers (got an array of {data.dtype}).")
     if is_array:
-        raw = torch.as_tensor(data)
+        raw = real_tensor(data, "the data")
+        raw = raw[:, None] if raw.ndim == 1 else raw
         if not bool(torch.isfinite(raw.double()).all()):
             raise DataError("the data hold values that are not finite.")
         raw = raw if raw.dtype == torch.uint8 else raw.float()

@@ -32,7 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from score_sde.checks import Index, Seed, Size, UserError, checked
+from score_sde.checks import Index, Seed, Size, UserError, checked, require
 from score_sde.diagnosis.laws import (
     F64,
     Normals,
@@ -143,6 +143,7 @@ def verify(
     Not finite results are reported as they are. Raises UserError for data that is not one
     Gaussian and for what `sample` refuses.
     """
+    require(len(steps) > 0, "steps must hold one number at least.")
     if data is not None and not isinstance(data, Gaussian):
         raise UserError(
             "data must be one Gaussian, whose flow is known: Gaussian(mean, covariance). Got a "
@@ -154,7 +155,7 @@ def verify(
     named = grid is None or isinstance(grid, str)
     explicit = None if named else make_grid(sde, getattr(grid, "times", grid), None)
     fixed = facts.default_steps if explicit is None else len(explicit) - 1
-    counts = [None] if adaptive or not named else sorted(steps)
+    counts = [None] if adaptive or not named else sorted(set(steps))
     endpoints, law = data or two_humps(), _along_axes(data or stretched_gaussian())
     affine = bool(getattr(facts, "linear", True)) and not adaptive
     rows, draws = [], 0

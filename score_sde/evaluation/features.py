@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import lookup
+from score_sde.checks import lookup, real_tensor
 from score_sde.data.spec import DataError
 from score_sde.evaluation.classifier import FashionFeatures
 from score_sde.evaluation.inception import InceptionFeatures
@@ -102,9 +102,7 @@ def extract(features: Features, items: Tensor, batch: int = BATCH) -> Tensor:
     """
     batches = items.split(batch)
     mine = distributed.share(len(batches))
-    found = [features(batches[i]).double().cpu() for i in mine]
-    for part, i in zip(found, mine, strict=True):
-        _check(part, len(batches[i]), features)
+    found = [_checked(features(batches[i]), len(batches[i]), features) for i in mine]
     if distributed.size() == 1:
         return torch.cat(found)
     # A process without a batch learns the width from the others.
@@ -120,7 +118,8 @@ def _width(found: list[Tensor]) -> int:
     return int(distributed.gather(mine, distributed.size()).max())
 
 
-def _check(found: Tensor, n: int, features: Features) -> None:
+def _checked(found: Tensor, n: int, features: Features) -> Tensor:
+    found = real_tensor(found, f"what the extractor {name_of(features)} returns").double().cpu()
     if found.ndim != 2 or len(found) != n:
         raise DataError(
             f"the extractor {name_of(features)} returned shape {tuple(found.shape)} for {n} items; "
@@ -128,6 +127,7 @@ def _check(found: Tensor, n: int, features: Features) -> None:
         )
     if not bool(torch.isfinite(found).all()):
         raise DataError(f"the extractor {name_of(features)} returned values that are not finite.")
+    return found
 
 
 def checksum(items: Tensor) -> str:

@@ -120,6 +120,8 @@ def compare(
     known: tuple[str, ...] = OF_IMAGES if mine.images else OF_VECTORS
     known += ("cmmd",) if str(mine.facts["extractor"]).startswith("clip") else ()
     wanted = known if measures is None else tuple(measures)
+    if not wanted:
+        raise DataError(f"measures must name one at least; choose from {', '.join(known)}.")
     for measure in wanted:
         if measure not in {*OF_IMAGES, *OF_VECTORS, "cmmd"}:
             raise DataError(f"measure {measure!r} is unknown; choose from {', '.join(known)}.")

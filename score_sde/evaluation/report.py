@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import Depth, Seed, checked
+from score_sde.checks import Depth, Seed, checked, real_tensor, require
 from score_sde.data.spec import DataError
 from score_sde.evaluation.by_class import by_class
 from score_sde.evaluation.by_class import table as class_table
@@ -111,20 +111,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
-    """As a tensor; DataError for arrays of anything but numbers."""
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} must be numbers (got an array of {values.dtype}).") from error
-
-
 def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
     """uint8 images (n, C, H, W), or vectors (n, D) in float64; DataError says what is wrong.
 
     Images are uint8, or floats between 0 and 1, which are rounded to 8 bits as files would be.
     """
-    x = _tensor(values, what)
+    x = real_tensor(values, what)
     if x.ndim < 2 or len(x) == 0:
         raise DataError(f"{what} have shape {tuple(x.shape)}; give (n, D), or images (n, C, H, W).")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -182,9 +174,16 @@ def evaluate(
     mine = featured(extractor, x)
     target = reference if isinstance(reference, Statistics) else featured(extractor, y)
     copies = None
+    require(train is not None or held_out is None, "held_out is of use beside train alone.")
     if train is not None:
-        other = None if held_out is None else as_items(held_out, "the held-out items")
-        copies = memorisation(x[:MOST], as_items(train, "the training items"), other, seed)
+        others = [
+            None if v is None else as_items(v, name)
+            for v, name in ((train, "the training items"), (held_out, "the held-out items"))
+        ]
+        for other in others:
+            if other is not None:
+                check_comparable(x, other)
+        copies = memorisation(x[:MOST], others[0], others[1], seed)
     found = report(mine, target, measures, blocks, seed, few, protocol, copies)
     if labels is None and reference_labels is None:
         return found
@@ -196,7 +195,7 @@ def evaluate(
 
 
 def _labels(values: Tensor | np.ndarray, name: str, of: Tensor) -> Tensor:
-    labels = _tensor(values, name)
+    labels = real_tensor(values, name)
     if labels.ndim != 1 or len(labels) != len(of) or labels.is_floating_point():
         raise DataError(
             f"{name} must be whole numbers ({len(of)},), one for each item (got "
@@ -234,6 +233,8 @@ def report(
 
 def check_comparable(x: Tensor, y: Tensor) -> None:
     """Raises DataError if two sets are not of one kind of items."""
+    if len(y) < 2:
+        raise DataError("there must be two items at least to compare with (got 1).")
     if x.shape[1:] != y.shape[1:]:
         if x.ndim == y.ndim == 4:
             raise DataError(

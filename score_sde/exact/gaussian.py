@@ -14,7 +14,7 @@ from torch import Tensor
 from score_sde.checks import UserError
 from score_sde.exact.mixture import GaussianMixture
 from score_sde.exact.score import work_dtype
-from score_sde.processes.expand import as_time
+from score_sde.processes.expand import as_time, like_state
 from score_sde.processes.sdes import SDE
 
 
@@ -62,4 +62,4 @@ class Gaussian(GaussianMixture):
         moved = torch.einsum("bke,kde->bd", offset * (new_variance / variance).sqrt(), axes)
         mean = self.means.to(moved)
         alpha = sde.alpha(s).to(moved).reshape(-1, *[1] * (x.ndim - 1))
-        return (alpha * mean + moved.reshape(x.shape)).to(x.dtype)
+        return like_state(alpha * mean + moved.reshape(x.shape), x)

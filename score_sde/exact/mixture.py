@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, whole_seeds
+from score_sde.checks import UserError, shown, whole_seeds
 from score_sde.exact.measured import Conditioned, conditioned, matrix_of
 from score_sde.exact.score import ExactScore, work_dtype
 from score_sde.noise import fresh_seeds, generator_of
-from score_sde.processes.expand import as_time
+from score_sde.processes.expand import as_time, expand, like_state
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn
 
@@ -144,14 +144,18 @@ class GaussianMixture:
         self, x: Tensor, alpha: Tensor, sigma: Tensor, class_labels: Tensor | None = None
     ):
         """Offsets in the eigenbasis (B, K, D), variances (1|B, K, D), log-densities (B, K)."""
+        if not isinstance(x, Tensor) or x.shape[1:] != self.shape or x.is_complex():
+            wanted = ", ".join(map(str, ("B", *self.shape)))
+            raise UserError(f"states must be tensors of shape ({wanted}); got {shown(x)}.")
         dtype, device = work_dtype(x), x.device
 
         def work(value: Tensor) -> Tensor:
             return value.to(dtype).to(device)  # in this order: not every device has float64
 
-        alpha, sigma = work(alpha).reshape(-1, 1, 1), work(sigma).reshape(-1, 1, 1)
+        flat = x.flatten(1).to(dtype)
+        alpha, sigma = (expand(c, flat).reshape(-1, 1, 1) for c in (alpha, sigma))
         axes = work(self._axes)
-        rotated = torch.einsum("bd,kde->bke", x.flatten(1).to(dtype), axes)
+        rotated = torch.einsum("bd,kde->bke", flat, axes)
         offset = rotated - alpha * work(self._rotated_means)
         variance = alpha**2 * work(self._variances) + sigma**2
         log_density = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
@@ -168,7 +172,7 @@ class GaussianMixture:
         offset, variance, log_density, axes = self._components_at(x, alpha, sigma, class_labels)
         responsibility = torch.softmax(log_density, -1)
         pull = -responsibility[..., None] * offset / variance
-        return torch.einsum("bke,kde->bd", pull, axes).reshape(x.shape).to(x.dtype)
+        return like_state(torch.einsum("bke,kde->bd", pull, axes).reshape(x.shape), x)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """The probability that x_0 = x is of each component, (B, K)."""
@@ -192,7 +196,7 @@ class GaussianMixture:
             t = as_time(t).to(work_dtype(x))
             alpha, sigma = sde.alpha(t), sde.sigma(t)
         components = self._components_at(x, alpha, sigma, class_labels)
-        return torch.logsumexp(components[2], -1).to(x.dtype)
+        return like_state(torch.logsumexp(components[2], -1), x)
 
     def flow(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The solution at time s of the probability-flow ODE that is at x at time t; like x.
@@ -220,7 +224,7 @@ class GaussianMixture:
             found = tails(y, s)
             right = torch.where(below, found[0] < wanted[0], found[1] > wanted[1]).reshape(y.shape)
             low, high = torch.where(right, y, low), torch.where(right, high, y)
-        return ((low + high) / 2).to(x.dtype)
+        return like_state((low + high) / 2, x)
 
     def measured(
         self, A: Tensor | Callable[[Tensor], Tensor], noise: Tensor | float, y: Tensor

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
 from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreError
@@ -57,10 +56,6 @@ class ExactScore:
         return self.class_labels.expand(len(x))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        if x.shape[1:] != self.data.shape:
-            raise UserError(
-                f"states must have shape (B, *{self.data.shape}); got {tuple(x.shape)}."
-            )
         t = as_time(t).to(work_dtype(x))
         return self.data._score_at(x, self.sde.alpha(t), self.sde.sigma(t), self._classes(x))
 

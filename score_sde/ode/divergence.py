@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
-from score_sde.scores import ScoreFn
+from score_sde.scores import ScoreFn, check_like
 
 CHUNK = 64  # products at a time for the exact trace, each as large as the network's activations
 
@@ -57,6 +57,7 @@ def _with_graph(score: ScoreFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """x to differentiate by, and the score there; UserError for one without a graph."""
     x = x.detach().requires_grad_(True)
     value = score(x, t)
+    check_like(value, x, dtype=False)
     if not value.requires_grad:
         raise UserError(
             "the score cannot be differentiated by x: it was computed without a graph "

@@ -11,16 +11,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import (
+    Fraction,
+    NonNegative,
+    Positive,
+    Size,
+    UserError,
+    checked,
+    shown,
+    validated,
+)
 from score_sde.processes.expand import as_state, expand, like_state
 
 
-def linear_betas(n: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
+@checked
+def linear_betas(n: Size, beta_min: NonNegative = 0.1, beta_max: Positive = 20.0) -> Tensor:
     """beta_i linear from beta_min/n to beta_max/n: 1e-4 to 0.02 at n = 1000; float64 (n,)."""
     return torch.linspace(beta_min, beta_max, n, dtype=torch.float64) / n
 
 
-def cosine_betas(n: int, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+@checked
+def cosine_betas(n: Size, offset: Positive = 0.008, max_beta: Fraction = 0.999) -> Tensor:
     """Improved DDPM's cosine table, clipped at ``max_beta`` (2102.09672, eq. 17); float64 (n,)."""
     t = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
@@ -30,6 +41,7 @@ def cosine_betas(n: int, offset: float = 0.008, max_beta: float = 0.999) -> Tens
 BETA_TABLES = {"linear": linear_betas, "cosine": cosine_betas}
 
 
+@validated("chain")
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain:
     """DDPM's Markov chain q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I), i = 1..n.
@@ -62,13 +74,16 @@ class Chain:
         return torch.exp(torch.cumsum(torch.log1p(-self.betas), 0))
 
     def _at(self, table: Tensor, i: Tensor | int) -> Tensor:
-        i = torch.as_tensor(i)
-        whole = not (i.is_floating_point() or i.dtype == torch.bool)
-        if not whole or bool((i < 1).any()) or bool((i > len(self)).any()):
+        try:
+            at = torch.as_tensor(i)
+        except (TypeError, ValueError, RuntimeError):
+            at = torch.tensor(0)
+        whole = not (at.is_floating_point() or at.is_complex() or at.dtype == torch.bool)
+        if not whole or bool((at < 1).any()) or bool((at > len(self)).any()):
             raise UserError(
-                f"chain steps are whole numbers from 1 to {len(self)}; got {i.tolist()}."
+                f"chain steps are whole numbers from 1 to {len(self)} (got {shown(i)})."
             )
-        return table.to(i.device)[i - 1]
+        return table.to(at.device)[at.long() - 1]
 
     def marginal(self, x0: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(x_i | x_0) (2006.11239, eq. 4)."""

@@ -5,17 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, shown
 
 
 def as_time(t: Tensor | float) -> Tensor:
     """A time () or (B,) that coefficients can be computed of: numbers, integers and half precision
     in float64, for which coefficients in their own precision would be cut off; others as they are.
+    UserError for what is no time.
     """
+    if isinstance(t, Tensor) and t.dtype in (torch.float32, torch.float64):
+        return t
+    try:
+        found = t if isinstance(t, Tensor) else torch.as_tensor(t)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.tensor(False)
+    if found.dtype == torch.bool or found.is_complex():
+        raise UserError(f"a time is a number, or a tensor () or (B,) of numbers (got {shown(t)}).")
     if not isinstance(t, Tensor):
         return torch.as_tensor(t, dtype=torch.float64)
-    if t.dtype in (torch.float32, torch.float64):
-        return t
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
 
 

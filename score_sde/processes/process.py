@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import BatchShape, NonNegative, UserError, check_size, checked, shown
 from score_sde.processes.drawing import curves_svg
 from score_sde.processes.expand import as_state, as_time, expand, like_state
 
@@ -122,12 +122,15 @@ class SDE(abc.ABC):
 
     def marginal(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (like x0) and standard deviation (broadcastable) of p(x_t | x_0)."""
+        t = as_time(t)
         check_time(self, t)
         x = as_state(x0)
         return like_state(expand(self.alpha(t), x) * x, x0), expand(self.sigma(t), x)
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, b) of p(x_t | x_s) = N(a x_s, b^2 I) for s < t, like t."""
+        """(a, b) of p(x_t | x_s) = N(a x_s, b^2 I) for s <= t, like t."""
+        s, t = as_time(s), as_time(t)
+        check_order(s, t)
         alpha_ratio = self.alpha(t) / self.alpha(s)
         # sigma_t^2 - a^2 sigma_s^2 = -sigma_t^2 expm1(log-SNR difference): no cancellation.
         variance = -(self.sigma(t) ** 2) * torch.expm1(self.log_snr(t) - self.log_snr(s))
@@ -157,21 +160,23 @@ class SDE(abc.ABC):
         """Standard deviation of the Gaussian that stands in for p(x_{t_max})."""
         return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
 
+    @checked
     def prior_sample(
         self,
-        shape: tuple[int, ...],
+        shape: BatchShape,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """x_T ~ N(0, prior_std^2 I) of the given shape (B, ...)."""
+        check_size(4 * math.prod(shape), "draws of the prior of this shape")
         noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         return self.prior_std() * noise
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log density of `prior_sample` at x, in nats, shape (B,)."""
         std = self.prior_std()
-        z = x.flatten(1) / std
+        z = as_state(x).flatten(1) / std
         return -0.5 * z.square().sum(1) - z.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
     def denoise(
@@ -183,7 +188,10 @@ class SDE(abc.ABC):
         x0 = (wide + expand(self.sigma(t) ** 2, wide) * value) / expand(self.alpha(t), wide)
         return like_state(x0, x)
 
-    def reverse(self, score: Callable[[Tensor, Tensor], Tensor], eta: float = 1.0) -> ReverseSDE:
+    @checked
+    def reverse(
+        self, score: Callable[[Tensor, Tensor], Tensor], eta: NonNegative = 1.0
+    ) -> ReverseSDE:
         """The process run backwards; eta = 1 is the reverse SDE, eta = 0 the probability flow."""
         return ReverseSDE(self, score, eta)
 
@@ -199,12 +207,15 @@ def _of_time(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_ends(sde: SDE) -> None:
-    """Raises UserError unless the process has signal and finite noise from t_min to t_max."""
+    """Raises UserError unless the process has signal and finite noise from t_min to t_max, and
+    ever less signal for its noise."""
     if not 0 < sde.t_min < sde.t_max < math.inf:
         raise UserError(
             f"sde.t_min ({sde.t_min}) must be above 0 and below sde.t_max ({sde.t_max})."
         )
+    check_functions(sde)
     if _is_usable(sde, sde.t_max):
+        check_falls(sde)
         return
     low, high = sde.t_min, sde.t_max
     if not _is_usable(sde, low):
@@ -218,6 +229,29 @@ def check_ends(sde: SDE) -> None:
     )
 
 
+def check_functions(sde: SDE) -> None:
+    """Raises UserError unless alpha and sigma are functions of many times at once."""
+    t = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
+    for name in ("alpha", "sigma"):
+        value = getattr(sde, name)(t)
+        if not isinstance(value, Tensor) or value.shape not in ((), t.shape):
+            raise UserError(
+                f"{name}(t) of {type(sde).__name__} must be a tensor of the shape of t "
+                f"{tuple(t.shape)} (got {shown(value)}); of a constant, c * torch.ones_like(t)."
+            )
+
+
+def check_falls(sde: SDE) -> None:
+    """Raises UserError unless alpha/sigma falls with time."""
+    log_snr = sde.log_snr(torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64))
+    if not (log_snr[-1] < log_snr[0] and bool((log_snr.diff() < 1e-9).all())):
+        found = ", ".join(f"{r / 2:.3g}" for r in log_snr.tolist())
+        raise UserError(
+            f"alpha/sigma of {sde} must fall from t_min to t_max, since time runs from data to "
+            f"noise; its logarithms at equal steps are {found}."
+        )
+
+
 def _is_usable(sde: SDE, t: float, rate: float = 1.01e7) -> bool:
     """Whether alpha and sigma are finite at t, and t alpha'/alpha of the drift at most ``rate``."""
     time = torch.tensor(t, dtype=torch.float64)
@@ -227,20 +261,32 @@ def _is_usable(sde: SDE, t: float, rate: float = 1.01e7) -> bool:
     return abs(float(sde.derivatives(time)[0])) / alpha * t <= rate
 
 
-def check_time(sde: SDE, t: Tensor | float) -> None:
+def check_time(sde: SDE, t: Tensor) -> None:
     """Raises UserError for times outside 0 <= t <= t_max, where to look costs no waiting."""
-    if isinstance(t, Tensor) and (t.device.type != "cpu" or torch.compiler.is_compiling()):
-        return
-    try:
-        low, high = (t.min(), t.max()) if isinstance(t, Tensor) else (t, t)
-        fits = bool(low >= 0) and bool(high <= sde.t_max * (1 + 1e-4))
-    except RuntimeError:  # under a transform of torch.func there are no values to look at
-        return
-    if not fits:
+    if _holds((t >= 0) & (t <= sde.t_max * (1 + 1e-4))) is False:
         raise UserError(
-            f"times must lie between 0 and sde.t_max ({sde.t_max}); got {float(low):g} to "
-            f"{float(high):g}. Step i of a chain of n is t = i t_max/n."
+            f"times must lie between 0 and sde.t_max ({sde.t_max}); got {float(t.min()):g} to "
+            f"{float(t.max()):g}. Step i of a chain of n is t = i t_max/n."
         )
+
+
+def check_order(s: Tensor, t: Tensor) -> None:
+    """Raises UserError unless s <= t, where to look costs no waiting."""
+    if _holds(s <= t) is False:
+        raise UserError(
+            "a transition leads from s to a later or equal t (got s up to "
+            f"{float(s.max()):g}, t from {float(t.min()):g})."
+        )
+
+
+def _holds(condition: Tensor) -> bool | None:
+    """Whether a condition holds of all; None where that would have to be waited for."""
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    try:
+        return bool(condition.all())
+    except RuntimeError:  # under a transform of torch.func there are no values to look at
+        return None
 
 
 @dataclass(frozen=True)

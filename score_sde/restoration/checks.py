@@ -48,8 +48,9 @@ def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> Non
             + (" y is a whole state: measure it first, operator(y[None])." if picture else "")
         )
     if not y.is_floating_point():
+        reach = "" if y.is_complex() else f", from {y.min()} to {y.max()}"
         raise UserError(
-            f"y is {y.dtype}, from {y.min()} to {y.max()}: give floating-point values in the "
+            f"y is {y.dtype}{reach}: give floating-point values in the "
             "model's range, pixels as y / 127.5 - 1 where that is [-1, 1]."
         )
     if not bool(torch.isfinite(y).all()):

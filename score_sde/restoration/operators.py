@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, real_tensor, shown
 
 Shape = tuple[int, ...]
 DENSE = 4096
@@ -66,7 +66,13 @@ class Operator:
 
     def measured(self, shape: Shape) -> Shape:
         """The shape of the measurement of one state."""
-        return tuple(self.forward(torch.zeros(1, *shape)).shape[1:])
+        found = self.forward(torch.zeros(1, *shape))
+        if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != 1:
+            raise UserError(
+                "the operator must return a tensor (B, ...) of measurements, one of each state; of "
+                f"one state (1, {', '.join(map(str, shape))}) it returned {shown(found)}."
+            )
+        return tuple(found.shape[1:])
 
     def matrix(self, shape: Shape) -> Tensor:
         """A as a matrix (m, D) of float64; UserError beyond `DENSE` entries."""
@@ -120,9 +126,12 @@ class Matrix(Operator):
     """y = M x of the flattened state; M (m, D)."""
 
     def __init__(self, M: Tensor):
-        self.M = torch.as_tensor(M)
-        if self.M.ndim != 2 or not self.M.is_floating_point():
-            raise UserError(f"M must be (m, D) of floating point; got {tuple(self.M.shape)}.")
+        self.M = real_tensor(M, "the entries of M")
+        if self.M.ndim != 2 or not bool(self.M.isfinite().all() and self.M.is_floating_point()):
+            raise UserError(
+                f"M must be (m, D) of floating point, all finite; got {tuple(self.M.shape)} of "
+                f"{self.M.dtype}."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if math.prod(x.shape[1:]) != self.M.shape[1]:
@@ -188,7 +197,7 @@ class Compose(Operator):
 
 def check_mask(mask: Tensor) -> Tensor:
     """The mask as bool; UserError for values that are not 0 and 1, and for one that hides all."""
-    mask = torch.as_tensor(mask)
+    mask = real_tensor(mask, "the values of the mask")
     if mask.dtype != torch.bool:
         values = mask.unique()
         if not set(values.tolist()) <= {0, 1}:

@@ -20,7 +20,7 @@ from score_sde.processes.sdes import SDE
 from score_sde.sampling.method import Predictor, Trajectory, advance
 from score_sde.sampling.plan import Plan, check_spent, make_plan
 from score_sde.sampling.recipe import Recipe
-from score_sde.scores import Rows, ScoreFn, batches, take
+from score_sde.scores import Rows, ScoreFn, batches, check_like, take
 
 Hook = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -141,6 +141,7 @@ def run_batch(
         x = advance(plan.method, run, x, points[i], points[i + 1], numbers)
         check_spent(plan, i + 1, score.whole.calls - before)
         if hook is not None and (replaced := hook(x, points[i + 1])) is not None:
+            check_like(replaced, x, "what hook returns", dtype=False)
             x = replaced
             run.history.interrupt()
         progress()
@@ -195,13 +196,7 @@ class Watched:
             value = checkpoint(self.score, given, t, use_reentrant=False)
         else:
             value = self.score(given, t)
-        if not isinstance(value, Tensor):
-            raise UserError(f"the score must be a tensor like x; it is {type(value).__name__}.")
-        if value.shape != x.shape or value.dtype != given.dtype:
-            raise UserError(
-                f"the score must be like x, {tuple(x.shape)} {given.dtype}; it returned "
-                f"{tuple(value.shape)} {value.dtype}."
-            )
+        check_like(value, given)
         return value.to(x.dtype)
 
     def score_and_v(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
