@@ -79,3 +79,40 @@ def test_sizes_that_do_not_divide_are_explained():
         KLAutoencoder(3, (32, 32)).moments(torch.zeros(1, 1, 32, 32))
     with pytest.raises(UserError, match="the preset 'tiny' is unknown.*small, kl_f8"):
         KLAutoencoder.preset("tiny")
+
+
+def test_a_codec_standardises_each_channel_by_the_latents_of_its_data():
+    """Channels of different means and spreads, the posterior's own spread counted in."""
+
+    class Stripes(torch.nn.Module):
+        """Two channels of latents, 3 m + 5 and 0.2 m - 1 of the mean m of each 2 x 2 pixels."""
+
+        factor, offset, own = torch.tensor([3.0, 0.2]), torch.tensor([5.0, -1.0]), 0.4
+
+        def moments(self, x):
+            m = torch.nn.functional.avg_pool2d(x, 2)
+            mean = m * self.factor[:, None, None] + self.offset[:, None, None]
+            return Moments(mean, torch.full_like(mean, self.own))
+
+        def decode(self, latents):
+            m = (latents[:, :1] - self.offset[0]) / self.factor[0]
+            return torch.nn.functional.interpolate(m, scale_factor=2)
+
+    pixels = torch.randint(0, 256, (150, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    raw = pixels.to(torch.uint8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    data = ArrayData(raw, {}, make_spec(raw, "stripes", 0.0, 255.0, 256))
+    codec = fitted(Stripes(), data, {}, Path())
+    m = torch.nn.functional.avg_pool2d(data.spec.to_model(raw), 2).double()
+    spread = (m.std(correction=0) ** 2 * Stripes.factor.double() ** 2 + Stripes.own**2).sqrt()
+    centre = m.mean() * Stripes.factor + Stripes.offset
+    torch.testing.assert_close(codec.codec.shift, centre.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(codec.codec.scale, (1 / spread).float(), rtol=1e-5, atol=1e-6)
+
+    latents = latents_of(data, codec, Path(tempfile.mkdtemp()))
+    mean, std = latents.raw.double().unbind(1)
+    axes = (0, 2, 3)
+    torch.testing.assert_close(mean.mean(axes), torch.zeros(2).double(), rtol=0, atol=1e-5)
+    both = mean.var(axes, correction=0) + std.square().mean(axes)
+    torch.testing.assert_close(both, torch.ones(2).double(), rtol=1e-5, atol=0)
+    shown = codec.decode(latents.raw[:, 0])
+    torch.testing.assert_close(shown, data.spec.to_model(raw), rtol=0, atol=1e-4)

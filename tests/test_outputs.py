@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from launching import command, ended, start
 
-from score_sde import load, log_likelihood
+from score_sde import load, log_likelihood, writing
 from score_sde.runs import outputs
 from score_sde.runs.outputs import Output, open_output, write_beside
 
@@ -195,20 +195,24 @@ def test_what_cannot_be_done_makes_nothing(run, tmp_path, capsys, words):
 
 
 def test_what_a_killed_process_has_left_beside_a_file_goes(tmp_path):
-    """But not what one that lives is writing, nor other people's files."""
+    """That of another machine after a day; not what one that lives writes, nor others' files."""
     path, killed = tmp_path / "recipe.json", subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
-    mine = outputs._beside(path)
+    mine = writing.beside(path)
     dead = mine.with_name(mine.name.replace(f"{os.getpid():08x}", f"{killed.pid:08x}", 1))
-    alien = tmp_path / ".recipe.json.partial"
-    for file in (mine, dead, alien):
+    other = dead.with_name(dead.name.replace(writing._machine(), "0123abcd"))
+    old = other.with_name(other.name.replace("0123abcd", "4567abcd"))
+    alien, longer = tmp_path / ".recipe.json.partial", tmp_path / f".a{dead.name}"
+    for file in (mine, dead, other, old, alien, longer):
         file.write_text("half")
+    os.utime(old, (0, time.time() - 1.01 * writing.LONG))
+    os.utime(mine, (0, 0))  # of a process that lives
     shutil.copytree(tmp_path, tmp_path / dead.name.replace("recipe.json", "folder"))
     write_beside(path, "{}")
-    with outputs.new_folder(tmp_path / "folder"):
+    with writing.new_folder(tmp_path / "folder"):
         pass
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"recipe.json", "folder", mine.name, alien.name}
+    assert names == {"recipe.json", "folder", mine.name, other.name, alien.name, longer.name}
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(run, capsys, monkeypatch):

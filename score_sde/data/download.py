@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from score_sde.data.spec import DataError
+from score_sde.writing import replacing
 
 FASHION_CLASSES = (
     "t-shirt", "trousers", "pullover", "dress", "coat",
@@ -83,10 +84,8 @@ def cifar10(split: str) -> tuple[np.ndarray, np.ndarray]:
     else:
         arrays = _fetch_cifar()
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_suffix(f".{os.getpid()}.tmp.npz")
-            np.savez(partial, allow_pickle=False, **arrays)
-            partial.replace(cached)
+            with replacing(cached) as file:
+                np.savez(file, allow_pickle=False, **arrays)
             print(f"CIFAR-10 cached in {cached}")
         except OSError as error:
             print(f"CIFAR-10 cannot be cached in {cached.parent} ({error}); set SCORE_SDE_CACHE")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -26,6 +25,7 @@ from PIL import Image
 
 from score_sde.data.download import cache_dir, npm_pack
 from score_sde.data.spec import DataError
+from score_sde.writing import replacing
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 SIDES = (32, 64)
@@ -151,11 +151,9 @@ def _fetch(folder: Path) -> None:
                 f"{', '.join(SHA256)} of npm's {PACKAGE} into {folder}."
             ) from error
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            partial = folder / f"{name}.{os.getpid()}.tmp"
-            partial.write_bytes(content)
-            partial.replace(folder / name)
+            with replacing(folder / name) as file:
+                file.write(content)
     except OSError as error:
         raise DataError(
             f"The emoji cannot be kept in {folder} ({error.strerror}); set SCORE_SDE_CACHE to a "

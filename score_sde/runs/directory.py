@@ -38,6 +38,7 @@ from score_sde.checks import LOOSE, UserError, read_json, try_json
 from score_sde.runs.lock import Lock, LockedError
 from score_sde.runs.signature import is_signed, sign
 from score_sde.training.checkpoints import CheckpointError, steps_of
+from score_sde.writing import replacing
 
 FORMAT = "score_sde run"
 CODEC = "codec.safetensors"
@@ -53,6 +54,7 @@ OURS = re.compile(
             rf"snapshots/{_STEP}\.safetensors",
             r"averages/sigma_rel_[\w.-]+\.(?:safetensors|json)",
             r"(?:gaussian|residuals|codec|embedding)\.safetensors",
+            r"(?:\w+/)?\.[\w.-]+\.[0-9a-f]{24}\.partial",
         )
     )
 )
@@ -315,9 +317,8 @@ def _holds(path: Path, keys: set[str]) -> bool:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     """All or nothing: written beside and renamed."""
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 def _remove_empty(folder: Path, keep: Path) -> None:

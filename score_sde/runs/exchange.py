@@ -22,11 +22,11 @@ from score_sde.convert.limits import check_finite
 from score_sde.data import DataSpec
 from score_sde.nets import UNet
 from score_sde.runs.directory import RunDirectory, RunError
-from score_sde.runs.outputs import new_folder
 from score_sde.runs.run import Run, load
 from score_sde.runs.signature import sign
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, tensor_sum
 from score_sde.version import __version__
+from score_sde.writing import new_folder
 
 LAYOUTS = ("diffusers", "safetensors")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

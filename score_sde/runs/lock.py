@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from score_sde.checks import UserError
+from score_sde.writing import is_alive, start_of
 
 HEARTBEAT = 10.0  # seconds between touches
 WATCH = 35.0  # seconds without one after which a lock of another machine is stale
@@ -26,28 +27,6 @@ WATCH = 35.0  # seconds without one after which a lock of another machine is sta
 
 class LockedError(UserError):
     """Somebody else works here; the message says who."""
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine has started, in its own clock; None if it cannot be told."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def is_alive(pid: int, started: str | None = None) -> bool:
-    """Whether a process of this machine runs, which has started then."""
-    if os.name == "nt":  # there, os.kill(pid, 0) is Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    now = _started(pid)
-    return started is None or now is None or now == started
 
 
 @dataclass(frozen=True)
@@ -92,7 +71,7 @@ class Lock:
             return None
 
     def _take(self) -> None:
-        me = {"pid": os.getpid(), "host": _host(), "process_started": _started(os.getpid()),
+        me = {"pid": os.getpid(), "host": _host(), "process_started": start_of(os.getpid()),
               "since": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
         mine = self.path.with_name(f".{self.path.name}.{_host()}.{os.getpid()}")
         mine.write_text(json.dumps(me) + "\n")

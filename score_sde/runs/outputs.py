@@ -18,17 +18,13 @@ import json
 import math
 import os
 import re
-import secrets
-import shutil
-import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -37,15 +33,14 @@ from typing_extensions import Required, TypedDict
 from score_sde import distributed
 from score_sde.checks import LOOSE, try_json
 from score_sde.runs.directory import RunDirectory, RunError
-from score_sde.runs.lock import is_alive
 from score_sde.runs.run import Run
 from score_sde.training.checkpoints import tensor_sum
 from score_sde.version import __version__
+from score_sde.writing import PARTIAL, replacing
 
 FORMAT = "score_sde output"
 SETTINGS = "settings.json"
 _PART = re.compile(r"\d{8,}_\d{8,}\.npz")
-_PARTIAL = re.compile(r"\.[\w.-]+\.(?:[0-9a-f]{8}){1,3}\.partial")
 
 
 class Mark(TypedDict, total=False):
@@ -90,7 +85,7 @@ class Output:
                 "it out."
             )
         if found is None and folder.is_dir():
-            if not all(_PARTIAL.fullmatch(p.name) for p in folder.iterdir()):
+            if not all(PARTIAL.fullmatch(p.name) for p in folder.iterdir()):
                 raise RunError(f"{folder} holds other files; give an empty or new folder as --out.")
         check_place(folder)
         return found is not None
@@ -150,7 +145,7 @@ class Output:
 
     def _remove_parts(self) -> None:
         parts = self.folder / "parts"
-        for folder, ours in ((parts, _PART), (parts, _PARTIAL), (self.folder, _PARTIAL)):
+        for folder, ours in ((parts, _PART), (parts, PARTIAL), (self.folder, PARTIAL)):
             for path in folder.iterdir() if folder.is_dir() else ():
                 if ours.fullmatch(path.name):
                     path.unlink(missing_ok=True)
@@ -219,51 +214,6 @@ def file_checksum(path: Path) -> str:
 # Files --------------------------------------------------------------------------------------------
 
 
-def _beside(path: Path) -> Path:
-    """Where ``path`` is written before it is renamed: .<name>.<machine, process, number>.partial.
-
-    What a process of this machine that was killed has left of the same path goes.
-    """
-    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-    name = re.compile(
-        rf"{re.escape(f'.{path.name}.{machine}')}([0-9a-f]{{8}})[0-9a-f]{{8}}\.partial"
-    )
-    for old in path.parent.iterdir() if path.parent.is_dir() else ():
-        writer = name.fullmatch(old.name)
-        if writer and not old.is_symlink() and not is_alive(int(writer[1], 16)):
-            if old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{machine}{os.getpid():08x}{secrets.token_hex(4)}.partial")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` when it is whole, and else goes."""
-    partial = _beside(path)
-    try:
-        with partial.open("xb") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of ``folder``, empty or not there, when it is whole."""
-    partial = _beside(folder)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def json_text(values: Any) -> str:
     """JSON that every reader takes: NaN and infinities are null."""
     return json.dumps(plain(values), indent=1, allow_nan=False) + "\n"
@@ -303,7 +253,6 @@ def write_beside(path: Path, content: str | bytes) -> Path:
     content = content.encode() if isinstance(content, str) else content
     if path.exists() and not (path.is_file() and path.read_bytes() == content):
         path = path.with_name(f"{path.stem}_{zlib.crc32(content):08x}{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(content)
     return path

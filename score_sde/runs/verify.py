@@ -12,8 +12,9 @@ from score_sde.checks import as_it_looks
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
 from score_sde.processes.sdes import VPSDE
-from score_sde.runs.outputs import check_place, json_text, replacing, write_beside
+from score_sde.runs.outputs import check_place, json_text, write_beside
 from score_sde.sampling import options_from_text
+from score_sde.writing import replacing
 
 
 def verify_to_files(

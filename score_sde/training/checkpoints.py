@@ -36,6 +36,7 @@ from score_sde.training.steps import (
 from score_sde.training.steps import chosen_steps as chosen_steps
 from score_sde.training.steps import steps_of as steps_of
 from score_sde.training.steps import strays as strays
+from score_sde.writing import whole_file
 
 State = dict[str, Tensor]
 
@@ -126,16 +127,13 @@ def load_tensors(path: Path) -> State:
 
 def save_tensors(path: Path, state: State) -> None:
     """Write tensors to a .safetensors file that is complete or not there, with a checksum."""
-    partial = path.with_name(f".partial_{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     try:
-        save_file(tensors, partial, {"checksum": tensor_sum(tensors)})
-        _sync(partial)
-        partial.rename(path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, {"checksum": tensor_sum(tensors)})
+            _sync(partial)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error}).") from error
 
 

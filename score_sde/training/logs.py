@@ -16,6 +16,7 @@ from torch import Tensor
 
 from score_sde import distributed
 from score_sde.checks import UserError
+from score_sde.writing import replacing
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels sigma/alpha that separate the bins
 BIN_NAMES = (
@@ -181,6 +182,5 @@ def _cut_log(path: Path, step: int) -> None:
             odd.append(number)
     if odd and odd != [len(lines)]:
         print(f"{path}: lines {odd[:5]} are not of a log and are left out")
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write("".join(kept).encode())
