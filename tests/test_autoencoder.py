@@ -1,9 +1,13 @@
 """The autoencoder: published sizes, closed forms, and pictures that come back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from score_sde.checks import UserError
+from score_sde.data.sources import ArrayData
+from score_sde.data.spec import make_spec
 from score_sde.nets.autoencoder import (
     KLAutoencoder,
     autoencoder_loss,
@@ -12,6 +16,7 @@ from score_sde.nets.autoencoder import (
     psnr,
 )
 from score_sde.nets.codec import Codec, Moments
+from score_sde.runs.codecs import fitted, latents_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,7 +86,7 @@ def test_sizes_that_do_not_divide_are_explained():
         KLAutoencoder.preset("tiny")
 
 
-def test_a_codec_standardises_each_channel_by_the_latents_of_its_data():
+def test_a_codec_standardises_each_channel_by_the_latents_of_its_data(tmp_path):
     """Channels of different means and spreads, the posterior's own spread counted in."""
 
     class Stripes(torch.nn.Module):
@@ -108,7 +113,7 @@ def test_a_codec_standardises_each_channel_by_the_latents_of_its_data():
     torch.testing.assert_close(codec.codec.shift, centre.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(codec.codec.scale, (1 / spread).float(), rtol=1e-5, atol=1e-6)
 
-    latents = latents_of(data, codec, Path(tempfile.mkdtemp()))
+    latents = latents_of(data, codec, tmp_path)
     mean, std = latents.raw.double().unbind(1)
     axes = (0, 2, 3)
     torch.testing.assert_close(mean.mean(axes), torch.zeros(2).double(), rtol=0, atol=1e-5)
