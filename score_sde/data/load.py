@@ -100,8 +100,13 @@ def load_data(
             f"Data has {found} channel{'s' * (found > 1)}, data.channels says {channels}. "
             f"Set data.channels={found}{advice}."
         )
-    if flip and len(data.spec.shape) != 3:
-        raise DataError(f"data.flip needs images; items of {name} have shape {data.spec.shape}.")
+    of_images = {"size": size, "resize": resize, "channels": channels, "flip": flip or None}
+    of_images["convert"] = None if convert == "auto" else convert
+    wrong = [f"data.{key}" for key, value in of_images.items() if value is not None]
+    if wrong and len(data.spec.shape) != 3:
+        raise DataError(
+            f"{' and '.join(wrong)} needs images; items of {name} have shape {data.spec.shape}."
+        )
     data.flip = flip
     if isinstance(data, ArrayData) and data.spec.is_image:
         data.notes = (*data.notes, *_constant_images(data))
@@ -150,6 +155,11 @@ def _found(
     suffix = Path(name).suffix.lower()
     said = {key: value for key, value in options.items() if value is not None}
     if name in BUILT_IN:
+        if bounds is not None or layout != "auto" or not said.keys() <= {"balance"}:
+            raise DataError(
+                f"{name} is known as it is: data.range, data.layout and data.options (but for the "
+                f"balance of emoji) are of data of yours (got {bounds}, {layout}, {said})."
+            )
         data = _built_in(name, split, shaping, balanced=said.get("balance") is True)
         data.split = split
         return data

@@ -235,7 +235,7 @@ def load_weights(checkpoints: Path, step: int, which: str) -> State:
     try:
         return load_file(_check(folder / f"{which}.safetensors", read_meta(folder)))
     except (CheckpointError, SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {step} is damaged: {error}.") from error
+        raise CheckpointError(f"checkpoint {step} is damaged: {str(error).rstrip('.')}.") from error
 
 
 def load_checkpoint(checkpoints: Path) -> Checkpoint | None:
@@ -250,5 +250,5 @@ def load_checkpoint(checkpoints: Path) -> Checkpoint | None:
             training = torch.load(training_file, map_location="cpu", weights_only=True)
             return Checkpoint(states.pop("model"), states.pop("ema"), training, meta, states)
         except Exception as error:  # whatever a damaged file provokes in its reader
-            print(f"checkpoint {step} is damaged ({error}); trying the one before")
+            print(f"checkpoint {step} is damaged ({str(error).rstrip('.')}); trying the one before")
     return None
