@@ -121,6 +121,8 @@ def _read_flag(
     text = _text_of(name, text, words)
     if not text:
         raise UsageError(f"--{name} is empty: give it a value, or leave it out.")
+    if "\0" in text:
+        raise UsageError(f"--{name} holds a character of no text (got {text!r}).")
     return flag, text if flag.kind is list else read_value(text, flag.kind, f"--{name}")
 
 
