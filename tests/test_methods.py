@@ -4,10 +4,12 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
 from conftest import correlated_gaussian
+from pydantic import Field
 
 from score_sde import VESDE, VPSDE, FlowSDE, log_likelihood, sample
 from score_sde.checks import UserError
@@ -22,6 +24,7 @@ from score_sde.sampling import (
     options_from_text,
 )
 from score_sde.sampling.correctors import Langevin
+from score_sde.sampling.options import options_of
 from score_sde.sampling.predictors import DDIM, ReverseDiffusion
 from score_sde.scores import ScoreError, batches
 
@@ -110,9 +113,9 @@ def test_options_as_text_are_read_by_their_types():
     assert options_from_text("ancestral", {"variance": "transition"}) == {"variance": "transition"}
     assert options_from_text("adams", {"data_std": "none"}) == {"data_std": None}
     for method, name, text, message in (
-        ("unipc", "corrector", "maybe", "corrector of unipc must be true or false"),
-        ("unipc", "order", "2.5", "order of unipc must be a whole number"),
-        ("ddim", "eta", "nan", "eta of ddim must be a number"),
+        ("unipc", "corrector", "maybe", "options.corrector must be True or False"),
+        ("unipc", "order", "2.5", "options.order must be a whole number"),
+        ("ddim", "eta", "nan", "options.eta must be finite"),
         ("pc", "predictor.size", "1", "option of reverse_diffusion: 'size' is unknown"),
         ("ddim", "predictor.eta", "1", "option of ddim: 'predictor.eta' is unknown"),
     ):
@@ -207,11 +210,11 @@ def test_half_precision_states_are_computed_in_float32(dtype, method):
         ({"seeds": [0.2, 0.7, 1]}, "whole number"),
         ({"method": "DDIM"}, "Did you mean 'ddim'"),
         ({"method": SAMPLERS["heun"]}, "of type Predictor"),
-        ({"method": "pc", "snr": "big"}, "snr of pc must be a number"),
-        ({"method": "ddim", "eta": math.nan}, "eta of ddim must be a number"),
+        ({"method": "pc", "snr": "big"}, "options.snr must be a number"),
+        ({"method": "ddim", "eta": math.nan}, "options.eta must be finite"),
         ({"noise_scale": math.nan}, "noise_scale"),
         ({"dtype": torch.int64}, "floating-point"),
-        ({"method": "rk45", "rtol": math.inf}, "positive"),
+        ({"method": "rk45", "rtol": math.inf}, "rtol must be finite"),
     ],
 )
 def test_bad_arguments_are_sentences(arguments, message):
@@ -241,3 +244,35 @@ def test_the_tables_are_written_from_the_one_of_samplers(monkeypatch):
     for path, make in make_tables.BLOCKS.items():
         text = path.read_text()
         assert make_tables.filled(text, make()) == text, f"python docs/make_tables.py for {path}"
+
+
+SETTINGS = {"eta": (-1, "x", math.nan), "order": (-1, 7, 1.5), "rtol": (0, -1, math.inf),
+            "atol": (0, "x"), "max_evaluations": (0, -1, 1.5), "safety": (0, -1),
+            "exponent": (-1, math.nan), "data_std": (0, -1, math.inf), "snr": (0, -1),
+            "churn": (-1, math.inf), "s_min": (-1,), "s_noise": (-1,), "corrector_steps": (0, 2.5),
+            "variance": (2, "x"), "variable": ("x", 3), "prediction": ("x",), "solver": ("x",),
+            "corrector": (3,)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_wrong_settings_are_sentences_by_name_and_by_class(name):
+    cls = SAMPLERS[name]
+    for setting in options_of(cls).keys() & SETTINGS.keys():
+        for value in SETTINGS[setting]:
+            for ask in (lambda s, v: make_sampler(name, **{s: v}), lambda s, v: cls(**{s: v})):
+                with pytest.raises(UserError, match=f"options.{setting} must be"):
+                    ask(setting, value)
+
+
+@dataclass(frozen=True)
+class Timid(AsDDIM):
+    """One of somebody's own, with a range of its own and no decorator."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+def test_settings_of_ones_own_are_validated_by_their_annotations():
+    assert make_sampler("test_methods.Timid", share=1).share == 1
+    for value in (0, 2, "x", True):
+        with pytest.raises(UserError, match="options.share must be"):
+            make_sampler("test_methods.Timid", share=value)

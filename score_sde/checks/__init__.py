@@ -62,7 +62,7 @@ from score_sde.checks.types import (
     real_tensor,
     whole_seeds,
 )
-from score_sde.checks.validation import checked, sentence, validated
+from score_sde.checks.validation import checked, construct, sentence, validated
 
 __all__ = [
     "BatchShape",
@@ -87,6 +87,7 @@ __all__ = [
     "as_it_looks",
     "check_size",
     "checked",
+    "construct",
     "did_you_mean",
     "from_json",
     "json_lines",

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -27,6 +27,7 @@ from score_sde.checks.types import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
+T = TypeVar("T")
 
 MOST_ITEMS = 2**22
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -61,6 +62,28 @@ def validated(section: str) -> Callable[[C], C]:
     return decorate
 
 
+def construct(cls: type[T], options: Mapping[str, Any], where: str) -> T:
+    """``cls(**options)``, its options validated by their annotations also if it is not `validated`.
+
+    where: what stands before the field in an error. Annotations that name what is not there are
+    not looked at.
+    """
+    if hasattr(cls.__init__, "is_checked") or not options:
+        return cls(**options)
+    made = cls.__new__(cls)
+    _initialiser(cls, where)(made, **options)
+    return made
+
+
+@functools.cache
+def _initialiser(cls: type, where: str) -> Callable[..., None]:
+    try:
+        typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):
+        return cls.__init__  # type: ignore[misc]
+    return _checked(cls.__init__, where)  # type: ignore[misc]
+
+
 def _checked(function: F, where: str) -> F:
     @functools.cache  # at the first call: a schema takes a millisecond to make
     def validate() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -75,6 +98,7 @@ def _checked(function: F, where: str) -> F:
             raise UserError(sentence(error, where, names)) from None
         return function(*given, **named)
 
+    call.is_checked = True  # type: ignore[attr-defined]
     return typing.cast(F, call)
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ from score_sde.ode import multistep
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS
 
-PREDICTIONS = ("eps", "x0", "F")
-VARIABLES = ("lambda", "sigma", "theta", "time")
+Prediction = Literal["eps", "x0", "F"]
+Variable = Literal["lambda", "sigma", "theta", "time"]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
 
-SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+Solver = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 
 
 class ODEError(UserError):

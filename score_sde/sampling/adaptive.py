@@ -16,12 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from score_sde.checks import Count, Positive, validated
 from score_sde.ode import frames
 from score_sde.ode.adaptive import Slope, StoppedError, integrate_each
 from score_sde.ode.solve import ODEError
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.method import Predictor, Trajectory, check_tolerances
+from score_sde.sampling.method import Predictor, Trajectory
 from score_sde.scores import Rows, ScoreFn, take
 
 
@@ -29,6 +30,7 @@ def _work_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class RK45(Predictor):
     """The probability flow by Dormand-Prince 5(4), each sample with its own steps.
@@ -37,18 +39,14 @@ class RK45(Predictor):
     frame; it affects the cost only. max_evaluations: of any sample, then `ODEError`.
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    data_std: float = 1.0
-    max_evaluations: int = 10_000
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    data_std: Positive = 1.0
+    max_evaluations: Count = 10_000
     evaluations: ClassVar[int] = 0
     stochastic: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     default_steps: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        check_tolerances(self.rtol, self.atol)
-        frames.check_positive("data_std", self.data_std)
 
     def step(  # type: ignore[override]
         self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor
@@ -99,6 +97,7 @@ class _FField:
         return [partial(slope, i=i) for i in range(len(u))]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class AdaptiveSDE(Predictor):
     """The reverse SDE with error control, each sample with its own steps (after 2105.14080).
@@ -107,17 +106,14 @@ class AdaptiveSDE(Predictor):
     [-1, 1]). safety, exponent: of the step size. max_evaluations: of any sample, then `ODEError`.
     """
 
-    rtol: float = 0.02
-    atol: float = 0.0078
-    safety: float = 0.9
-    exponent: float = 0.5
-    max_evaluations: int = 10_000
+    rtol: Positive = 0.02
+    atol: Positive = 0.0078
+    safety: Positive = 0.9
+    exponent: Positive = 0.5
+    max_evaluations: Count = 10_000
     evaluations: ClassVar[int] = 0
     linear: ClassVar[bool] = False
     default_steps: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        check_tolerances(self.rtol, self.atol)
 
     def step(  # type: ignore[override]
         self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor

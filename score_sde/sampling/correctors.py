@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Depth, Positive, validated
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.method import Predictor, Trajectory, advance
@@ -40,12 +40,7 @@ class Corrector(abc.ABC):
         """A state (B, ...) nearer to p_t; t is float64 (), a as in the module."""
 
 
-def check_snr(snr: float) -> None:
-    """UserError unless the signal-to-noise ratio is a positive number."""
-    if not 0 < snr < float("inf"):
-        raise UserError(f"corrector snr must be > 0 (got {snr}).")
-
-
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Langevin(Corrector):
     """A Langevin step as long as its own score allows: e = 2 a (snr sqrt(d) / |score|)^2.
@@ -53,10 +48,7 @@ class Langevin(Corrector):
     snr: signal-to-noise ratio of a step; 0.16 on CIFAR-10.
     """
 
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        check_snr(self.snr)
+    snr: Positive = 0.16
 
     def step(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
         score, z = run.score(x, t), run.noise()
@@ -67,6 +59,7 @@ class Langevin(Corrector):
         return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class AnnealedLangevin(Corrector):
     """A Langevin step as long as the noise level says: e = 2 a (snr sigma)^2 (1907.05600).
@@ -74,10 +67,7 @@ class AnnealedLangevin(Corrector):
     snr: signal-to-noise ratio of a step; 0.16 on CIFAR-10.
     """
 
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        check_snr(self.snr)
+    snr: Positive = 0.16
 
     def step(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
         score, z = run.score(x, t), run.noise()
@@ -105,6 +95,7 @@ class Parts(NamedTuple):
     corrector: Corrector
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class PredictorCorrector(Predictor[PredictorCorrectorNumbers]):
     """A predictor step and Langevin steps at its end: Song's PC sampler.
@@ -120,8 +111,8 @@ class PredictorCorrector(Predictor[PredictorCorrectorNumbers]):
 
     predictor: str | Predictor[Any] = "reverse_diffusion"
     corrector: str | Corrector = "langevin"
-    snr: float | None = None
-    corrector_steps: int = 1
+    snr: Positive | None = None
+    corrector_steps: Depth = 1
     corrector_first: bool = False
     predictor_options: Mapping[str, Any] = field(default_factory=dict)
     corrector_options: Mapping[str, Any] = field(default_factory=dict)
@@ -129,8 +120,6 @@ class PredictorCorrector(Predictor[PredictorCorrectorNumbers]):
     linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.corrector_steps < 1:
-            raise UserError(f"corrector_steps must be >= 1 (got {self.corrector_steps}).")
         options = dict(self.corrector_options)
         if self.snr is not None:
             options["snr"] = self.snr

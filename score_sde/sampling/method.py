@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from score_sde.checks import UserError
 from score_sde.ode.multistep import History
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn
@@ -84,22 +83,3 @@ def advance(
     if numbers is None:
         return method.step(run, x, t, s)  # type: ignore[call-arg]
     return method.step(run, x, t, s, numbers)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """UserError that names the choices unless value is one of them."""
-    if value not in choices:
-        raise UserError(f"{name} {value!r} is unknown; choose from {list(choices)}.")
-
-
-def check_eta(eta: float, most: float = float("inf")) -> None:
-    """UserError for a strength of noise that is negative, above ``most`` or not a number."""
-    if not 0 <= eta <= most:
-        limit = "" if most == float("inf") else f" and at most {most:g}"
-        raise UserError(f"eta must be at least 0{limit} (got {eta}).")
-
-
-def check_tolerances(rtol: float, atol: float) -> None:
-    """UserError unless both tolerances are positive numbers."""
-    if not (0 < rtol < float("inf") and 0 < atol < float("inf")):
-        raise UserError(f"rtol and atol must be positive (got {rtol}, {atol}).")

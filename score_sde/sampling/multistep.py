@@ -26,16 +26,17 @@ uniform in log s around the data's scale, and saturating on both sides, where li
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import NonNegative, Positive, UserError, validated
 from score_sde.ode import frames
 from score_sde.ode.multistep import StepWeights, step_weights
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.method import Predictor, Trajectory, check_choice, check_eta
+from score_sde.sampling.method import Predictor, Trajectory
 
 # Adams-Bashforth of orders 1 to 4 for equal steps, latest value first.
 EQUAL_STEPS = {
@@ -56,6 +57,11 @@ class MultistepNumbers(NamedTuple):
     weights: StepWeights
 
 
+Order = Annotated[int, Field(ge=0, le=6)]
+"""1 to 6, or 0 for automatic."""
+
+
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Multistep(Predictor[MultistepNumbers]):
     """Exponential Adams methods in any frame.
@@ -65,22 +71,17 @@ class Multistep(Predictor[MultistepNumbers]):
     eta: strength of the noise, for x0 only. data_std: standard deviation of x_0, for F only.
     """
 
-    prediction: str = "x0"
-    variable: str = "lambda"
-    order: int = 2  # type: ignore[misc]
+    prediction: frames.Prediction = "x0"
+    variable: frames.Variable = "lambda"
+    order: Order = 2  # type: ignore[misc]
     corrector: bool = False
-    eta: float = 0.0
-    data_std: float | None = None
+    eta: NonNegative = 0.0
+    data_std: Positive | None = None
     stochastic: ClassVar[bool] = False
     default_steps: ClassVar[int] = 25
     default_grid: ClassVar[str | None] = "logsnr"
 
     def __post_init__(self) -> None:
-        check_choice("prediction", self.prediction, frames.PREDICTIONS)
-        check_choice("variable", self.variable, frames.VARIABLES)
-        check_eta(self.eta)
-        if not 0 <= self.order <= 6:
-            raise UserError(f"order must lie in 1..6, or 0 for automatic (got {self.order}).")
         if self.eta > 0 and self.prediction != "x0":
             raise UserError(f"eta > 0 needs prediction=x0 (got {self.prediction}).")
 
@@ -130,6 +131,7 @@ class Multistep(Predictor[MultistepNumbers]):
         return history.predict(base, numbers.weights)
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class DPMSolverPP2M(Multistep):
     """DPM-Solver++(2M): x0 in lambda, second order (2211.01095)."""
@@ -137,13 +139,15 @@ class DPMSolverPP2M(Multistep):
     default_grid: ClassVar[str | None] = "karras"
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class DPMSolverPP3M(Multistep):
     """DPM-Solver++(3M) with the exact third order."""
 
-    order: int = 3  # type: ignore[misc]
+    order: Order = 3  # type: ignore[misc]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class SDEDPMSolverPP2M(Multistep):
     """SDE-DPM-Solver++(2M): the same for the reverse SDE (2211.01095, section 5).
@@ -151,7 +155,7 @@ class SDEDPMSolverPP2M(Multistep):
     data_std: if given, the grid is saturating, which is the more accurate.
     """
 
-    eta: float = 1.0
+    eta: NonNegative = 1.0
     stochastic: ClassVar[bool] = True
     default_steps: ClassVar[int] = 50
 
@@ -160,28 +164,32 @@ class SDEDPMSolverPP2M(Multistep):
         return "saturating" if self.data_std else "logsnr"
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class SDEDPMSolverPP3M(SDEDPMSolverPP2M):
     """SDE-DPM-Solver++(3M): with three evaluations."""
 
-    order: int = 3  # type: ignore[misc]
+    order: Order = 3  # type: ignore[misc]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class ExponentialSDE(SDEDPMSolverPP2M):
     """The exponential (Ito) integrator: x0 held constant over a step of the reverse SDE."""
 
-    order: int = 1  # type: ignore[misc]
+    order: Order = 1  # type: ignore[misc]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class DPMSolverM(Multistep):
     """DPM-Solver, multistep: eps in lambda (2206.00927)."""
 
-    prediction: str = "eps"
-    order: int = 3  # type: ignore[misc]
+    prediction: frames.Prediction = "eps"
+    order: Order = 3  # type: ignore[misc]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class UniPC(Multistep):
     """UniPC: x0 in lambda with the corrector (2302.04867).
@@ -190,13 +198,12 @@ class UniPC(Multistep):
         three nodes on B(h) cancels, with two the slope counts B(h)/2.
     """
 
-    order: int = 3  # type: ignore[misc]
+    order: Order = 3  # type: ignore[misc]
     corrector: bool = True
-    variant: str = "exact"
+    variant: Literal["exact", "bh1", "bh2"] = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("variant", self.variant, ("exact", "bh1", "bh2"))
         if self.variant != "exact" and (self.prediction, self.variable) != ("x0", "lambda"):
             raise UserError(f"variant={self.variant} is for prediction=x0 in variable=lambda.")
 
@@ -225,15 +232,17 @@ class UniPC(Multistep):
         return w
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class LMS(Multistep):
     """Linear multistep: eps in sigma, Adams-Bashforth of order 4 with exact weights."""
 
-    prediction: str = "eps"
-    variable: str = "sigma"
-    order: int = 4  # type: ignore[misc]
+    prediction: frames.Prediction = "eps"
+    variable: frames.Variable = "sigma"
+    order: Order = 4  # type: ignore[misc]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class IPNDM(Multistep):
     """iPNDM: eps in sigma, Adams-Bashforth with the weights of equal steps (2204.13902, app. B).
@@ -241,9 +250,9 @@ class IPNDM(Multistep):
     On a smooth grid whose steps are not equal it is second order, whatever its `order`.
     """
 
-    prediction: str = "eps"
-    variable: str = "sigma"
-    order: int = 4  # type: ignore[misc]
+    prediction: frames.Prediction = "eps"
+    variable: frames.Variable = "sigma"
+    order: Order = 4  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,15 +277,17 @@ class IPNDM(Multistep):
         return [h * weight for weight in EQUAL_STEPS[points]]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class DEIS(Multistep):
     """DEIS (tAB): eps in t, with exact weights (2204.13902)."""
 
-    prediction: str = "eps"
-    variable: str = "time"
-    order: int = 3  # type: ignore[misc]
+    prediction: frames.Prediction = "eps"
+    variable: frames.Variable = "time"
+    order: Order = 3  # type: ignore[misc]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Adams(Multistep):
     """Ours: F in theta with the corrector, for few evaluations (see the module).
@@ -284,14 +295,15 @@ class Adams(Multistep):
     order: 0 is 3, or 4 from 30 steps on. data_std: standard deviation of x_0; a run knows it.
     """
 
-    prediction: str = "F"
-    variable: str = "theta"
-    order: int = 0  # type: ignore[misc]
+    prediction: frames.Prediction = "F"
+    variable: frames.Variable = "theta"
+    order: Order = 0  # type: ignore[misc]
     corrector: bool = True
     default_steps: ClassVar[int] = 20
     default_grid: ClassVar[str | None] = "saturating"
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class AdamsSDE(Multistep):
     r"""Ours for the reverse SDE: x0 in theta with the corrector, weak order 2.
@@ -304,10 +316,10 @@ class AdamsSDE(Multistep):
     probability flow. data_std: standard deviation of x_0; a run knows it.
     """
 
-    variable: str = "theta"
-    order: int = 3  # type: ignore[misc]
+    variable: frames.Variable = "theta"
+    order: Order = 3  # type: ignore[misc]
     corrector: bool = True
-    eta: float = 0.7
+    eta: NonNegative = 0.7
     stochastic: ClassVar[bool] = True
     default_steps: ClassVar[int] = 50
     default_grid: ClassVar[str | None] = "saturating"

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from score_sde.ode.solve import SOLVERS, solve_ode
-from score_sde.sampling.method import Predictor, Trajectory, check_choice, check_tolerances
+from score_sde.checks import Count, Positive, validated
+from score_sde.ode.solve import Solver, solve_ode
+from score_sde.sampling.method import Predictor, Trajectory
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class AdaptiveODE(Predictor):
     """The probability flow with error control (2011.13456, section 4.3), by torchdiffeq.
@@ -20,18 +22,14 @@ class AdaptiveODE(Predictor):
     with the batch it is in.
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    solver: str = "dopri5"
-    max_evaluations: int = 10_000
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    solver: Solver = "dopri5"
+    max_evaluations: Count = 10_000
     evaluations: ClassVar[int] = 0  # as many as the tolerance needs
     stochastic: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     default_steps: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        check_choice("ODE solver", self.solver, SOLVERS)
-        check_tolerances(self.rtol, self.atol)
 
     def step(  # type: ignore[override]
         self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor

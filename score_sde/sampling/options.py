@@ -5,22 +5,19 @@ A method is a frozen dataclass, and its fields are its options, with the types t
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import dataclasses
 import functools
-import math
-import numbers
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from score_sde.checks import UserError, lookup, unknown
+from score_sde.checks import UserError, as_it_looks, construct, lookup, unknown
 
 Method = TypeVar("Method")
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def make(
@@ -43,11 +40,10 @@ def make(
     if not isinstance(cls, type):
         raise UserError(f"{what} {chosen!r} is no class, so it makes no {what}.")
     known = options_of(cls)
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             raise unknown(f"option of {chosen}:", name, known)
-        _check(f"{name} of {chosen}", value, _kinds(cls, name))
-    return cls(**options)
+    return construct(cls, options, "sampling.options.")
 
 
 def options_of(cls: type) -> dict[str, Any]:
@@ -72,9 +68,7 @@ def values_from_text(cls: type, texts: Mapping[str, str], what: str) -> dict[str
     for name in texts:
         if name not in known:
             raise unknown(f"option of {what}:", name, known)
-    return {
-        name: _parse(f"{name} of {what}", text, _kinds(cls, name)) for name, text in texts.items()
-    }
+    return {name: _parse(text, _kinds(cls, name)) for name, text in texts.items()}
 
 
 @functools.cache
@@ -95,27 +89,7 @@ def _kinds(cls: type, name: str) -> tuple[type, ...]:
     return kinds if all(isinstance(kind, type) for kind in kinds) else ()
 
 
-def _wanted(kinds: tuple[type, ...]) -> str:
-    named = [NAMES.get(kind, kind.__name__) for kind in kinds if kind is not types.NoneType]
-    return " or ".join(named)
-
-
-def _fits(value: Any, kind: type) -> bool:
-    if kind is bool or isinstance(value, bool):
-        return isinstance(value, bool) and kind is bool
-    if kind is int:
-        return isinstance(value, numbers.Integral)
-    if kind is float:
-        return isinstance(value, numbers.Real) and not math.isnan(value)
-    return isinstance(value, kind)
-
-
-def _check(what: str, value: Any, kinds: tuple[type, ...]) -> None:
-    if kinds and not any(_fits(value, kind) for kind in kinds):
-        raise UserError(f"{what} must be {_wanted(kinds)} (got {value!r}).")
-
-
-def _parse(what: str, text: str, kinds: tuple[type, ...]) -> Any:
+def _parse(text: str, kinds: tuple[type, ...]) -> Any:
     word = text.strip().lower()
     if types.NoneType in kinds and word in ("none", "null"):
         return None
@@ -123,17 +97,8 @@ def _parse(what: str, text: str, kinds: tuple[type, ...]) -> Any:
         return word in TRUE
     for kind in (int, float):
         if kind in kinds:
-            try:
-                number = kind(text)
-            except ValueError:
-                continue
-            _check(what, number, kinds)
-            return number
+            with contextlib.suppress(ValueError):
+                return kind(text)
     if str in kinds:
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = text
-    _check(what, value, kinds)
-    return value
+    return as_it_looks(text)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Extended, Fraction, NonNegative, require, validated
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.method import Predictor, Trajectory, check_choice, check_eta
+from score_sde.sampling.method import Predictor, Trajectory
 
 
 class Coefficients(NamedTuple):
@@ -53,6 +53,7 @@ class Affine(Predictor[tuple[float, float, float]]):
         return mean if on_noise == 0 else mean.add_(run.noise(), alpha=on_noise)
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Ancestral(Affine):
     """DDPM's Algorithm 2 between any two times of any process: q(x_s | x_t, x_0 = denoised).
@@ -63,13 +64,7 @@ class Ancestral(Affine):
         a model that has it, for every coordinate.
     """
 
-    variance: str | float = "posterior"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.variance, str):
-            check_choice("variance", self.variance, ("posterior", "transition", "learned"))
-        elif not 0 <= self.variance <= 1:
-            raise UserError(f"variance as a number must lie in [0, 1] (got {self.variance}).")
+    variance: Literal["posterior", "transition", "learned"] | Fraction = "posterior"
 
     @property
     def v(self) -> float:
@@ -103,6 +98,7 @@ class Ancestral(Affine):
         return torch.add(x * on_x, score, alpha=on_score).add_(run.noise() * std)
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class EulerMaruyama(Affine):
     """x_s = x - (f x - (1 + eta^2)/2 g^2 score) (t - s) + eta g sqrt(t - s) z (2011.13456).
@@ -110,10 +106,7 @@ class EulerMaruyama(Affine):
     eta: 1 follows the reverse SDE, 0 the probability flow, others lie between or beyond.
     """
 
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
+    eta: NonNegative = 1.0
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
         f, g, dt = sde.derivatives(t)[0] / sde.alpha(t), sde.diffusion(t), t - s
@@ -121,6 +114,7 @@ class EulerMaruyama(Affine):
         return Coefficients(1 - f * dt, on_score, self.eta * g * dt.sqrt())
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class ReverseDiffusion(Affine):
     """The reverse SDE discretised as the forward one is (2011.13456, appendix E).
@@ -128,16 +122,14 @@ class ReverseDiffusion(Affine):
     x_s = (2 - a) x + (1 + eta^2)/2 b^2 score + eta b z with p(x_t | x_s) = N(a x_s, b^2 I).
     """
 
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
+    eta: NonNegative = 1.0
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
         a, b = sde.transition(s, t)
         return Coefficients(2 - a, 0.5 * (1 + self.eta**2) * b**2, self.eta * b)
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class DDIM(Affine):
     """DDIM (2010.02502, eq. 12): eta = 0 is a step of the probability flow, eta = 1 `ancestral`.
@@ -145,13 +137,10 @@ class DDIM(Affine):
     x_s = alpha_s x_0 + sqrt(sigma_s^2 - c^2) eps + c z with c = eta times the posterior's std.
     """
 
-    eta: float = 0.0
+    eta: Fraction = 0.0
     order: ClassVar[int | None] = 1
     stochastic: ClassVar[bool] = False
     default_steps: ClassVar[int] = 50
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta, most=1)
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> Coefficients:
         c = self.eta * sde.transition(s, t)[1] * sde.sigma(s) / sde.sigma(t)
@@ -176,6 +165,7 @@ class Churned(NamedTuple):
     second: float
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class EDMStochastic(Predictor[Churned]):
     """EDM's stochastic Heun: raise the noise a little, then a Heun step (2206.00364, alg. 2).
@@ -184,22 +174,19 @@ class EDMStochastic(Predictor[Churned]):
     s_noise: factor on the added noise.
     """
 
-    churn: float = 40.0
-    s_min: float = 0.0
-    s_max: float = float("inf")
-    s_noise: float = 1.0
+    churn: NonNegative = 40.0
+    s_min: NonNegative = 0.0
+    s_max: Extended = float("inf")
+    s_noise: NonNegative = 1.0
     evaluations: ClassVar[int] = 2
     default_steps: ClassVar[int] = 64
     default_grid: ClassVar[str | None] = "karras"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.churn < float("inf"):
-            raise UserError(f"churn must be at least 0 (got {self.churn}).")
-        if not 0 <= self.s_min <= self.s_max or not 0 <= self.s_noise < float("inf"):
-            raise UserError(
-                f"s_min must be at least 0 and at most s_max, s_noise at least 0 "
-                f"(got {self.s_min}, {self.s_max}, {self.s_noise})."
-            )
+        require(
+            self.s_min <= self.s_max,
+            f"s_min must be at most s_max (got {self.s_min}, {self.s_max}).",
+        )
 
     def raised_times(self, sde: SDE, t: Tensor) -> Tensor:
         """The times at which the noise level is (1 + gamma) times that of t, at most the first."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from score_sde.checks import validated
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.method import Predictor, Trajectory, check_choice
+from score_sde.sampling.method import Predictor, Trajectory
 
 
 class Stage(NamedTuple):
@@ -85,6 +86,7 @@ def _numbers(
     return [StagedNumbers(list(mine), kept, row) for mine, kept, row in by_step]
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class ExplicitRK(Staged):
     """A Butcher tableau for the probability flow.
@@ -93,13 +95,10 @@ class ExplicitRK(Staged):
     is exact; "time" is the textbook form in t.
     """
 
-    variable: str = "sigma"
+    variable: Literal["sigma", "time"] = "sigma"
     nodes: ClassVar[tuple[float, ...]] = (0.0,)
     matrix: ClassVar[tuple[tuple[float, ...], ...]] = ((),)
     final: ClassVar[tuple[float, ...]] = (1.0,)
-
-    def __post_init__(self) -> None:
-        check_choice("variable", self.variable, ("sigma", "time"))
 
     def prepare(self, sde: SDE, times: Tensor) -> list[StagedNumbers]:
         t, s = times[:-1], times[1:]
@@ -134,6 +133,7 @@ class ExplicitRK(Staged):
         )
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Euler(ExplicitRK):
     """Euler's method for the probability flow; in sigma it is DDIM (2010.02502)."""
@@ -143,6 +143,7 @@ class Euler(ExplicitRK):
     default_grid: ClassVar[str | None] = "logsnr"
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Heun(ExplicitRK):
     """Heun's second-order method for the probability flow, EDM's choice (2206.00364, alg. 1)."""
@@ -156,6 +157,7 @@ class Heun(ExplicitRK):
     final: ClassVar[tuple[float, ...]] = (0.5, 0.5)
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class RK4(ExplicitRK):
     """The classical fourth-order Runge-Kutta method for the probability flow."""
@@ -169,6 +171,7 @@ class RK4(ExplicitRK):
     final: ClassVar[tuple[float, ...]] = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Singlestep(Staged):
     """DPM-Solver, singlestep: exponential Runge-Kutta in lambda (2206.00927, 2211.01095).
@@ -176,14 +179,11 @@ class Singlestep(Staged):
     prediction: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
     """
 
-    prediction: str = "x0"
+    prediction: Literal["eps", "x0"] = "x0"
     nodes: ClassVar[tuple[float, ...]] = (0.0, 0.5)
     # For each stage and the result: the earlier stages whose values it interpolates.
     uses: ClassVar[tuple[tuple[int, ...], ...]] = ((), (0,), (0, 1))
     default_grid: ClassVar[str | None] = "logsnr"
-
-    def __post_init__(self) -> None:
-        check_choice("prediction", self.prediction, ("eps", "x0"))
 
     def prepare(self, sde: SDE, times: Tensor) -> list[StagedNumbers]:
         t, s = times[:-1], times[1:]
@@ -211,6 +211,7 @@ class Singlestep(Staged):
         return _numbers(stages, keep(s), weights(self.uses[-1], end, s))
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Singlestep2(Singlestep):
     """DPM-Solver++(2S), or DPM-Solver-2 with prediction=eps: two evaluations a step."""
@@ -220,6 +221,7 @@ class Singlestep2(Singlestep):
     default_steps: ClassVar[int] = 15
 
 
+@validated("sampling.options")
 @dataclass(frozen=True)
 class Singlestep3(Singlestep):
     """DPM-Solver++(3S), or DPM-Solver-3 with prediction=eps: three evaluations a step."""
