@@ -146,9 +146,9 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--split=validation"], "split must be train or test"),
-        (["--num_samples=0"], "num_samples must be >= 1"),
+        (["--num_samples=0"], "num_samples must be at least 1"),
         (["--bound=elbo"], "--bound must be one of none, chain"),
-        (["--repeats=0"], "repeats and batch_size must be >= 1"),
+        (["--repeats=0"], "repeats must be at least 1"),
         (["--probes=0"], "probes must be at least 1"),
         (["--option", "solver=euler"], "solver must be 'adams' or 'dopri5' (got 'euler')"),
         (["--option", "nfes=3"], "no option 'nfes'; available: atol, divergence"),

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from score_sde import cli, diagnose
+from score_sde.checks import UserError
 from score_sde.nets import MLP
 from score_sde.ode.solve import ODEError
-from score_sde.runs.directory import RunError
 from score_sde.runs.train import train
 from score_sde.training import checkpoints
 
@@ -212,5 +212,5 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     assert "undertrained" in capsys.readouterr().out
     saved = json.loads((tmp_path / "run" / "evaluation" / "diagnosis.json").read_text())
     assert saved["findings"][0]["cause"] == "undertrained" and len(saved["levels"]) == 9
-    with pytest.raises(RunError, match="items must be at least 16"):
+    with pytest.raises(UserError, match="items must be at least 16"):
         diagnose(tmp_path / "run", items=3, device="cpu")

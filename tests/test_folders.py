@@ -246,9 +246,9 @@ def test_settings_that_are_wrong_whatever_the_data(tmp_path):
         (dict(size=0), "data.size must be"),
         (dict(size=(1, 2, 3)), "data.size must be"),
         (dict(size=True), "data.size must be"),
-        (dict(convert="nonsense"), "data.convert 'nonsense' is unknown"),
-        (dict(resize="zoom"), "data.resize 'zoom' is unknown"),
-        (dict(layout="WHC"), "data.layout 'WHC' is unknown"),
+        (dict(convert="nonsense"), "data.convert must be 'auto', 'grey'"),
+        (dict(resize="zoom"), "data.resize must be 'center_crop'"),
+        (dict(layout="WHC"), "data.layout must be .* .got 'WHC'.. Did you mean 'HWC'"),
         (dict(range=(3, 1)), "low < high"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,6 +1,7 @@
 """The whole family of samplers: orders, adaptivity, correctors, shared noise, recipes."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_exact_weights_integrate_polynomials():
         assert float((w * nodes[0] ** power).sum()) == pytest.approx(float(want), rel=1e-8)
 
 
-@pytest.mark.parametrize("prediction", frames.PREDICTIONS)
+@pytest.mark.parametrize("prediction", get_args(frames.Prediction))
 def test_frames_turn_the_flow_into_an_integral(sde, prediction):
     """d(x/scale)/dlambda = speed P along the exact flow of a Gaussian."""
     data, h = correlated_gaussian((2,)), 1e-5

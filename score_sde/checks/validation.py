@@ -44,10 +44,11 @@ def checked(where: F) -> F: ...
 def checked(where: F | str) -> F | Callable[[F], F]:
     """Validates the arguments of a function by its annotations, see above.
 
-    Bare, or with the section whose fields the arguments are: ``@checked("data")``.
+    Bare, or with the section whose fields the arguments are: ``@checked("data")``; ``""`` names them
+    alone, as the flags of a mode.
     """
     if isinstance(where, str):
-        return lambda function: _checked(function, f"{where}.")
+        return lambda function: _checked(function, where and f"{where}.")
     return _checked(where, f"{where.__name__}: ")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from score_sde.checks import UserError, did_you_mean
 
-ClassLabels: TypeAlias = "int | str | Sequence[int | str] | Tensor | None"
+ClassLabels: TypeAlias = int | str | Sequence[int | str] | Tensor | None
 """One class for all samples, one for each, or words for them: see `class_labels_of`."""
 
 

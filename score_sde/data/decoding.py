@@ -11,7 +11,7 @@ import functools
 import io
 import struct
 import warnings
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,7 +32,9 @@ FORMATS = {
 }  # fmt: skip
 EXTENSIONS = tuple(" ".join(FORMATS.values()).split())
 COMMON = ".png .jpg .jpeg .bmp .webp .tif .tiff .gif .ppm .avif"
-RESIZES = ("center_crop", "stretch", "pad")
+Resize = Literal["center_crop", "stretch", "pad"]
+RESIZES = get_args(Resize)
+Convert = Literal["auto", "grey", "rgb", "rgba"]
 CONVERTS = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("LA", "RGBA", "PA", "La", "RGBa")

@@ -108,14 +108,6 @@ class _Seen:
         self.modes[image.mode] += 1
 
 
-def check_image_options(resize: str | None, convert: str) -> None:
-    """Raises DataError for a way to resize or convert that does not exist."""
-    if resize is not None and resize not in RESIZES:
-        raise DataError(f"data.resize {resize!r} is unknown; choose from {list(RESIZES)}.")
-    if convert not in ("auto", *CONVERTS):
-        raise DataError(f"data.convert {convert!r} is unknown; choose auto or {list(CONVERTS)}.")
-
-
 def scan_images(
     files: Files,
     size: Size | None = None,
@@ -132,7 +124,6 @@ def scan_images(
     empty folder, for mixed sizes without ``size`` and ``resize``, and for missing captions, unless
     ``captioned`` is False and captions are not looked for.
     """
-    check_image_options(resize, convert)
     root = files.root
     pictures = [n for n in files.names if PurePosixPath(n).suffix.lower() in EXTENSIONS]
     if not pictures:

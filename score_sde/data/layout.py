@@ -8,23 +8,16 @@ one. ``vector`` makes one long vector of any item.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from score_sde.data.spec import DataError
 
-LAYOUTS = ("D", "L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
+Layout = Literal["auto", "vector", "D", "L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC"]
 USUAL_CHANNELS = (1, 3, 4)
 MOST_CHANNELS = 16
 Shape = Sequence[int]
-
-
-def check_layout(layout: str) -> None:
-    """Raises DataError for a layout that does not exist."""
-    if layout not in ("auto", "vector", *LAYOUTS):
-        raise DataError(
-            f"data.layout {layout!r} is unknown; choose auto, vector, or one of {list(LAYOUTS)}."
-        )
 
 
 def layout_of(shape: Shape) -> tuple[str, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,17 +13,17 @@ from score_sde.checks import Count, Index, Options, Row, checked, unknown
 from score_sde.data.arrays import from_arrays
 from score_sde.data.batches import check_batch
 from score_sde.data.datasets import from_dataset
-from score_sde.data.decoding import Size
+from score_sde.data.decoding import Convert, Resize, Size
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
 from score_sde.data.emoji import balanced_places, emoji
 from score_sde.data.files import list_files, listed
-from score_sde.data.images import ScannedImages, check_image_options, scan_images
-from score_sde.data.layout import check_layout
+from score_sde.data.images import ScannedImages, scan_images
+from score_sde.data.layout import Layout
 from score_sde.data.npz import read_arrays
 from score_sde.data.shapes import shapes
 from score_sde.data.shards import is_shards, list_shards
 from score_sde.data.sources import ArrayData, Data, StreamData
-from score_sde.data.spec import DataError, make_spec
+from score_sde.data.spec import DataError, Scaling, make_spec
 from score_sde.data.tables import SUFFIXES as TABLES
 from score_sde.data.tables import read_table
 from score_sde.data.toy import TOYS
@@ -47,14 +47,14 @@ GIVE = "a folder or .zip of images, .tar shards, a .npy, .npz, .csv or .parquet 
 @checked("data")
 def load_data(
     name: str | Path,
-    split: str = "train",
+    split: Literal["train", "test"] = "train",
     size: Count | Row[Count] | None = None,
-    resize: str | None = None,
-    convert: str = "auto",
+    resize: Resize | None = None,
+    convert: Convert = "auto",
     channels: Count | None = None,
     range: tuple[float, float] | None = None,
-    layout: str = "auto",
-    scaling: str = "symmetric",
+    layout: Layout = "auto",
+    scaling: Scaling = "symmetric",
     flip: bool = False,
     strict: bool = False,
     workers: Index = 0,
@@ -86,7 +86,7 @@ def load_data(
     Raises DataError, whose message says what was found and what to set.
     """
     name = str(name) if name != Path() else ""
-    _check_options(name, split, convert, resize, layout, range)
+    _check_options(name, range)
     box = box_of(size)
     data = _found(
         name, split, dict(size=box, resize=resize, convert=convert, scaling=scaling), layout, range,
@@ -114,19 +114,13 @@ def load_data(
     return data
 
 
-def _check_options(
-    name: str, split: str, convert: str, resize: str | None, layout: str, bounds: Any
-) -> None:
+def _check_options(name: str, bounds: Any) -> None:
     """Raises DataError for settings that are wrong whatever the data."""
     if not name:
         raise DataError(
             f"data.name is empty: say what to train on with --data, {GIVE} Dataset's dotted path; "
             f"or one of {', '.join(BUILT_IN)}."
         )
-    if split not in ("train", "test"):
-        raise DataError(f"data.split must be train or test (got {split!r}).")
-    check_image_options(resize, convert)
-    check_layout(layout)
     if bounds is not None and not bounds[0] < bounds[1]:
         raise DataError(f"data.range must be (low, high) with low < high (got {bounds}).")
 

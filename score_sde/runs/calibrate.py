@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from score_sde.checks import Count, checked
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.outputs import check_place, write_beside
 from score_sde.runs.run import load
 from score_sde.sampling import Recipe, calibrate, load_recipe
 
 
+@checked("")
 def calibrate_run(
     workdir: str | Path,
-    nfe: int = 20,
+    nfe: Count = 20,
     thorough: bool = False,
     weights: str = "ema",
     recipe: str | Path | None = None,

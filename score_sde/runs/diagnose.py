@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from score_sde import build
-from score_sde.checks import UserError, checked, json_lines
+from score_sde.checks import Index, UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
@@ -26,15 +27,16 @@ from score_sde.sampling import ODEError
 from score_sde.training.checkpoints import steps_of
 
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
-MOST_ITEMS, FEWEST_ITEMS = 5000, 16
+MOST_ITEMS = 5000
+Items = Annotated[int, Field(ge=16, le=2**53)]
 
 
 @checked
 def diagnose(
     run: Run | str | Path,
     data: str | None = None,
-    num_samples: int | None = None,
-    items: int | None = None,
+    num_samples: Index | None = None,
+    items: Items | None = None,
     weights: str = "ema",
     device: str = "auto",
     step: int | str | None = None,
@@ -53,11 +55,6 @@ def diagnose(
         num_samples = 64 if loaded.data_spec.is_image else 500
     if items is None:
         items = 192 if loaded.data_spec.is_image else 512
-    if items < FEWEST_ITEMS or num_samples < 0:
-        raise RunError(
-            f"items must be at least {FEWEST_ITEMS} and num_samples 0 or more (got {items}, "
-            f"{num_samples})."
-        )
     samples, careful, said = None, None, ""
     if num_samples and _is_finite(loaded):
         try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import named
+from score_sde.checks import Count, NonNegative, Seed, checked, named
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
 from score_sde.evaluation.by_class import agreement, by_class
@@ -37,13 +37,14 @@ from score_sde.runs.sampler import given_settings
 from score_sde.runs.sweep import as_plain, points, summary
 
 
+@checked("")
 def evaluate_to_files(
     workdir: str | Path | None = None,
     samples: str | None = None,
     data: str | None = None,
     split: str = "train",
-    num_samples: int | None = None,
-    first_seed: int = 0,
+    num_samples: Count | None = None,
+    first_seed: Seed = 0,
     features: str | None = None,
     reference: str | Path | None = None,
     save: str | Path | None = None,
@@ -54,15 +55,15 @@ def evaluate_to_files(
     out: str | Path | None = None,
     device: str = "auto",
     class_labels: ClassLabels = None,
-    guidance: float | None = None,
+    guidance: NonNegative | None = None,
     sweep: str | None = None,
     values: str | None = None,
     step: int | str | None = None,
     method: str | None = None,
-    steps: int | None = None,
-    nfe: int | None = None,
+    steps: Count | None = None,
+    nfe: Count | None = None,
     grid: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     options: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> Report | None:

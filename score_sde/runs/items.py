@@ -30,8 +30,6 @@ def items_of(run: Run, split: str, limit: int | None, name: str | None) -> tuple
         raise DataError(
             f"the {split} items have shape {data.spec.shape}, the model's {run.item_spec.shape}."
         )
-    if limit is not None and limit < 1:
-        raise RunError(f"num_samples must be >= 1 (got {limit}).")
     return data, len(data) if limit is None else min(limit, len(data))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import check_size
+from score_sde.checks import Count, Positive, check_size, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data.pictures import enlarged, grid_array
 from score_sde.likelihood import decode, encode, interpolate
@@ -21,14 +22,16 @@ from score_sde.runs.run import Run, load
 from score_sde.scores import ScoreFn
 
 BATCH = 64
+Points = Annotated[int, Field(ge=2, le=2**53)]
 
 
+@checked("")
 def encode_to_files(
     workdir: str | Path,
     split: str = "test",
-    num_samples: int = 64,
-    nfe: int = 64,
-    temperature: float = 1.0,
+    num_samples: Count = 64,
+    nfe: Count = 64,
+    temperature: Positive = 1.0,
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
@@ -45,8 +48,6 @@ def encode_to_files(
     `likelihood_to_files`. A command that was stopped goes on when it is given again. Returns the
     folder.
     """
-    if not 0 < temperature < float("inf"):
-        raise RunError(f"temperature must be positive (got {temperature}).")
     run = load(workdir, weights, device, step=step)
     items, n = items_of(run, split, num_samples, data)
     split = items.split  # "all" of data without parts, whatever was asked for
@@ -100,12 +101,13 @@ def _round_trips(
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
+@checked("")
 def interpolate_to_files(
     workdir: str | Path,
     split: str = "test",
-    pairs: int = 6,
-    points: int = 9,
-    nfe: int = 64,
+    pairs: Count = 6,
+    points: Points = 9,
+    nfe: Count = 64,
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
@@ -119,8 +121,6 @@ def interpolate_to_files(
     class_labels: one for all or one a pair, for both ends and the way between them. data: the name
     of other data than the run's.
     """
-    if pairs < 1 or points < 2:
-        raise RunError(f"pairs must be >= 1 and points >= 2 (got {pairs}, {points}).")
     run = load(workdir, weights, device, step=step)
     labels = labels_of(run, None, pairs, class_labels)
     items, n = items_of(run, split, 2 * pairs, data)

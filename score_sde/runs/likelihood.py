@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde import distributed
+from score_sde.checks import Count, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.likelihood import (
@@ -45,25 +46,27 @@ OPTIONS = {
     "divergence", "probes", "probe_kind", "solver", "nfe", "rtol", "atol", "max_evaluations",
     "truncation", "t_min", "prior",
 }  # fmt: skip
-BOUNDS = ("none", "chain", "continuous", "both")
+Bound = Literal["none", "chain", "continuous", "both"]
+BOUNDS = get_args(Bound)
 
 
+@checked("")
 def likelihood_to_files(
     workdir: str | Path,
     split: str = "test",
-    num_samples: int | None = None,
+    num_samples: Count | None = None,
     *,
-    bound: str = "none",
-    repeats: int = 1,
-    batch_size: int = 64,
+    bound: Bound = "none",
+    repeats: Count = 1,
+    batch_size: Count = 64,
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
     resume: str = "auto",
     class_labels: ClassLabels = None,
     data: str | None = None,
-    probes: int | None = None,
-    nfe: int | None = None,
+    probes: Count | None = None,
+    nfe: Count | None = None,
     options: Mapping[str, Any] | None = None,
     step: int | str | None = None,
 ) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def likelihood_to_files(
     """
     given = {key: v for key, v in {"probes": probes, "nfe": nfe}.items() if v is not None}
     options = given | dict(options or {})
-    _check(bound, repeats, batch_size, options)
+    _check(options)
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen), step=step)
         refuse_latents(
@@ -115,17 +118,13 @@ def likelihood_to_files(
         return summary
 
 
-def _check(bound: str, repeats: int, batch_size: int, options: Mapping[str, Any]) -> None:
+def _check(options: Mapping[str, Any]) -> None:
     """RunError for what cannot be asked of any run."""
-    if bound not in BOUNDS:
-        raise RunError(f"bound {bound!r} is unknown; choose from {list(BOUNDS)}.")
     for name in options:
         if name not in OPTIONS:
             raise RunError(
                 f"likelihood has no option {name!r}; available: {', '.join(sorted(OPTIONS))}."
             )
-    if repeats < 1 or batch_size < 1:
-        raise RunError(f"repeats and batch_size must be >= 1 (got {repeats}, {batch_size}).")
 
 
 def _protocol(

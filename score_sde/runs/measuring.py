@@ -49,8 +49,6 @@ def operator_of(
         raise RunError(f"--mask is of --task inpaint, not of {task}.")
     if task == "inpaint":
         return Mask(_upper_half(height, width) if mask is None else read_mask(mask, height, width))
-    if factor < 2:
-        raise RunError(f"factor must be at least 2 (got {factor}).")
     if task == "colourise":
         if channels != 3:
             raise RunError(f"colourise needs colour; the run's pictures have {channels} channels.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from score_sde import distributed
+from score_sde.checks import Count, NonNegative, Seed, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import enlarged, grid_array
@@ -31,29 +33,31 @@ from score_sde.runs.steering import Wish, steer
 
 ROUNDING = 1 / 255
 """The noise, in the model's range, that stands for none where a mask shows pixels as they are."""
+Factor = Annotated[int, Field(ge=2, le=2**20)]
 
 
+@checked("")
 def restore_to_files(
     workdir: str | Path,
     task: str,
     data: str | None = None,
     split: str = "test",
-    items: int = 1,
+    items: Count = 1,
     measurement: str | Path | None = None,
     mask: str | Path | None = None,
-    factor: int = 4,
-    noise: float = 0.05,
-    num_samples: int = 8,
-    nfe: int = 60,
+    factor: Factor = 4,
+    noise: NonNegative = 0.05,
+    num_samples: Count = 8,
+    nfe: Count = 60,
     restoration: str | None = None,
-    first_seed: int = 0,
-    batch_size: int | None = None,
+    first_seed: Seed = 0,
+    batch_size: Count | None = None,
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
     class_labels: ClassLabels = None,
     prompt: str | None = None,
-    guidance: float | None = None,
+    guidance: NonNegative | None = None,
     options: Mapping[str, Any] | None = None,
     step: int | str | None = None,
 ) -> Path:
@@ -132,9 +136,7 @@ def check_request(
     task: str, noise: float, num_samples: int, data: str | None, measurement: str | Path | None
 ) -> None:
     """RunError for what contradicts itself, before any work."""
-    if num_samples < 1:
-        raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
-    if noise < 0 or (noise == 0 and task != "inpaint"):
+    if noise == 0 and task != "inpaint":
         raise RunError(
             f"noise must be positive (got {noise:g}): give at least that of rounding, 0.004 for "
             "8-bit pixels in [-1, 1]. Only --task inpaint takes 0, and keeps what is seen."

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde import build, distributed
-from score_sde.checks import as_it_looks, check_size
+from score_sde.checks import Count, NonNegative, Seed, as_it_looks, check_size, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import captioned_grid, enlarged, grid_array, image_array, picture_of
@@ -39,24 +39,25 @@ from score_sde.runs.wish import Wish, check_wish, labels_of, read_prompts
 from score_sde.sampling import SampleResult, SamplingSettings, change_sampling, load_recipe
 
 
+@checked("")
 def sample_to_files(
     workdir: str | Path,
-    num_samples: int | None = None,
-    first_seed: int = 0,
+    num_samples: Count | None = None,
+    first_seed: Seed = 0,
     weights: str = "ema",
     out: str | Path | None = None,
     device: str = "auto",
     class_labels: ClassLabels = None,
     method: str | None = None,
-    steps: int | None = None,
-    nfe: int | None = None,
+    steps: Count | None = None,
+    nfe: Count | None = None,
     grid: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     options: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
     prompt: str | None = None,
     prompts: str | Path | None = None,
-    guidance: float | None = None,
+    guidance: NonNegative | None = None,
     negative_prompt: str | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rule: str | None = None,
@@ -139,8 +140,6 @@ def _captions(
     prompt: str | None, prompts: str | Path | None, num_samples: int | None
 ) -> tuple[list[str] | None, int]:
     """A caption for each sample, None without captions; and how many samples there are."""
-    if num_samples is not None and num_samples < 1:
-        raise RunError(f"num_samples must be >= 1 (got {num_samples}).")
     check_size(64 * (num_samples or 0), "so many samples")
     if prompt is not None and prompts is not None:
         raise RunError("give prompt or prompts, not both.")

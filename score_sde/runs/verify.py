@@ -8,7 +8,7 @@ from typing import Any
 
 from score_sde import plotting
 from score_sde.build import build_sde
-from score_sde.checks import as_it_looks
+from score_sde.checks import Count, Index, as_it_looks, checked
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
 from score_sde.processes.sdes import VPSDE
@@ -17,16 +17,17 @@ from score_sde.sampling import options_from_text
 from score_sde.writing import replacing
 
 
+@checked("")
 def verify_to_files(
     config: Mapping[str, Any] | None = None,
     method: str = "heun",
-    steps: int | None = None,
+    steps: Count | None = None,
     grid: str | None = None,
     options: Mapping[str, Any] | None = None,
     out: str | Path = "runs/verify",
     restoration: str | None = None,
-    nfe: int | None = None,
-    calibrate: int = 0,
+    nfe: Count | None = None,
+    calibrate: Index = 0,
 ) -> VerifyReport | RestorationReport:
     """`verify` a sampler on the process of a config (VP when None): <out>/<method>.json and .png.
 
