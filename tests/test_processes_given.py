@@ -34,7 +34,7 @@ def test_states_of_integers_are_states(dtype):
         torch.testing.assert_close(given.double(), want, rtol=1e-5, atol=1e-5)
 
 
-WRONG_TIMES = ["a", None, 1j, True, [0.1, "b"], torch.tensor([True]), torch.tensor([1j]), object()]
+WRONG_TIMES = ["a", None, 1j, [0.1, "b"], torch.tensor([1j]), object()]
 
 
 @pytest.mark.parametrize("t", WRONG_TIMES, ids=str)
@@ -47,8 +47,8 @@ def test_what_is_no_time_is_a_sentence(t):
     ):  # fmt: skip
         with pytest.raises(UserError, match="a time is a number"):
             ask(t)
-    with pytest.raises(UserError, match="whole numbers from 1 to 10"):
-        VP.discretize(10).marginal(x, t)
+    with pytest.raises(UserError, match="whole numbers from 1 to 100"):
+        VP.discretize(100).marginal(x, t)
 
 
 def test_times_may_be_lists_and_arrays():
@@ -82,7 +82,7 @@ def test_functions_that_make_no_process_are_sentences():
         (lambda self, t: None, "must be a tensor"),
         (lambda self, t: 1 + 0 * t, None),
         (t_like, "must fall from t_min to t_max"),
-        (lambda self, t: t * (2 - t), "must fall|no finite"),
+        (lambda self, t: t * t, "must fall"),
         (lambda self, t: t * math.nan, "no finite alpha"),
     ):
         if said is None:

@@ -44,8 +44,8 @@ def checked(where: F) -> F: ...
 def checked(where: F | str) -> F | Callable[[F], F]:
     """Validates the arguments of a function by its annotations, see above.
 
-    Bare, or with the section whose fields the arguments are: ``@checked("data")``; ``""`` names them
-    alone, as the flags of a mode.
+    Bare, or with the section whose fields the arguments are: ``@checked("data")``. ``""`` names
+    them alone, as the flags of a mode.
     """
     if isinstance(where, str):
         return lambda function: _checked(function, where and f"{where}.")

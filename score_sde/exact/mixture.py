@@ -190,8 +190,10 @@ class GaussianMixture:
 
         class_labels: (B,), for log p_t(x | class).
         """
-        if sde is None or t is None:
+        if sde is None and t is None:
             alpha, sigma = torch.tensor(1.0), torch.tensor(0.0)
+        elif sde is None or t is None:
+            raise UserError(f"give sde and t, or neither: a time is a number (got {shown(t)}).")
         else:
             t = as_time(t).to(work_dtype(x))
             alpha, sigma = sde.alpha(t), sde.sigma(t)

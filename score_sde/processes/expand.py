@@ -16,10 +16,10 @@ def as_time(t: Tensor | float) -> Tensor:
     if isinstance(t, Tensor) and t.dtype in (torch.float32, torch.float64):
         return t
     try:
-        found = t if isinstance(t, Tensor) else torch.as_tensor(t)
+        found: Tensor | None = t if isinstance(t, Tensor) else torch.as_tensor(t)
     except (TypeError, ValueError, RuntimeError):
-        found = torch.tensor(False)
-    if found.dtype == torch.bool or found.is_complex():
+        found = None
+    if found is None or found.is_complex():
         raise UserError(f"a time is a number, or a tensor () or (B,) of numbers (got {shown(t)}).")
     if not isinstance(t, Tensor):
         return torch.as_tensor(t, dtype=torch.float64)
