@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -213,6 +214,26 @@ def test_what_a_killed_process_has_left_beside_a_file_goes(tmp_path):
         pass
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"recipe.json", "folder", mine.name, other.name, alien.name, longer.name}
+
+
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path):
+    """Here threads, of which each writes in two halves with the others in between."""
+    path, met = tmp_path / "moments.bin", threading.Barrier(8)
+
+    def put(i: int) -> None:
+        with writing.replacing(path) as file:
+            file.write(bytes([i]) * 1000)
+            met.wait()
+            file.write(bytes([i]) * 1000)
+
+    writers = [threading.Thread(target=put, args=(i,)) for i in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    content = path.read_bytes()
+    assert len(content) == 2000 and len(set(content)) == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(run, capsys, monkeypatch):
