@@ -69,7 +69,7 @@ def construct(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     where: what stands before the field in an error. Annotations that name what is not there are
     not looked at.
     """
-    if hasattr(cls.__init__, "is_checked") or not options:
+    if hasattr(cls.__init__, "is_checked") or not options:  # type: ignore[misc]
         return cls(**options)
     made = cls.__new__(cls)
     _initialiser(cls, where)(made, **options)

@@ -176,14 +176,12 @@ def evaluate(
     copies = None
     require(train is not None or held_out is None, "held_out is of use beside train alone.")
     if train is not None:
-        others = [
-            None if v is None else as_items(v, name)
-            for v, name in ((train, "the training items"), (held_out, "the held-out items"))
-        ]
-        for other in others:
-            if other is not None:
-                check_comparable(x, other)
-        copies = memorisation(x[:MOST], others[0], others[1], seed)
+        items, other = as_items(train, "the training items"), None
+        check_comparable(x, items)
+        if held_out is not None:
+            other = as_items(held_out, "the held-out items")
+            check_comparable(x, other)
+        copies = memorisation(x[:MOST], items, other, seed)
     found = report(mine, target, measures, blocks, seed, few, protocol, copies)
     if labels is None and reference_labels is None:
         return found
