@@ -199,6 +199,7 @@ class ScoreMatching:
         **condition: Any,
     ) -> LossTerms:
         """The loss of each x0 (B, ...); t (B,) and eps (like x0) are drawn unless given."""
+        require(x0.is_floating_point(), "x0 must hold floating-point values in the model's range.")
         t = self.draw_times(model, x0.shape[0], x0.device) if t is None else t
         eps = torch.randn_like(x0) if eps is None else eps
         mean, std = model.sde.marginal(x0, t)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import Positive, UserError, checked, lookup
+from score_sde.checks import Positive, UserError, checked, lookup, real_tensor
 from score_sde.processes.expand import as_time, expand
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS, Row
@@ -43,6 +43,20 @@ def conditions_of(net: nn.Module) -> tuple[str, ...] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return tuple(p.name for p in parameters[2:])
+
+
+def check_classes(net: nn.Module, labels: Tensor) -> None:
+    """UserError unless labels are classes of the network, -1 for none, or rows of numbers."""
+    classes = getattr(getattr(net, "module", net), "classes", None)
+    if labels.is_floating_point() or labels.numel() == 0:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if labels.dtype == torch.bool or low < -1 or (isinstance(classes, int) and high >= classes):
+        there = f"0 to {classes - 1}" if isinstance(classes, int) else "whole numbers from 0"
+        raise UserError(
+            f"class_labels must be classes of the network, {there}, or -1 for none (got {low} to "
+            f"{high}, {labels.dtype})."
+        )
 
 
 class ScoreModel(nn.Module):
@@ -106,10 +120,15 @@ class ScoreModel(nn.Module):
 
         Each value is a tensor (B, ...) with a row for each sample, for instance
         ``class_labels`` (B,), or a tensor () for all of them; None is left out. What is bound
-        already is replaced: ``model.bind()`` is the unconditional score. Raises UserError for
-        what the network does not take.
+        already is replaced: ``model.bind()`` is the unconditional score. Numbers and lists are
+        taken as tensors. Raises UserError for what the network does not take, and for classes
+        that it does not have.
         """
-        given = {name: value for name, value in condition.items() if value is not None}
+        given = {
+            name: real_tensor(value, f"the values of {name}")
+            for name, value in condition.items()
+            if value is not None
+        }
         taken = conditions_of(self.net)
         for name in given:
             if taken is not None and name not in taken:
@@ -117,6 +136,8 @@ class ScoreModel(nn.Module):
                     f"this network is not told {name!r}; it takes {', '.join(taken) or 'nothing'} "
                     "beside x and the noise label."
                 )
+        if "class_labels" in given:
+            check_classes(self.net, given["class_labels"])
         bound = copy.copy(self)
         bound.condition = given
         return bound

@@ -166,3 +166,41 @@ def test_numbers_are_tensors_whatever_holds_them():
     ):
         with pytest.raises(UserError, match="x must be"):
             real_tensor(wrong, "x")
+
+
+def test_laws_that_are_none_are_sentences():
+    zero = [[0.0, 0.0]]
+    for law in (
+        lambda: GaussianMixture("a", zero, 1.0), lambda: GaussianMixture([1.0], "b", 1.0),
+        lambda: GaussianMixture([1.0], zero, "c"), lambda: GaussianMixture([], [], 1.0),
+        lambda: GaussianMixture([1.0], [[math.nan, 0.0]], 1.0),
+        lambda: GaussianMixture([1.0], zero, math.nan), lambda: GaussianMixture([1j], zero, 1.0),
+        lambda: GaussianMixture([1.0], zero, math.inf), lambda: Gaussian([], 1.0),
+        lambda: Gaussian("a", 1.0), lambda: Gaussian([math.nan], 1.0),
+        lambda: Gaussian([0.0, 0.0], [[1.0, 2.0], [0.0, 1.0]]), lambda: LAW.score(3),
+        lambda: LAW.sample(0), lambda: LAW.sample(-1), lambda: LAW.sample(1.5),
+        lambda: LAW.sample("3"), lambda: LAW.sample(10**13), lambda: LAW.sample(2, seed=-1),
+        lambda: LAW.log_prob(X, VP), lambda: LAW.log_prob(X, None, 0.5),
+        lambda: LAW.log_prob(X[:, :1]), lambda: LAW.log_prob(np.zeros((2, 2))),
+    ):  # fmt: skip
+        with pytest.raises(UserError):
+            law()
+
+
+def test_classes_are_bound_as_numbers_lists_and_tensors_and_must_be_there():
+    net = UNet(1, (8, 8), width=8, groups=2, multipliers=(1, 2), attention=(), classes=3)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model, x, t = ScoreModel(net.eval(), VP), torch.randn(2, 1, 8, 8), torch.tensor(0.5)
+    with torch.no_grad():
+        want = model.bind(class_labels=torch.tensor([1, 2]))(x, t)
+        for given in ([1, 2], (1, 2), np.array([1, 2]), torch.tensor([1, 2], dtype=torch.uint8)):
+            torch.testing.assert_close(model.bind(class_labels=given)(x, t), want)
+        assert not torch.equal(want, model.bind()(x, t))
+        one = model.bind(class_labels=1)(x, t)
+        torch.testing.assert_close(one, model.bind(class_labels=[1, 1])(x, t))
+    for wrong in (3, [0, 5], -2, "a", [True, False], [[1], [2, 3]]):
+        with pytest.raises(UserError, match="class_labels"):
+            model.bind(class_labels=wrong)
+    with pytest.raises(UserError, match="floating-point"):
+        ScoreMatching()(model, torch.zeros(2, 1, 8, 8, dtype=torch.uint8))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
-from score_sde.exact.mixture import GaussianMixture
+from score_sde.exact.mixture import GaussianMixture, finite
 from score_sde.exact.score import work_dtype
 from score_sde.processes.expand import as_time, like_state
 from score_sde.processes.sdes import SDE
@@ -25,8 +25,7 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Tensor | Sequence[float], covariance: Tensor | Sequence | float):
-        mean = torch.as_tensor(mean, dtype=torch.float64)
-        covariance = torch.as_tensor(covariance, dtype=torch.float64)
+        mean, covariance = finite(mean, "mean"), finite(covariance, "covariance")
         if mean.ndim == 0:
             raise UserError("mean must have the shape of one state, for instance (2,); got ().")
         if covariance.ndim > 0:

@@ -14,13 +14,30 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, shown, whole_seeds
+from score_sde.checks import (
+    Count,
+    Seed,
+    UserError,
+    check_size,
+    checked,
+    real_tensor,
+    require,
+    shown,
+    whole_seeds,
+)
 from score_sde.exact.measured import Conditioned, conditioned, matrix_of
 from score_sde.exact.score import ExactScore, work_dtype
 from score_sde.noise import fresh_seeds, generator_of
 from score_sde.processes.expand import as_time, expand, like_state
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn
+
+
+def finite(values: Tensor | Sequence | float, what: str) -> Tensor:
+    """Numbers as float64; UserError unless all are finite."""
+    found = real_tensor(values, what).double()
+    require(bool(found.isfinite().all()), f"{what} must be finite (got {shown(values)}).")
+    return found
 
 
 class GaussianMixture:
@@ -40,9 +57,9 @@ class GaussianMixture:
         covariances: Tensor | Sequence | float,
         labels: Sequence[int] | Tensor | None = None,
     ):
-        self.means = torch.as_tensor(means, dtype=torch.float64)
-        weights = torch.as_tensor(weights, dtype=torch.float64)
-        if self.means.ndim < 2 or weights.shape != self.means.shape[:1]:
+        self.means = finite(means, "means")
+        weights = finite(weights, "weights")
+        if self.means.ndim < 2 or self.means.numel() == 0 or weights.shape != self.means.shape[:1]:
             raise UserError(
                 f"weights (K,) and means (K, ...) must share K; got {tuple(weights.shape)} "
                 f"and {tuple(self.means.shape)}."
@@ -55,7 +72,7 @@ class GaussianMixture:
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         if self.labels is not None and self.labels.shape != self.weights.shape:
             raise UserError(f"labels must be ({self.components},); got {list(self.labels.shape)}.")
-        self.covariances = self._full_covariances(torch.as_tensor(covariances, dtype=torch.float64))
+        self.covariances = self._full_covariances(finite(covariances, "covariances"))
         # eigh: C_k = U diag(lambda) U^T, columns of U are the axes.
         self._variances, self._axes = torch.linalg.eigh(self.covariances)
         if bool((self._variances < -1e-10 * self._variances.abs().max()).any()):
@@ -69,6 +86,11 @@ class GaussianMixture:
         if c.ndim == 0 or c.shape == (k,):
             return c.expand(k)[:, None, None] * torch.eye(d, dtype=torch.float64)
         if c.shape == (k, d, d):
+            apart = (c - c.mT).abs().max()
+            require(
+                apart <= 1e-6 * c.abs().max(),
+                f"covariances differ from their transpose by {apart:.3g}.",
+            )
             return (c + c.mT) / 2
         if c.shape == (k, *self.shape):
             return torch.diag_embed(c.flatten(1))
@@ -91,8 +113,10 @@ class GaussianMixture:
         """Root of the mean variance over the coordinates: the data's scale."""
         return float(self.covariance().diagonal().mean().sqrt())
 
-    def sample(self, n: int, seed: int | None = None) -> Tensor:
+    @checked
+    def sample(self, n: Count, seed: Seed | None = None) -> Tensor:
         """n draws of x_0, shape (n, *shape), float64; the global generator unless seeded."""
+        check_size(24 * n * self.dim, "so many draws")
         generator = None if seed is None else generator_of(*whole_seeds([seed]))
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
@@ -264,6 +288,7 @@ class GaussianMixture:
             matrix_of(A, self.shape), noise, y,
         )  # fmt: skip
 
+    @checked
     def score(self, sde: SDE) -> ExactScore:
         """The exact score under ``sde``: a callable (x, t) like a trained model."""
         return ExactScore(self, sde)
