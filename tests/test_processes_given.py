@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from score_sde import SDE, VPSDE, Gaussian, GaussianMixture, guide, log_likelihood, sample
+from score_sde import (
+    SDE,
+    VPSDE,
+    Gaussian,
+    GaussianMixture,
+    ScoreMatching,
+    ScoreModel,
+    UNet,
+    guide,
+    log_likelihood,
+    sample,
+)
 from score_sde.checks import UserError, real_tensor
 from score_sde.processes.chain import Chain, cosine_betas, linear_betas
 

@@ -170,6 +170,7 @@ def evaluate(
     if not isinstance(reference, Statistics):
         y = as_items(reference, "the reference's items")
         check_comparable(x, y)
+        require(len(y) > 1, "the reference must have two items at least (got 1).")
     extractor = find_features(features, x)
     mine = featured(extractor, x)
     target = reference if isinstance(reference, Statistics) else featured(extractor, y)
@@ -231,8 +232,6 @@ def report(
 
 def check_comparable(x: Tensor, y: Tensor) -> None:
     """Raises DataError if two sets are not of one kind of items."""
-    if len(y) < 2:
-        raise DataError("there must be two items at least to compare with (got 1).")
     if x.shape[1:] != y.shape[1:]:
         if x.ndim == y.ndim == 4:
             raise DataError(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import real_tensor
 from score_sde.data.download import cache_dir
 from score_sde.data.spec import DataError
 from score_sde.evaluation.measures import Featured, Statistics
@@ -44,7 +45,10 @@ def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
         mu, sigma, name = read_pickle(path, extractor)
         return _of_moments(path, mu, sigma, None, {"data": f"{path.name} ({name})"})
     try:
-        with np.load(path, allow_pickle=False) as file:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise ValueError("it is one array")
+        with found as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file of statistics ({error}).") from error
@@ -57,16 +61,20 @@ def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
             f"{path} holds {', '.join(arrays)}; statistics are mu and sigma, or pool_3. Make them "
             "with --mode evaluate --data DATA --save FILE."
         )
-    if "facts" in arrays:
-        facts |= json.loads(str(arrays["facts"]))
-    n = int(arrays["n"]) if "n" in arrays else None
+    try:
+        facts |= dict(json.loads(str(arrays.get("facts", "{}"))))
+        n = int(arrays["n"]) if "n" in arrays else None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: n must be a number and facts a dictionary ({error}).") from error
     return _of_moments(path, arrays["mu"], arrays["sigma"], n, facts)
 
 
 def _of_moments(
     path: Path, mu: np.ndarray, sigma: np.ndarray, n: int | None, facts: Mapping[str, Any]
 ) -> Statistics:
-    mean, covariance = (torch.tensor(a, dtype=torch.float64) for a in (mu, sigma))
+    mean, covariance = (real_tensor(a, f"the moments in {path}").double() for a in (mu, sigma))
+    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+        raise DataError(f"{path} holds moments that are not finite.")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
     return Statistics(Moments.of_gaussian(n or 2, mean, covariance), n, facts)

@@ -88,8 +88,8 @@ class GaussianMixture:
         if c.shape == (k, d, d):
             apart = (c - c.mT).abs().max()
             require(
-                apart <= 1e-6 * c.abs().max(),
-                f"covariances differ from their transpose by {apart:.3g}.",
+                bool(apart <= 1e-6 * c.abs().max()),
+                f"covariances must be symmetric; they differ from their transposes by {apart:.3g}.",
             )
             return (c + c.mT) / 2
         if c.shape == (k, *self.shape):
