@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from score_sde.checks import UserError
 from score_sde.data import DataError
+from score_sde.evaluation.statistics import load_statistics
 from score_sde.runs import diagnose, outputs
 from score_sde.runs.calibrate import calibrate_run
 from score_sde.runs.diagnose import diagnose_to_file
@@ -73,3 +76,18 @@ def test_statistics_replace_nothing_but_statistics(tmp_path):
     with pytest.raises(DataError, match="photo.npz is not a readable .npz file of statistics"):
         evaluate_to_files(data="ring8", save=tmp_path / "photo.npz")
     assert (tmp_path / "photo.npz").read_text() == "mine"
+
+
+def test_files_of_statistics_that_hold_none_are_named(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros((4, 2)))
+    good = {"mu": np.zeros(2), "sigma": np.eye(2)}
+    odd = ({"mu": np.full(2, np.nan)}, {"sigma": np.eye(3)}, {"n": np.array("many")},
+           {"facts": np.array("[")}, {"facts": np.array("3")},
+           {"mu": np.array(["a", "b"])})  # fmt: skip
+    for i, wrong in enumerate(odd):
+        np.savez(tmp_path / f"{i}.npz", **{**good, **wrong})
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(UserError, match=path.name):
+            load_statistics(path)
+    np.savez(tmp_path / "good.npz", **good)
+    assert load_statistics(tmp_path / "good.npz").moments.covariance.shape == (2, 2)
