@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import score_sde
-from score_sde import cli
+from score_sde import cli, plotting
 from score_sde.build import build_data, build_net, build_sde
 from score_sde.checks import UserError, machine_memory
 from score_sde.data import DataSpec
@@ -91,6 +91,13 @@ CALLS = {
     "train": (score_sde.train, dict(
         config="no_such_config", workdir="no/such/run", resume=False, overwrite=False,
         device="cpu", resume_changed=False)),
+    "score_field": (plotting.plot_score_field, dict(
+        score=SCORE, t=0.5, kind="quiver", density=None, extent=3.0, arrows=3, scale=None)),
+    "points": (plotting.plot_points, dict(x=X, extent=2.0, colour="red")),
+    "map": (plotting.plot_map, dict(
+        values=lambda x: x[:, 0], extent=3.0, label="", n=4, vmin=0.0, vmax=1.0)),
+    "grid": (plotting.image_grid, dict(
+        images=torch.zeros(2, 1, 4, 4), spec=None, columns=2, row_labels=["a"], title="")),
     "build_sde": (build_sde, dict(config={"sde": {"name": "vp"}})),
     "build_net": (build_net, dict(config={"net": {"name": "mlp"}}, spec=DataSpec((2,)))),
     "build_data": (build_data, dict(config={"data": {"name": "moons"}})),

@@ -66,8 +66,7 @@ def validated(section: str) -> Callable[[C], C]:
 def construct(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     """``cls(**options)``, its options validated by their annotations also if it is not `validated`.
 
-    where: what stands before the field in an error. Annotations that name what is not there are
-    not looked at.
+    where: what stands before the field in an error.
     """
     if hasattr(cls.__init__, "is_checked") or not options:  # type: ignore[misc]
         return cls(**options)
@@ -78,10 +77,6 @@ def construct(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
 @functools.cache
 def _initialiser(cls: type, where: str) -> Callable[..., None]:
-    try:
-        typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):
-        return cls.__init__  # type: ignore[misc]
     return _checked(cls.__init__, where)  # type: ignore[misc]
 
 
@@ -109,8 +104,7 @@ def _validator(function: Callable[..., Any]) -> Callable[..., Any]:
     def arguments(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    hints = typing.get_type_hints(function, include_extras=True)
-    hints = {name: _instances(hint) for name, hint in hints.items() if name != "return"}
+    hints = {name: _instances(hint) for name, hint in _hints(function).items() if name != "return"}
     signature = inspect.signature(function)
     arguments.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
@@ -120,6 +114,22 @@ def _validator(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     arguments.__annotations__ = {name: hints.get(name, Any) for name in signature.parameters}
     return validate_call(config=_CONFIG)(arguments)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, Any for those that name what only type checkers import."""
+
+    def hint(name: str) -> Any:
+        one = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
+        try:
+            return typing.get_type_hints(one, function.__globals__, include_extras=True)[name]
+        except NameError:
+            return Any
+
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError:
+        return {name: hint(name) for name in function.__annotations__}
 
 
 def _sequence(value: Any, check: Callable[[Any], Any]) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import Depth, checked
 from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array
 from score_sde.plotting.style import (
@@ -110,11 +111,12 @@ def _style_of(name: str, place: int) -> dict[str, Any]:
     return {"color": CYCLE[place % len(CYCLE)], "marker": MARKERS[place % len(MARKERS)]}
 
 
+@checked
 def image_grid(
     images: Tensor,
     spec: DataSpec | None = None,
     *,
-    columns: int | None = None,
+    columns: Depth | None = None,
     row_labels: Sequence[str] = (),
     title: str = "",
     ax: Axes | None = None,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from score_sde.checks import Positive, checked
 from score_sde.plotting.style import (
     CARD,
     INK,
+    Colour,
     PlottingError,
     axes_or_new,
     density_map,
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 Extent = float | Sequence[float]
 LogDensity = Callable[[Tensor, Tensor], Tensor]
+Side = Annotated[int, Field(ge=2, le=4096)]
+"""Points along a side of a picture."""
 """log_density(x, t): log p_t at x (B, ...), (B,)."""
 
 
@@ -93,15 +98,16 @@ def draw_density(ax: Axes, density: LogDensity | None, t: float | Tensor, extent
     square(ax, limits(extent))
 
 
+@checked
 def plot_score_field(
     score: ScoreFn,
     t: float | Tensor,
     *,
-    kind: str = "quiver",
+    kind: Literal["quiver", "stream"] = "quiver",
     density: LogDensity | None = None,
     extent: Extent = 3.0,
-    arrows: int = 19,
-    scale: float | None = None,
+    arrows: Side = 19,
+    scale: Positive | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """The field score(x, t) at one time over the plane, on the density if one is known.
@@ -117,10 +123,6 @@ def plot_score_field(
 
     Raises PlottingError for a score of other states and for an unknown kind.
     """
-    if kind not in ("quiver", "stream"):
-        raise PlottingError(f"kind {kind!r} is unknown; choose quiver or stream.")
-    if arrows < 2:
-        raise PlottingError(f"arrows must be at least 2 a side (got {arrows}).")
     bounds = limits(extent)
     x = lattice(bounds, arrows)
     value = evaluate(score, x, t)
@@ -154,8 +156,9 @@ def arrow_scale(value: Tensor, bounds: Sequence[float], arrows: int) -> float:
     return 1.2 * cell / long if long > 0 else 1.0
 
 
+@checked
 def plot_points(
-    x: Tensor, *, extent: Extent | None = None, colour: str = INK, ax: Axes | None = None
+    x: Tensor, *, extent: Extent | None = None, colour: Colour = INK, ax: Axes | None = None
 ) -> Axes:
     """Points (N, 2) on the card (or on what ``ax`` shows already), at equal aspect."""
     if x.ndim != 2 or x.shape[1] != 2:
@@ -172,12 +175,13 @@ def plot_points(
     return ax
 
 
+@checked
 def plot_map(
     values: Callable[[Tensor], Tensor],
     *,
     extent: Extent = 3.0,
     label: str = "",
-    n: int = 96,
+    n: Side = 96,
     vmin: float | None = None,
     vmax: float | None = None,
     ax: Axes | None = None,

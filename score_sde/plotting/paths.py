@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import Count, Size, checked
 from score_sde.noise import SeededNoise
 from score_sde.plotting.fields import Extent, LogDensity, density_on, draw_density, own_density
 from score_sde.plotting.style import (
@@ -111,14 +112,15 @@ def plot_trajectories(
     return ax
 
 
+@checked
 def plot_marginals(
     sde: SDE,
     score: ScoreFn,
     *,
-    paths: int = 6,
+    paths: Count = 6,
     stochastic: str | None = "euler_maruyama",
     deterministic: str | None = "heun",
-    steps: int = 400,
+    steps: Size = 400,
     density: LogDensity | None = None,
     extent: float | Sequence[float] | None = None,
     ax: Axes | None = None,

@@ -11,7 +11,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 from score_sde.checks import UserError
 from score_sde.sampling import SAMPLERS
@@ -46,6 +48,17 @@ _RC = {
     "grid.color": TEXT,
     "grid.alpha": 0.25,
 }
+
+
+def _known(colour: str) -> str:
+    from matplotlib.colors import is_color_like
+
+    if not is_color_like(colour):
+        raise ValueError("a colour of matplotlib, as 'teal' or '#749c09'")
+    return colour
+
+
+Colour = Annotated[str, AfterValidator(_known)]
 
 
 class PlottingError(UserError):
@@ -137,7 +150,8 @@ def square(ax: Axes, extent: Sequence[float]) -> None:
 def limits(extent: float | Sequence[float]) -> tuple[float, float, float, float]:
     """(left, right, bottom, top) from one half-width or from all four."""
     values = [-extent, extent] * 2 if isinstance(extent, int | float) else list(extent)
-    if len(values) != 4 or not (values[0] < values[1] and values[2] < values[3]):
+    wide = not all(abs(value) < 1e30 for value in values)
+    if len(values) != 4 or wide or not (values[0] < values[1] and values[2] < values[3]):
         raise PlottingError(
             f"extent is a positive half-width or (left, right, bottom, top); got {extent}."
         )
