@@ -242,7 +242,7 @@ def test_a_guided_score_has_no_likelihood_unless_the_scale_is_one(scores):
         ({"scale": -1.0}, "at least 0 .got -1.0."),
         ({"scale": math.nan}, "finite or a function"),
         ({"interval": (3.0, 1.0)}, "interval is .lower, upper. in log-SNR"),
-        ({"rescale": 1.5}, "rescale must lie in"),
+        ({"rescale": 1.5}, "rescale must be at most 1"),
         ({"threshold": 0.0}, "threshold is a quantile"),
         ({"rule": "cgf"}, "guidance rule 'cgf' is unknown. Did you mean 'cfg'"),
     ],

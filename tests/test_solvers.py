@@ -260,7 +260,7 @@ def test_brownian_increments_add_up_and_are_normal():
 
 def test_a_score_that_misbehaves_is_explained():
     sde = VPSDE()
-    with pytest.raises(ValueError, match=r"the score must be like x, \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"the score must be a tensor like x, \(2, 3\)"):
         sample(sde, lambda x, t: x[:, :1], (2, 3), steps=2)
     with pytest.raises(ValueError, match="float64"):
         sample(sde, lambda x, t: x.double(), (2, 3), steps=2)
