@@ -95,6 +95,8 @@ def test_a_picture_as_a_measurement_and_a_mask(run, capsys):
     [
         (["--task", "upscale", "--factor", "3"], "does not divide"),
         (["--task", "upscale", "--noise", "0"], "noise must be positive"),
+        (["--task", "upscale", "--noise", "1e-7"], "far below what the process resolves"),
+        (["--task", "upscale", "--measurement", "y_bytes.npy"], "model's range"),
         (["--task", "upscale", "--mask", "m.png"], "is of --task inpaint"),
         (["--task", "inpaint", "--mask", "none.png"], "no picture that can be read"),
         (["--task", "inpaint", "--mask", "mask5.png"], "5 x 5"),
@@ -114,6 +116,7 @@ def test_what_cannot_be_restored_is_a_sentence(run, words, message, capsys, monk
     monkeypatch.chdir(run)
     Image.new("L", (5, 5), 255).save(run / "mask5.png")
     np.save(run / "y_int.npy", np.zeros((3, 2, 2), np.uint8))
+    np.save(run / "y_bytes.npy", np.full((3, 2, 2), 200.0))
     np.save(run / "y_long.npy", np.zeros((3, 2, 3)))
     assert restored(run, *words) == 2
     assert message in capsys.readouterr().err

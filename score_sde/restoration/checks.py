@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -12,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import UserError, require, unknown
+from score_sde.checks import UserError, machine_memory, require, unknown
 from score_sde.restoration.algebra import LINEARISED, System
 from score_sde.restoration.measurement import Covariance, Noise, Poisson, as_operator
 from score_sde.restoration.operators import Linear, Operator
@@ -30,10 +28,29 @@ def check_problem(
     if not shape:
         raise UserError("give gaussian= of the data, or shape= of one state, as (1, 28, 28).")
     operator = as_operator(operator)
-    measured = operator.measured(shape)
+    measured = _measured(operator, shape)
     check_y(y, measured, shape)
     check_noise(noise, math.prod(measured))
     check_linear(operator, shape)
+
+
+def _measured(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a measurement; UserError for an operator that cannot be called, or gives NaN."""
+    try:
+        tried = operator(torch.full((1, *shape), 0.5))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the operator fails on one state {(1, *shape)}: {error}.") from error
+    if not isinstance(tried, Tensor) or tried.ndim < 2 or len(tried) != 1:
+        found = tuple(tried.shape) if isinstance(tried, Tensor) else type(tried).__name__
+        raise UserError(
+            f"the operator gives {found} of one state {(1, *shape)}; it must give (B, *measured) "
+            "of B states."
+        )
+    if not bool(torch.isfinite(tried).all()):
+        raise UserError("the operator gives values that are not finite, of a state that is.")
+    return tuple(tried.shape[1:])
 
 
 def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -46,6 +63,13 @@ def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> Non
             f"y has shape {tuple(y.shape)}; of a state {shape} the operator measures {measured}, "
             f"one for all samples, or (B, ...) one each."
             + (" y is a whole state: measure it first, operator(y[None])." if picture else "")
+        )
+    if not y.numel():
+        raise UserError(f"y is empty, {tuple(y.shape)}: give at least one measurement.")
+    if y.is_complex():
+        raise UserError(
+            f"y is {y.dtype}: give real and imaginary parts as the operator does, "
+            "torch.view_as_real(y)."
         )
     if not y.is_floating_point():
         reach = "" if y.is_complex() else f", from {y.min()} to {y.max()}"
@@ -65,6 +89,8 @@ def check_noise(noise: Noise, m: int) -> None:
         return
     if isinstance(noise, Covariance):
         S = torch.as_tensor(noise.S)
+        if not S.is_floating_point() or not bool(torch.isfinite(S).all()):
+            raise UserError("the noise's covariance must be finite numbers of floating point.")
         if tuple(S.shape) != (m, m):
             raise UserError(f"the noise's covariance must be ({m}, {m}); got {tuple(S.shape)}.")
         if not torch.allclose(S, S.mT) or not bool((torch.linalg.eigvalsh(S) > 0).all()):
@@ -99,7 +125,13 @@ def check_linear(operator: Operator, shape: tuple[int, ...]) -> None:
             "the operator is not linear, A(u + 2 v) is not A(u) + 2 A(v): give Nonlinear(fn)."
         )
     w = torch.randn(both.shape, generator=g, dtype=torch.float64)
-    there, back = (both * w).sum(), ((u + 2 * v) * operator.adjoint(w, shape)).sum()
+    pulled = operator.adjoint(w, shape)
+    if pulled.shape != u.shape:
+        raise UserError(
+            f"the adjoint gives {tuple(pulled.shape)} of one measurement {tuple(w.shape)}; it must "
+            f"give a state {tuple(u.shape)}. Leave it out: it is then found by differentiation."
+        )
+    there, back = (both * w).sum(), ((u + 2 * v) * pulled).sum()
     if bool((there - back).abs() > TOLERANCE * both.norm() * w.norm()):
         raise UserError(
             f"the adjoint is none: <A u, w> is {float(there):g}, <u, A'w> is {float(back):g}. "
@@ -107,13 +139,53 @@ def check_linear(operator: Operator, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_scale(y: Tensor, largest: float) -> None:
+def check_scale(y: Tensor, largest: float, noise: float) -> None:
     """UserError for a measurement that no state of the data could give, by its size."""
-    if float(y.abs().max()) > 20 * largest:
+    if float(y.abs().max()) > 20 * largest + 10 * noise:
         raise UserError(
             f"y goes from {float(y.min()):.3g} to {float(y.max()):.3g}, measurements of the data "
             f"would be within {largest:.3g}: is it in the model's range, [-1, 1] for pictures?"
         )
+
+
+def check_reach(system: System, least_nu: float) -> None:
+    """UserError for noise that the process cannot tell from none.
+
+    States are known to about ``least_nu``, sigma/alpha at t_min, and a measurement of noise below a
+    quarter of what A makes of that says more than any draw could heed; ten times below is refused.
+    """
+    m = system.measurement
+    g = torch.Generator().manual_seed(0)
+    e = torch.randn(8, system.lam.numel(), generator=g, dtype=torch.float64).to(system.lam)
+    least = float(m.jvp(system.mean.expand(8, -1), e).square().mean().sqrt()) * least_nu / 4
+    std = float(m.variance.min().sqrt())
+    if std < least / 10:
+        raise UserError(
+            f"noise_std={std:.3g} is far below what the process resolves: sigma/alpha is "
+            f"{least_nu:.3g} at t_min, so that measurements are told apart down to some "
+            f"{least:.2g}. Give noise_std={least:.2g} or more, or a process with a smaller t_min."
+        )
+
+
+DOUBTFUL = 4.0
+"""Root mean square of what y is off, in standard deviations of the reference Gaussian."""
+
+
+def doubts(system: System) -> list[str]:
+    """A sentence for each measurement that is not as the data's Gaussian foretells.
+
+    (y - A mu)' S^{-1} (y - A mu) / m, S = S_y + A C A', is 1 on average over the data. Data are not
+    Gaussian, so 4 standard deviations are said and not refused.
+    """
+    m, mean = system.measurement, system.mean.expand(len(system.measurement.y), -1)
+    r = m.residual(mean)
+    off = ((r * system.at(math.inf, mean).solve(r)).mean(1)).clamp_min(0).sqrt()
+    return [
+        f"measurement {i} is {far:.1f} standard deviations off what the run's data give (1 is "
+        "usual): is it of such data, in the model's range, and is noise_std right?"
+        for i, far in enumerate(off.tolist())
+        if far > DOUBTFUL
+    ]
 
 
 Budget = Annotated[int, Field(ge=3, le=2**20)]
@@ -158,17 +230,9 @@ def check_memory(system: System, draws: int, count: int, asked: bool) -> None:
             "share their fate, or method='hybrid', which needs none."
         )
     kept = 8 * count * (12 * size + 6 * m)  # x, D, draws and what steps make of them
-    if kept > (there := _memory()):
+    if kept > (there := machine_memory()):
         raise UserError(
             f"{draws} draws are {count} particles of {size} entries, about {kept / 2**30:.1f} GiB "
             f"of the {there / 2**30:.1f} GiB there are: give group={max(1, draws * there // kept)} "
             "so that fewer share their fate, or a smaller n."
         )
-
-
-def _memory() -> int:
-    """The bytes of this machine's memory; without a limit where that is not known."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize

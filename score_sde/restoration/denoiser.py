@@ -21,6 +21,12 @@ AT_ONCE = 2**18
 """Entries of the states that go through a score at once where no batch size is given."""
 
 
+def least_nu(sde: SDE) -> float:
+    """sigma/alpha at t_min."""
+    t = torch.tensor(sde.t_min, dtype=torch.float64)
+    return float(sde.sigma(t) / sde.alpha(t))
+
+
 def rows_at_once(batch_size: int | None, entries: int) -> int:
     """How many states of so many entries go through a score at once."""
     return batch_size or max(1, AT_ONCE // entries)
@@ -69,7 +75,24 @@ class Denoiser:
         t = self.time(nu)
         alpha = float(self.sde.alpha(t))
         state = (alpha * x).to(self.dtype).reshape(-1, *self.shape)
-        return x + nu**2 * alpha * score(state, t).flatten(1).to(x)
+        pull = score(state, t)
+        if tuple(pull.shape) != tuple(state.shape):
+            raise UserError(
+                f"the score gives {tuple(pull.shape)} of states {tuple(state.shape)}; it must give "
+                "as many numbers as there are."
+            )
+        if x.requires_grad and not pull.requires_grad:
+            raise UserError(
+                "the score has no gradient with respect to x, which this method needs; use "
+                "method='reference' or 'particles', or a score that is differentiable."
+            )
+        D = x + nu**2 * alpha * pull.flatten(1).to(x)
+        if not bool(torch.isfinite(D).all()):
+            raise UserError(
+                f"the score is not finite at sigma/alpha = {nu:.3g}, of states up to "
+                f"{float(x.detach().abs().max()):.3g}: it is broken there, or the method diverged."
+            )
+        return D
 
     @torch.no_grad()
     def __call__(self, x: Tensor, nu: float) -> Tensor:
@@ -91,11 +114,6 @@ class Denoiser:
                 outputs.append(self._denoise(self._score_of(part, n), at, nu))
             inputs.append(at)
         self.rows += n
-        if not all(out.requires_grad for out in outputs):
-            raise UserError(
-                "the score has no gradient with respect to x, which this method needs; use "
-                "method='reference' or 'particles', or a score that is differentiable."
-            )
 
         def product(u: Tensor) -> Tensor:
             self.products += n

@@ -9,13 +9,14 @@ itself, and "renoise" forgets x but for D_y and a share of its noise (2305.08995
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Fraction, Positive, UserError, checked, require
 from score_sde.noise import SeededNoise
 from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import Denoiser
@@ -63,6 +64,7 @@ def seen_part(level: Level, m: Measurement, D: Tensor, noise: Tensor) -> Tensor:
     return m.operator.pinv(seen, m.shape).flatten(1)
 
 
+@checked
 def run_kernel(
     system: System,
     denoiser: Denoiser,
@@ -71,8 +73,8 @@ def run_kernel(
     seeds: Sequence[int],
     nfe: int,
     kernel: str | None = None,
-    fresh: float = 0.3,
-    levels: Sequence[float] | None = None,
+    fresh: Fraction = 0.3,
+    levels: Sequence[Positive] | None = None,
 ) -> Tensor:
     """One draw (B, D) for each seed, of at most ``nfe`` evaluations and products.
 
@@ -88,6 +90,8 @@ def run_kernel(
     high = starting_level(largest, high)
     if levels is None:
         levels = humped(high, low, max(2, nfe // (1 + method.products)), largest)
+    falling = all(s < nu for nu, s in itertools.pairwise(levels))
+    require(falling and len(levels) > 0, f"levels must fall, sigma/alpha (got {list(levels)}).")
     m = system.measurement
     draws = SampleDraws(seeds, system.lam, system.lam.numel(), m.y.shape[1])
     mean = system.mean.expand(len(seeds), -1)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from score_sde.checks import Count, NonNegative, Positive, checked
 from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import VJP
 
@@ -76,7 +77,8 @@ def reference(p: Point) -> Tensor:
     return p.D + p.level.gain(p.residual)
 
 
-def pcg(p: Point, guard: tuple[float, float] = TRUSTED) -> Tensor:
+@checked
+def pcg(p: Point, guard: tuple[NonNegative, Positive] = TRUSTED) -> Tensor:
     """One step of conjugate gradients for (S_y + A V A') u = r from 0, preconditioned by S_nu.
 
     q = S_nu^{-1} r, w = V A' q, a = (r.q) / (q.(S_y q + A w)), D + a w. Where q.A w is not within
@@ -85,7 +87,8 @@ def pcg(p: Point, guard: tuple[float, float] = TRUSTED) -> Tensor:
     return _pcg(p, guard, rest=False)
 
 
-def hybrid(p: Point, guard: tuple[float, float] = TRUSTED) -> Tensor:
+@checked
+def hybrid(p: Point, guard: tuple[NonNegative, Positive] = TRUSTED) -> Tensor:
     """`pcg`, and the reference for the rest: D + a w + G_nu (r - a (S_y q + A w))."""
     return _pcg(p, guard, rest=True)
 
@@ -112,7 +115,8 @@ def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     return torch.where(trusted, mean, p.D + reference)
 
 
-def mmps(p: Point, iterations: int = 1) -> Tensor:
+@checked
+def mmps(p: Point, iterations: Count = 1) -> Tensor:
     """Conjugate gradients for (S_y + A V A') u = r from 0: D + V A' u (2405.13712, algorithm 3).
 
     1 + ``iterations`` evaluations: V A' u is a combination of the products made.
@@ -139,7 +143,8 @@ def tmpd(p: Point) -> Tensor:
     return p.D + p.V_adjoint(r / (sums + variance).clamp_min(1e-3 * variance))
 
 
-def pigdm(p: Point, data_std: float = 1.0) -> Tensor:
+@checked
+def pigdm(p: Point, data_std: Positive = 1.0) -> Tensor:
     """D + V A' (v A A' + S_y)^{-1} r, v = nu^2 s^2/(s^2 + nu^2) for white data of std s.
 
     Pseudo-inverse guidance (ICLR 2023, 9_gsMA8MRKQ, eq. 7 and appendix A.3), as a score.
@@ -149,7 +154,8 @@ def pigdm(p: Point, data_std: float = 1.0) -> Tensor:
     return p.D + p.V_adjoint(p.system.isotropic(variance, p.D).solve(p.residual))
 
 
-def dps(p: Point, zeta: float = 1.0) -> Tensor:
+@checked
+def dps(p: Point, zeta: Positive = 1.0) -> Tensor:
     """D + zeta nu^{-1} V A' r / |r|, the norm being that of each sample. 2 evaluations.
 
     The gradient of |y - A D| (2209.14687, algorithm 1), in which neither the noise of y nor the
@@ -160,7 +166,8 @@ def dps(p: Point, zeta: float = 1.0) -> Tensor:
     return p.D + zeta / p.nu * p.V_adjoint(unit)
 
 
-def diffpir(p: Point, strength: float = 7.0) -> Tensor:
+@checked
+def diffpir(p: Point, strength: Positive = 7.0) -> Tensor:
     """argmin_x |y - A x|^2_{S_y^{-1}} + strength/nu^2 |x - D|^2 (2305.08995, eq. 13)."""
     return p.D + p.system.isotropic(p.nu**2 / strength, p.D).gain(p.residual)
 

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import Fraction, checked
 from score_sde.noise import SeededNoise
 from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser
@@ -263,13 +264,14 @@ def _particles(
     return Particles(system, denoiser, draws, count, least=temper)
 
 
+@checked
 def run_particles(
     system: System,
     denoiser: Denoiser,
     n: int,
     nfe: int,
     seeds: Sequence[int],
-    temper: float = 0.3,
+    temper: Fraction = 0.3,
     planned: Plan | None = None,
 ) -> tuple[Tensor, Cloud]:
     """n draws (n, D) of x_0 given the one measurement of ``system``, and the particles at the end.

@@ -21,8 +21,8 @@ from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.restoration.algebra import System
-from score_sde.restoration.checks import check_options, check_problem, check_scale
-from score_sde.restoration.denoiser import Denoiser
+from score_sde.restoration.checks import check_options, check_problem, check_reach, check_scale
+from score_sde.restoration.denoiser import Denoiser, least_nu
 from score_sde.restoration.means import MEANS, Method, mean_at, options_of
 from score_sde.restoration.measurement import Noise, make_measurement
 from score_sde.restoration.operators import Operator
@@ -105,6 +105,7 @@ def posterior_score(
     Raises UserError for measurements that do not fit, in a sentence each (`checks`).
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device).with_residuals(residuals)
+    check_reach(system, least_nu(sde))
     return PosteriorScore(sde, score, system, find_mean(method, options, gaussian), options)
 
 
@@ -124,7 +125,7 @@ def make_system(
     reference: Reference = White(shape) if gaussian is None else gaussian
     system = System(reference, measurement)
     if gaussian is not None:
-        check_scale(y, _largest(system))
+        check_scale(y, _largest(system), float(measurement.variance.max().sqrt()))
     return system
 
 

@@ -13,28 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from score_sde.checks import Count, Fraction, Positive, UserError, checked
 from score_sde.restoration.algebra import System
+from score_sde.restoration.chains import ancestral, begin, gibbs, mala
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.kernel import SampleDraws
-from score_sde.restoration.levels import karras, starting_level
-
-
-def _begin(
-    system: System, denoiser: Denoiser, seeds: Sequence[int], n: int
-) -> tuple[list[float], SampleDraws, Tensor]:
-    """n Karras levels over the range, the noise, and x at the first level."""
-    low, high = denoiser.range
-    high = starting_level(float(system.lam.max().sqrt()), high)
-    levels = karras(high, low, max(2, n))
-    draws = SampleDraws(seeds, system.lam, system.lam.numel(), system.measurement.y.shape[1])
-    x = system.mean + system.gaussian.from_axes(system.lam.sqrt() * draws.state())
-    return levels, draws, x + levels[0] * draws.state()
-
-
-def _ancestral(x: Tensor, D: Tensor, nu: float, s: float, e: Tensor) -> Tensor:
-    """A draw of q(x_s | x, x_0 = D)."""
-    k = (s / nu) ** 2
-    return k * x + (1 - k) * D + s * math.sqrt(1 - k) * e
+from score_sde.restoration.levels import karras
 
 
 def _pinv(system: System, u: Tensor) -> Tensor:
@@ -49,6 +33,7 @@ def _overwritten(system: System, x: Tensor, s: float, draws: SampleDraws) -> Ten
     return x + _pinv(system, m.residual(x) + s * m.predict(draws.state()))
 
 
+@checked
 def projection(
     system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, corrector: bool = False
 ) -> Tensor:
@@ -58,7 +43,7 @@ def projection(
     hidden part never learns of what y says later; noise in y is taken for signal. 1 evaluation a
     step.
     """
-    levels, draws, x = _begin(system, denoiser, seeds, nfe // (1 + corrector))
+    levels, draws, x = begin(system, denoiser, seeds, nfe // (1 + corrector))
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
         if corrector:
             score = (denoiser(x, nu) - x) / nu**2
@@ -66,37 +51,39 @@ def projection(
             step = 2 * (0.16 * e.norm(dim=1, keepdim=True) / score.norm(dim=1, keepdim=True)) ** 2
             x = _overwritten(system, x + step * score + (2 * step).sqrt() * e, nu, draws)
         D = denoiser(x, nu)
-        x = _overwritten(system, _ancestral(x, D, nu, s, draws.state()), s, draws)
+        x = _overwritten(system, ancestral(x, D, nu, s, draws.state()), s, draws)
     return x
 
 
+@checked
 def repaint(
-    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, redos: int = 5
+    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, redos: Count = 5
 ) -> Tensor:
     """`projection`, each step being undone by noise and done again (2201.09865, algorithm 1).
 
     redos: times that each step is done. The paper's are 10 with 250 levels and jumps of 10 levels;
     here jumps are of one. 1 evaluation a step.
     """
-    levels, draws, x = _begin(system, denoiser, seeds, max(2, nfe // redos))
+    levels, draws, x = begin(system, denoiser, seeds, max(2, nfe // redos))
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
         for again in reversed(range(redos if s > 0 else 1)):
             D = denoiser(x, nu)
-            x = _overwritten(system, _ancestral(x, D, nu, s, draws.state()), s, draws)
+            x = _overwritten(system, ancestral(x, D, nu, s, draws.state()), s, draws)
             if again:
                 x = x + math.sqrt(nu**2 - s**2) * draws.state()
     return x
 
 
+@checked
 def dps(
-    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, zeta: float = 1.0
+    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, zeta: Positive = 1.0
 ) -> Tensor:
     """Ancestral steps, each followed by x_t <- x_t - zeta grad |y - A D(x_t)| (2209.14687, alg. 1).
 
     The norm is that of each sample. Neither the noise of y nor the length of the step appears, so
     results depend on the number of steps; the paper takes 1000. 2 evaluations a step.
     """
-    levels, draws, x = _begin(system, denoiser, seeds, nfe // 2)
+    levels, draws, x = begin(system, denoiser, seeds, nfe // 2)
     m, alpha = system.measurement, denoiser.sde.alpha
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
         D, product = denoiser.with_products(x, nu)
@@ -104,17 +91,18 @@ def dps(
         unit = r / r.norm(dim=1, keepdim=True).clamp_min(1e-300)
         pull = product(m.vjp(D, unit)) / nu**2 / float(alpha(denoiser.time(nu)))
         scale = float(alpha(denoiser.time(s))) if s > 0 else 1.0
-        x = _ancestral(x, D, nu, s, draws.state()) + zeta / scale * pull
+        x = ancestral(x, D, nu, s, draws.state()) + zeta / scale * pull
     return x
 
 
+@checked
 def ddrm(
     system: System,
     denoiser: Denoiser,
     seeds: Sequence[int],
     nfe: int,
-    eta: float = 0.85,
-    eta_b: float = 1.0,
+    eta: Fraction = 0.85,
+    eta_b: Fraction = 1.0,
 ) -> Tensor:
     """Each singular direction of A on its own, in closed form (2201.11793, eq. 7 and 8).
 
@@ -132,7 +120,7 @@ def ddrm(
     seen = d > 1e-6 * d.max()
     d, count = d[seen], int(seen.sum())
     target, c = (m.y @ u[:, :count]) / d, std / d
-    levels, draws, x = _begin(system, denoiser, seeds, nfe)
+    levels, draws, x = begin(system, denoiser, seeds, nfe)
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
         D = denoiser(x, nu)
         Dv, xv, e = D @ v.mT, x @ v.mT, draws.state()
@@ -146,8 +134,9 @@ def ddrm(
     return x
 
 
+@checked
 def daps(
-    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, inner: int = 5
+    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, inner: Count = 5
 ) -> Tensor:
     """x_0 by the flow, then given y with N(x_0, nu^2 I) for a prior, then noise (2407.01521).
 
@@ -155,7 +144,7 @@ def daps(
     one exact draw. The prior N(x_0, nu^2 I) knows no direction of the data. ``inner`` evaluations a
     level.
     """
-    levels, draws, x = _begin(system, denoiser, seeds, nfe // inner)
+    levels, draws, x = begin(system, denoiser, seeds, nfe // inner)
     low = denoiser.range[0]
     m = system.measurement
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
@@ -173,14 +162,15 @@ def daps(
     raise AssertionError("the last level is 0")
 
 
+@checked
 def pnpdm(
     system: System,
     denoiser: Denoiser,
     seeds: Sequence[int],
     nfe: int,
-    rho_max: float = 10.0,
-    rho_min: float = 0.1,
-    inner: int = 5,
+    rho_max: Positive = 10.0,
+    rho_min: Positive = 0.1,
+    inner: Count = 5,
 ) -> Tensor:
     """Split Gibbs: z given x and y in closed form, x given z by denoising from rho (2405.18782).
 
@@ -190,7 +180,7 @@ def pnpdm(
     rounds = max(1, nfe // inner)
     low, high = denoiser.range
     rhos = karras(min(rho_max, high), max(rho_min, 1.01 * low), max(2, rounds), 1.0)[:rounds]
-    _, draws, x = _begin(system, denoiser, seeds, 2)
+    _, draws, x = begin(system, denoiser, seeds, 2)
     m = system.measurement
     for rho in rhos:
         off = rho * draws.state()
@@ -200,40 +190,31 @@ def pnpdm(
         path = karras(rho, low, inner)
         x = z
         for nu, s in zip(path, [*path[1:], 0.0], strict=True):
-            x = _ancestral(x, denoiser(x, nu), nu, s, draws.state())
+            x = ancestral(x, denoiser(x, nu), nu, s, draws.state())
     return x
 
 
-def gibbs(
-    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, inner: int = 20
+@checked
+def sdedit(
+    system: System, denoiser: Denoiser, seeds: Sequence[int], nfe: int, strength: Fraction = 0.5
 ) -> Tensor:
-    """Split Gibbs without bias, for comparison: slow, and exact as rounds and ``inner`` grow.
+    """A picture made of y, noised to a middle time and denoised again (2108.01073, alg. 1).
 
-    With rho <= std(y) / |A| the noise of y is split between z = x + rho e and y = A z + n,
-    n ~ N(0, S_y - rho^2 A A'), so that x has the posterior's law whatever rho is; rho falls to it
-    from above, after which rounds mix slowly. Needs noise that is the same for all entries.
+    The guide is A^+ y, and the mean of the data where nothing is seen. strength: that time, as a
+    share of the process's; the paper has 0.3 to 0.6. There is no likelihood: near 0 the guide stays
+    as it is, near 1 nothing of y does. 1 evaluation a step.
     """
-    m = system.measurement
-    norm = float(torch.linalg.matrix_norm(system.matrix(), 2))
-    last = 0.95 * float(m.variance.min().sqrt()) / norm
-    rounds = max(1, nfe // inner)
-    low, high = denoiser.range
-    falling = karras(min(10.0, high), max(last, 1.5 * low), max(2, rounds // 2))
-    _, draws, x = _begin(system, denoiser, seeds, 2)
-    A = system.gaussian.from_axes(system.matrix())
-    for i in range(rounds):
-        rho = falling[min(i, len(falling) - 1)]
-        split = rho**2 * A @ A.mT
-        rest = m.covariance - split if rho <= last else m.covariance
-        root = torch.linalg.cholesky(split + rest)
-        noise = draws.measured() @ torch.linalg.cholesky(rest).mT
-        off = rho * draws.state()
-        pull = torch.cholesky_solve((m.residual(x) + noise - off @ A.mT).mT, root).mT
-        z = x + off + rho**2 * pull @ A
-        x = z
-        path = karras(rho, low, inner)
-        for nu, s in zip(path, [*path[1:], 0.0], strict=True):
-            x = _ancestral(x, denoiser(x, nu), nu, s, draws.state())
+    if strength == 0:
+        raise UserError("strength must be above 0: at 0 the guide would stay as it is.")
+    m, sde = system.measurement, denoiser.sde
+    _, draws, _ = begin(system, denoiser, seeds, 2)
+    mean = system.mean.expand(len(seeds), -1)
+    guide = mean + _pinv(system, m.residual(mean).expand(len(seeds), -1))
+    t = torch.tensor(sde.t_min + strength * (sde.t_max - sde.t_min), dtype=torch.float64)
+    levels = karras(float(sde.sigma(t) / sde.alpha(t)), denoiser.range[0], max(2, nfe))
+    x = guide + levels[0] * draws.state()
+    for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
+        x = ancestral(x, denoiser(x, nu), nu, s, draws.state())
     return x
 
 
@@ -244,5 +225,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddrm": ddrm,
     "daps": daps,
     "pnpdm": pnpdm,
+    "sdedit": sdedit,
     "gibbs": gibbs,
+    "mala": mala,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from score_sde.restoration.checks import (
     check_memory,
     check_method,
     check_options,
+    check_reach,
     check_seeds,
+    doubts,
 )
-from score_sde.restoration.denoiser import Denoiser, rows_at_once
+from score_sde.restoration.denoiser import Denoiser, least_nu, rows_at_once
 from score_sde.restoration.kernel import run_kernel
 from score_sde.restoration.means import MEANS, options_of
 from score_sde.restoration.measurement import Noise
@@ -133,7 +134,8 @@ def restore(
     what cannot be restored (`checks`).
     """
     system = make_system(y, operator, noise_std, gaussian, shape, device)
-    check_size(4 * n * math.prod(system.measurement.shape), "so many draws")
+    check_reach(system, least_nu(sde))
+    check_size(n * (100 + 8 * system.lam.numel()), "so many draws")  # a seed, and x twice
     seeds = fresh_seeds(n) if seeds is None else whole_seeds(seeds)
     name = method or "particles"
     check_seeds(n, seeds)
@@ -291,9 +293,9 @@ def _collected(
     flat, rows = x.flatten(0, 1), torch.arange(len(y)).repeat_interleave(x.shape[1])
     residual = job.system.measurement.rows(rows.to(y.device)).misfit(flat.to(y))
     particles = name == "particles" and not bool(found[:, 5].any())
-    said = ""
+    said = doubts(job.system)
     if bool(found[:, 5].any()):
-        said = (
+        said.append(
             f"the weights of particles would leave few of them for {int((found[:, 5] > 0).sum())} "
             f"of {len(y)} measurements: the hybrid drew these, independent and slightly biased. "
             'Choose by method="particles" or method="hybrid".'
@@ -309,6 +311,6 @@ def _collected(
         found[:, 0] if particles else None,
         found[:, 1] if particles else None,
         found[:, 2] if particles else None,
-        said,
+        "\n".join(said),
         x.shape[1],
     )

@@ -1,0 +1,101 @@
+"""Bad input of restoration is a sentence with the fix: operators, scores, settings, noise."""
+
+import math
+
+import pytest
+import torch
+
+from score_sde import VPSDE, Gaussian, restore
+from score_sde.restoration import Covariance, Linear, Matrix, posterior_score
+
+F64 = torch.float64
+SDE, G = VPSDE(), torch.Generator().manual_seed(0)
+Q = torch.randn(6, 6, generator=G, dtype=F64)
+DATA = Gaussian(torch.zeros(6), Q @ Q.T / 6 + 0.01 * torch.eye(6))
+A, Y = torch.randn(3, 6, generator=G, dtype=F64), torch.randn(3, generator=G, dtype=F64)
+SCORE = DATA.score(SDE)
+
+
+def given(**changes):
+    use = dict(score=SCORE, y=Y, operator=Matrix(A), noise_std=0.2, gaussian=DATA, n=4, nfe=10)
+    use |= changes
+    score, y, operator = use.pop("score"), use.pop("y"), use.pop("operator")
+    return restore(SDE, score, y, operator, return_info=True, **use)
+
+
+def adjoint(factor):
+    return Linear(lambda x: x @ A.T.to(x), lambda u: factor(u @ A.to(u)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(noise_std=1e-9), "far below what the process resolves.*Give noise_std="),
+        (dict(noise_std=Covariance(torch.eye(3) * math.nan)), "finite numbers"),
+        (dict(noise_std=Covariance(torch.eye(3).int())), "floating point"),
+        (dict(noise_std=Covariance(torch.eye(3).tril() + torch.ones(3, 3).tril())), "symmetric"),
+        (dict(y=Y.to(torch.complex64)), "view_as_real"),
+        (dict(y=Y[None][:0]), "y is empty"),
+        (dict(operator=lambda x: x @ torch.ones(7, 2)), "the operator fails on one state"),
+        (dict(operator=lambda x: x.sum()), "must give .B, .measured."),
+        (dict(operator=Matrix(A * math.nan)), "not finite"),
+        (dict(operator=adjoint(lambda v: 2 * v)), "the adjoint is none"),
+        (dict(operator=adjoint(lambda v: v[:, :3])), "must give a state"),
+        (dict(score=lambda x, t: SCORE(x, t).detach(), method="hybrid"), "no gradient"),
+        (dict(score=lambda x, t: SCORE(x, t) * math.nan, method="hybrid"), "score is not finite"),
+        (dict(score=lambda x, t: SCORE(x, t)[:, :2], method="particles"), "as many numbers"),
+        (dict(method="particles", temper=2.0), "temper must be at most 1"),
+        (dict(method="diffpir", fresh="a"), "fresh must be a number"),
+        (dict(method="hybrid", guard=3), "guard must be a list"),
+        (dict(method="hybrid", levels=[1.0, 2.0]), "levels must fall"),
+        (dict(method="dps", zeta=math.nan), "zeta must be finite"),
+        (dict(method="repaint", redos=0), "redos must be at least 1"),
+        (dict(method="mala", stay=0), "stay must be at least 1"),
+        (dict(method="sdedit", strength=2), "strength must be at most 1"),
+        (dict(method="mmps", iterations=0), "iterations must be at least 1"),
+        (dict(n=10**12), "so many draws would take"),
+    ],
+)  # fmt: skip
+def test_it_is_a_sentence(changes, message):
+    with pytest.raises(ValueError, match=message):
+        given(**changes)
+
+
+def test_a_posterior_score_asks_for_noise_that_can_be_told_from_none():
+    with pytest.raises(ValueError, match="far below"):
+        posterior_score(SDE, SCORE, Y, Matrix(A), noise_std=1e-9, gaussian=DATA)
+
+
+def test_a_covariance_that_is_none_is_no_gaussian():
+    with pytest.raises(ValueError, match="not symmetric"):
+        Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
+
+
+def test_a_measurement_of_other_data_is_said_to_be_one():
+    assert given(method="hybrid").said == ""
+    said = given(y=Y + 12, method="hybrid").said
+    assert "standard deviations off what the run's data give" in said
+
+
+@pytest.mark.parametrize("method", ["particles", "hybrid"])
+def test_nothing_measured_is_the_prior(method):
+    n = 4000
+    found = given(operator=Matrix(0 * A), method=method, n=n, nfe=6, seeds=range(n), dtype=F64)
+    torch.testing.assert_close(torch.cov(found.x.T), DATA.covariance(), atol=0.12, rtol=0.05)
+    if found.ess is not None:
+        assert float(found.ess) == pytest.approx(1, abs=1e-12)
+
+
+def test_mala_has_the_posterior_of_gaussian_data():
+    n, exact = 1500, DATA.measured(A, 0.2, Y)
+    found = given(method="mala", n=n, nfe=600, seeds=range(n), dtype=F64)
+    assert found.nfe <= 600
+    off = (found.x.mean(0) - exact.mean()) / exact.covariance().diagonal().sqrt()
+    assert float(off.abs().max()) < 5 / math.sqrt(n)
+    torch.testing.assert_close(torch.cov(found.x.T), exact.covariance(), atol=0.03, rtol=0.12)
+
+
+def test_sdedit_keeps_the_guide_at_little_noise_and_forgets_it_at_much():
+    common = dict(method="sdedit", n=100, nfe=20, seeds=range(100), noise_std=0.05)
+    kept, gone = (float(given(strength=s, **common).residual) for s in (0.01, 1.0))
+    assert kept < 0.1 * gone
