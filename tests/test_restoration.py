@@ -49,7 +49,7 @@ RING = GaussianMixture(
 RING_GAUSSIAN = Gaussian(RING.mean(), RING.covariance())
 
 
-@pytest.mark.parametrize("method", ["particles", "hybrid", "pcg", "reference"])
+@pytest.mark.parametrize("method", ["particles", "hybrid", "tilted", "pcg", "reference"])
 def test_gaussian_data_are_exact_in_three_steps(method):
     sde, exact = VPSDE(), DATA.measured(A, 0.2, Y)
     n, nfe = 4000, 3 if method in ("particles", "reference") else 6
@@ -127,6 +127,20 @@ def test_posterior_score_of_gaussian_data_is_exact_and_samplers_take_it(sde):
     parts = sample(sde, post, shape=(2, 6), method="dpmpp_2m", steps=8, seeds=seeds, dtype=F64,
                    batch_size=1)  # fmt: skip
     torch.testing.assert_close(whole, parts, atol=1e-9, rtol=1e-9)
+
+
+def test_a_tilt_is_exact_for_any_data_where_noise_is_white_and_the_same_without_matrices():
+    """And `System.shared` by directions is about what it is by matrices."""
+    sde, y, t = VPSDE(), torch.tensor([0.4, -0.7]), torch.tensor(0.5)
+    x = normal(20, 2, seed=6)
+    whole = Matrix(1.3 * torch.linalg.qr(normal(2, 2, seed=7))[0])
+    exact = RING.measured(whole.M, 0.8, y).score(sde)(x, t)
+    common = dict(noise_std=0.8, gaussian=RING_GAUSSIAN, method="tilted")
+    post = posterior_score(sde, RING.score(sde), y, whole, **common)
+    torch.testing.assert_close(post(x, t), exact, atol=1e-8, rtol=1e-8)
+    measurement = make_measurement(Matrix(A), Y, 0.2, (6,))
+    dense, free = (System(DATA, measurement, dense=d).shared(0.7) for d in (True, False))
+    assert free == pytest.approx(dense, rel=0.4)
 
 
 def test_the_guard_takes_over_where_the_jacobian_is_no_covariance():

@@ -87,12 +87,12 @@ def test_nothing_measured_is_the_prior(method):
 
 
 def test_mala_has_the_posterior_of_gaussian_data():
-    n, exact = 1500, DATA.measured(A, 0.2, Y)
-    found = given(method="mala", n=n, nfe=600, seeds=range(n), dtype=F64)
-    assert found.nfe <= 600
+    n, exact = 400, DATA.measured(A, 0.2, Y)
+    found = given(method="mala", n=n, nfe=400, seeds=range(n), dtype=F64)
+    assert found.nfe <= 400
     off = (found.x.mean(0) - exact.mean()) / exact.covariance().diagonal().sqrt()
     assert float(off.abs().max()) < 5 / math.sqrt(n)
-    torch.testing.assert_close(torch.cov(found.x.T), exact.covariance(), atol=0.03, rtol=0.12)
+    torch.testing.assert_close(torch.cov(found.x.T), exact.covariance(), atol=0.05, rtol=0.2)
 
 
 def test_sdedit_keeps_the_guide_at_little_noise_and_forgets_it_at_much():

@@ -5,6 +5,7 @@ which is Cov[x_0 | x_t] (Tweedie's second formula); each product costs as much a
 With r = y - A D and p(y | x_t) ~ N(A D, S), all of them are D + V A' S^{-1} r with some idea of V:
 
     reference   V = C_nu, the Gaussian's                             no product
+    tilted      no V: a second evaluation, at x shifted and shortened as y would   (one product)
     pcg         V itself, one conjugate-gradient step preconditioned by S_nu
     hybrid      the same, and the reference for what the step leaves over of r
     mmps        V itself, plain conjugate gradients                  2405.13712
@@ -18,6 +19,7 @@ With r = y - A D and p(y | x_t) ~ N(A D, S), all of them are D + V A' S^{-1} r w
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.checks import Count, NonNegative, Positive, checked
+from score_sde.checks import Count, NonNegative, Positive, UserError, checked
 from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import VJP
 
@@ -36,12 +38,17 @@ FARTHEST = 10.0  # times the reference's step, beyond which a step is not believ
 
 @dataclass(frozen=True)
 class Point:
-    """What is known at a noise level: D (B, D) flat, and u -> V u if a method asked for it."""
+    """What is known at a noise level: D (B, D) flat, and u -> V u if a method asked for it.
+
+    x, denoiser: where D was evaluated, and by what, for methods that evaluate it once more.
+    """
 
     nu: float
     D: Tensor
     system: System
     product: VJP | None = None
+    x: Tensor | None = None
+    denoiser: Any = None
 
     @property
     def level(self) -> Level:
@@ -113,6 +120,36 @@ def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     )
     trusted = trusted & within & torch.isfinite(mean).all(1, keepdim=True)
     return torch.where(trusted, mean, p.D + reference)
+
+
+def tilted(p: Point) -> Tensor:
+    """What the denoiser can take of the likelihood exactly, and the reference for the rest.
+
+    With m the reference's mean, the likelihood is exp(g'x_0 - delta |x_0 - m|^2 / 2) times a rest,
+    g = A' S_nu^{-1} r its slope at m. A slope and a white curvature only move the noise of x and
+    shorten it: whatever the data, p(x_0 | x_t) times the first is p(x_0 | x' at tau), of mean
+
+        D' = D(tau^2 (x/nu^2 + g + delta m), tau),   1/tau^2 = 1/nu^2 + delta.
+
+    The rest is flat at m and is left to the reference: D' + (G_nu A - delta K)(m - D'), with K the
+    covariance C_nu - G_nu A C_nu given y. delta: `System.shared`. For Gaussian data that is m; for
+    white noise on all of a state it is exact for any data. No derivative of the network. Linear A;
+    the reference's mean where the step is not to be believed. 2 evaluations.
+    """
+    system, level, r = p.system, p.level, p.residual
+    assert p.x is not None
+    mean, slope = p.D + level.gain(r), system.measurement.vjp(p.D, level.solve(r))
+    if not system.measurement.operator.linear:
+        raise UserError('method="tilted" needs a linear measurement; use method="hybrid".')
+    least = p.denoiser.range[0]
+    delta = min(system.shared(p.nu), max(0.0, 1 / least**2 - 1 / p.nu**2))
+    tau2 = 1 / (1 / p.nu**2 + delta)
+    moved = p.denoiser(tau2 * (p.x / p.nu**2 + slope + delta * mean), math.sqrt(tau2))
+    off = mean - moved
+    spread = level.spread(off)
+    step = moved + level.gain(p.A(off)) - delta * (spread - level.gain(p.A(spread))) - p.D
+    within = step.norm(dim=1, keepdim=True) <= FARTHEST * (mean - p.D).norm(dim=1, keepdim=True)
+    return torch.where(within, p.D + step, mean)
 
 
 @checked
@@ -194,12 +231,16 @@ def ddnm(p: Point) -> Tensor:
 
 
 class Method(NamedTuple):
-    """A mean, the products that it takes, the kernel it was published with, and where."""
+    """A mean, the products that it takes, the kernel it was published with, and where.
+
+    products: rows beyond the first evaluation; again: they are evaluations, not products.
+    """
 
     mean: Callable[..., Tensor]
     products: int
     kernel: str
     source: str
+    again: bool = False
 
 
 def options_of(function: Callable[..., Tensor]) -> list[str]:
@@ -210,6 +251,7 @@ def options_of(function: Callable[..., Tensor]) -> list[str]:
 
 MEANS: dict[str, Method] = {
     "hybrid": Method(hybrid, 1, "gaussian", "here"),
+    "tilted": Method(tilted, 1, "gaussian", "here", again=True),
     "pcg": Method(pcg, 1, "gaussian", "here"),
     "reference": Method(reference, 0, "gaussian", "here"),
     "mmps": Method(mmps, 1, "ddpm", "2405.13712"),
@@ -225,8 +267,8 @@ def mean_at(
     method: Method, options: dict[str, Any], system: System, denoiser: Any, x: Tensor, nu: float
 ) -> tuple[Tensor, Tensor]:
     """(D, D_y) at flat x (B, D): what the prior says, and what the method makes of it and y."""
-    if method.products:
+    if method.products and not method.again:
         D, product = denoiser.with_products(x, nu)
         return D, method.mean(Point(nu, D, system, product), **options)
     D = denoiser(x, nu)
-    return D, method.mean(Point(nu, D, system), **options)
+    return D, method.mean(Point(nu, D, system, None, x, denoiser), **options)
