@@ -67,7 +67,7 @@ def test_a_posterior_score_asks_for_noise_that_can_be_told_from_none():
 
 
 def test_a_covariance_that_is_none_is_no_gaussian():
-    with pytest.raises(ValueError, match="not symmetric"):
+    with pytest.raises(ValueError, match="must be symmetric"):
         Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
 
 
