@@ -76,7 +76,8 @@ def clock(run, methods, nfe, rounds=3, n=64):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
-    parser.add_argument("--methods", default="auto,mmps,repaint,dps,ddnm")
+    parser.add_argument("--methods", default="auto,mmps,repaint,dps,ddnm,sdedit")
+    parser.add_argument("--tasks", default="half,4x")
     parser.add_argument("--nfe", type=int, default=60)
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--draws", type=int, default=8)
@@ -92,7 +93,9 @@ def main() -> None:
     seen[: spec.shape[1] // 2] = True
     print("| method | task | residual | PSNR, mean | PSNR, draws | energy | spread | cost |")
     print("|---" * 8 + "|")
-    for task, operator in {"half": Mask(seen), "4x": Pool(4)}.items():
+    operators = {"half": Mask(seen), "4x": Pool(4)}
+    for task in given.tasks.split(","):
+        operator = operators[task]
         y = operator(x0)
         y = y + 0.05 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
         for method in given.methods.split(","):
