@@ -9,6 +9,8 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
     model     models.ScoreModel            seed       a number
     conditioning   conditioning.told.Conditioning
     codec     CodecSettings, of a run whose states are latents
+    flow_map  training.map_matching.MapMatching, in place of loss, of a map of the flow
+    teacher   TeacherSettings, of a map of the flow of another run
 
 The config of an autoencoder has autoencoder (AUTOENCODERS) and reconstruction
 (training.autoencoding.Reconstruction) in place of sde, net, model, loss and sampling.
@@ -41,7 +43,7 @@ from score_sde.conditioning.told import Conditioning
 from score_sde.convert.live_autoencoder import autoencoder_of
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
-from score_sde.models import ScoreModel
+from score_sde.models import FlowMap, ScoreModel
 from score_sde.nets import MLP, ImageClassifier, Transformer, UNet, VectorClassifier
 from score_sde.nets.autoencoder import KLAutoencoder
 from score_sde.nets.magnitude import MagnitudeUNet
@@ -58,6 +60,7 @@ from score_sde.processes.sdes import (
 from score_sde.sampling import SamplingSettings
 from score_sde.training import TrainingSettings
 from score_sde.training.autoencoding import Reconstruction
+from score_sde.training.map_matching import MapMatching
 
 SDES = {
     "vp": VPSDE,
@@ -87,8 +90,19 @@ class CodecSettings:
     path: str
 
 
+@validated("teacher")
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Of a map of the flow of another run. path: of that run. guidance: of its score, 1 for none:
+    the map is then that of the guided flow."""
+
+    path: str
+    guidance: Positive = 1.0
+
+
 SECTIONS = (
-    "data", "conditioning", "sde", "net", "model", "loss", "training", "sampling", "codec"
+    "data", "conditioning", "sde", "net", "model", "loss", "training", "sampling", "codec",
+    "flow_map", "teacher",
 )  # fmt: skip
 OF_AUTOENCODERS = ("data", "autoencoder", "reconstruction", "training")
 
@@ -112,6 +126,11 @@ def is_autoencoder(config: Config) -> bool:
     return "autoencoder" in config
 
 
+def is_flow_map(config: Config) -> bool:
+    """Whether a config is that of a map of the flow."""
+    return config.get("flow_map") is not None
+
+
 def check_sections(config: Config) -> None:
     """Raises UserError for a section that does not exist, is missing or is none, and the seed."""
     needed: tuple[str, ...] = ("data", "sde", "net")
@@ -125,6 +144,12 @@ def check_sections(config: Config) -> None:
     missing = [key for key in needed if key not in config]
     if missing:
         raise ConfigError(f"the config lacks the sections {missing}.")
+    if is_flow_map(config) and config.get("loss"):
+        raise ConfigError(
+            "a map of the flow is trained by flow_map, not by loss: drop one of them."
+        )
+    if config.get("teacher") and not is_flow_map(config):
+        raise ConfigError("a teacher is for a map of the flow: give flow_map too, or drop teacher.")
 
 
 def _section(config: Config, name: str) -> dict[str, Any]:
@@ -184,6 +209,10 @@ def build_net(
             raise ConfigError(
                 f"net.{given_name} is filled in from data and conditioning: leave it out."
             )
+    if is_flow_map(config):
+        facts["second_time"] = True
+        if "second_time" not in accepted:
+            raise ConfigError(f"net.name={name} is told no second time: take unet or mlp.")
     given = {key: value for key, value in facts.items() if key in accepted}
     needed = {"channels", "size", "dim"} & set(accepted) - set(given)
     flat = name in ("transformer", "edm2") and len(spec.shape) != 3
@@ -232,7 +261,25 @@ def build_text_encoder(config: Config) -> Any:
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """Network and process as a score function, on the CPU, in a memory layout that suits it."""
     given = {"net": build_net(config, spec), "sde": build_sde(config)}
-    return in_fast_layout(_call(ScoreModel, "model", _section(config, "model"), given))
+    values = _section(config, "model")
+    if not is_flow_map(config):
+        return in_fast_layout(_call(ScoreModel, "model", values, given))
+    if values.get("learned_variance"):
+        raise ConfigError("a map of the flow has no variances: set model.learned_variance=False.")
+    made = _call(FlowMap, "model", values, given)
+    made.steps = build_map_objective(config).steps
+    return in_fast_layout(made)
+
+
+def build_map_objective(config: Config) -> MapMatching:
+    """The objective of a map of the flow, without its teacher."""
+    return _call(MapMatching, "flow_map", _section(config, "flow_map"), {})
+
+
+def build_teacher(config: Config) -> TeacherSettings | None:
+    """Which run a map of the flow learns from; None where it learns from the data alone."""
+    values = _section(config, "teacher")
+    return _call(TeacherSettings, "teacher", values, {}) if values.get("path") else None
 
 
 def in_fast_layout(model: Model) -> Model:

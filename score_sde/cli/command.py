@@ -16,6 +16,7 @@ from score_sde.cli.help import help_of, help_text, samplers_text
 from score_sde.cli.modes import GENERAL, MODES, SAMPLER
 from score_sde.runs.configs import Config, load_config
 from score_sde.runs.directory import RunDirectory
+from score_sde.runs.distill import default_workdir, student_config
 from score_sde.runs.reading import read_facts
 
 
@@ -69,7 +70,7 @@ def _arguments(name: str, said: Words) -> dict[str, Any]:
     """The arguments of a mode's function; UsageError for what is missing or in vain."""
     mode, flags = MODES[name], dict(said.flags)
     taken = inspect.signature(mode.function).parameters
-    config = _config(flags.pop("config", None), flags.get("workdir"), said)
+    config = _config(flags.pop("config", None), flags, said)
     given = {flag.parameter: flags[flag.name] for flag in mode.flags if flag.name in flags}
     if SAMPLER not in mode.flags and "options" in given:  # a sampler declares types of its own
         given["options"] = {key: as_it_looks(text) for key, text in given["options"].items()}
@@ -80,7 +81,9 @@ def _arguments(name: str, said: Words) -> dict[str, Any]:
             raise UsageError(
                 "give --config or --workdir, for example --config vp_fashion --mode train."
             )
-    if config is not None and "config" in taken:
+    if config is not None and "changes" in taken and "config" not in taken:
+        given["changes"] = config.changed
+    elif config is not None and "config" in taken:
         given |= {"changes": config.changed} if config.of_run else {"config": config.to_dict()}
     elif config is not None and config.changed:
         given["sampling"] = _of_sampling(config.changed, name)
@@ -90,9 +93,12 @@ def _arguments(name: str, said: Words) -> dict[str, Any]:
     return given
 
 
-def _config(named: str | None, workdir: str | None, said: Words) -> Config | None:
-    """The config that is named, or that of the run in workdir, with the fields as they are set."""
-    config = None if named is None else load_config(named)
+def _config(named: str | None, flags: Mapping[str, Any], said: Words) -> Config | None:
+    """The config that is named, that a student of the teacher will have, or that of the run in
+    workdir, with the fields as they are set."""
+    config, workdir = None if named is None else load_config(named), flags.get("workdir")
+    if said.fields and (teacher := flags.get("teacher")):
+        config = Config(default_workdir(teacher), "", student_config(teacher), of_run=True)
     if config is None and said.fields and workdir and RunDirectory(Path(workdir)).is_run:
         config = Config(workdir, "", read_facts(Path(workdir)).config, of_run=True)
     for field in said.fields:

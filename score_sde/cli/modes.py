@@ -21,6 +21,7 @@ from score_sde.runs import (
     calibrate,
     classifier,
     diagnose,
+    distill,
     evaluate,
     exchange,
     latents,
@@ -128,6 +129,14 @@ MODES: dict[str, Mode] = {
             Flag("tolerance", float, "as many steps of adams as each sample needs for this error"),
         ),
         sample.sample_to_files,
+    ),
+    "distill": Mode(
+        "make a map of a run's flow, for samples in 1 to 4 evaluations",
+        (
+            Flag("teacher", str, "directory of the run whose flow is mapped"),
+            WORKDIR, STEPS, GUIDANCE, RESUME, RESUME_CHANGED, OVERWRITE, DEVICE,
+        ),
+        distill.distill,
     ),
     "train_classifier": Mode(
         "train a classifier of noisy samples, for --classifier",

@@ -20,7 +20,9 @@ class LabelEmbedding(nn.Module):
     augment: int
     class_embedding: str
 
-    def _make_embedding(self, width: int, kind: str, picture: bool) -> None:
+    def _make_embedding(
+        self, width: int, kind: str, picture: bool, second_time: bool = False
+    ) -> None:
         inputs, emb = (2 * width if kind == "fourier" else width), 4 * width
         self.embedding = (
             FourierEmbedding(inputs)
@@ -41,10 +43,12 @@ class LabelEmbedding(nn.Module):
         )
         self.embed_level = linear(width, inputs, scale=0.0) if picture else None
         self.level_waves = SinusoidalEmbedding(width)
+        # Zero, so that a map of the flow starts as the score model whose weights it is given.
+        self.embed_second = linear(width, inputs, scale=0.0) if second_time else None
 
     def embed(
         self, noise_label: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None,
-        picture_level: Tensor | None = None,
+        picture_level: Tensor | None = None, second_label: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The embedding (B, 4 width) of all labels; see `forward`."""
         classes = None
@@ -60,6 +64,8 @@ class LabelEmbedding(nn.Module):
             h = h + self.embed_augment(augment_labels.to(h.dtype))
         if self.embed_level is not None and picture_level is not None:
             h = h + self.embed_level(self.level_waves(999 * picture_level).to(h.dtype))
+        if self.embed_second is not None and second_label is not None:
+            h = h + self.embed_second(self.level_waves(second_label).to(h.dtype))
         h = self.embed1(F.silu(self.embed0(h)))
         return h + classes if classes is not None and self.class_embedding == "output" else h
 

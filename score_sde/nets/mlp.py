@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.checks import Depth, Few, Size, UserError, checked, memory_for
-from score_sde.nets.layers import SinusoidalEmbedding
+from score_sde.nets.layers import SinusoidalEmbedding, linear
 from score_sde.nets.text import TextInput
 
 
@@ -15,7 +15,8 @@ class MLP(nn.Module):
 
     width and depth are those of the hidden layers; each is modulated by the noise label (FiLM).
     text, text_table: width of a text encoder's states, and rows of a learned table of words, of a
-    network that is told captions by one vector each; see `TextInput`.
+    network that is told captions by one vector each; see `TextInput`. second_time: whether it is
+    told of a second time, see `models.FlowMap`.
     """
 
     knows_nothing = True  # rows of `scores.nothing_like` are no condition
@@ -23,7 +24,13 @@ class MLP(nn.Module):
     @checked("net")
     @memory_for("net")
     def __init__(
-        self, dim: Size, width: Size = 128, depth: Depth = 3, text: Few = 0, text_table: Few = 0
+        self,
+        dim: Size,
+        width: Size = 128,
+        depth: Depth = 3,
+        text: Few = 0,
+        text_table: Few = 0,
+        second_time: bool = False,
     ):
         super().__init__()
         self.dim = dim
@@ -37,12 +44,21 @@ class MLP(nn.Module):
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        self.second = linear(width, width, scale=0.0) if second_time else None
 
-    def features(self, x: Tensor, noise_label: Tensor, words: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        words: Tensor | None = None,
+        second_label: Tensor | None = None,
+    ) -> Tensor:
         """What the last layer sees, (B, width). words (B, width) are told beside the noise."""
         if x.ndim < 2 or x.shape[1:].numel() != self.dim:
             raise UserError(f"this MLP was built for states (B, {self.dim}); got {tuple(x.shape)}.")
         features = self.embedding[0](noise_label).to(self.last.weight.dtype)
+        if self.second is not None and second_label is not None:
+            features = features + self.second(self.embedding[0](second_label).to(features))
         embedding = self.embedding[1:](features)
         if words is not None:
             embedding = embedding + words
@@ -60,6 +76,7 @@ class MLP(nn.Module):
         text_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         text_ids: Tensor | None = None,
+        second_label: Tensor | None = None,
     ) -> Tensor:
         """See the class; captions are those of `TextInput`."""
         words = None
@@ -67,4 +84,4 @@ class MLP(nn.Module):
             words = self.words(len(x), text, text_mask, pooled, text_ids).vector
         elif text is not None or text_ids is not None or pooled is not None:
             raise UserError("this MLP was built without captions; drop text.")
-        return self.last(self.features(x, noise_label, words)).view_as(x)
+        return self.last(self.features(x, noise_label, words, second_label)).view_as(x)

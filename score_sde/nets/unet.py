@@ -82,6 +82,7 @@ class UNet(LabelEmbedding):
     progressive_output: "skip" reads an image off every level of the decoder and adds them up.
     norm_groups: groups of single group norms, by their names in the network, that are to have
         others than the rule gives them.
+    second_time: whether it is told of a second time, see `models.FlowMap`.
     dropout, modulation, skip_scale, skip_conv, group_channels, groups, norm_eps, heads,
         head_channels, taps: see `BlockOptions`.
 
@@ -138,6 +139,7 @@ class UNet(LabelEmbedding):
         progressive_combine: Literal["sum", "cat"] = "sum",
         progressive_output: Literal["none", "skip"] = "none",
         norm_groups: Mapping[str, int] | None = None,
+        second_time: bool = False,
     ):
         super().__init__()
         dims = len(size)
@@ -172,7 +174,7 @@ class UNet(LabelEmbedding):
             resample, text_channels, text_head_channels,
         )  # fmt: skip
         self.words = TextInput(text, text_table, text_channels, 4 * width) if told else None
-        self._make_embedding(width, embedding, picture > 0)
+        self._make_embedding(width, embedding, picture > 0, second_time)
         self.conv_in = options.conv(image, width)
         self.encoder, kept = levels.encoder(
             width, image, blocks, progressive_input, progressive_combine
@@ -227,11 +229,13 @@ class UNet(LabelEmbedding):
         text_ids: Tensor | None = None,
         picture: Tensor | None = None,
         picture_level: Tensor | None = None,
+        second_label: Tensor | None = None,
     ) -> Tensor:
         """See the class. class_labels: integers (B,), or rows (B, classes) of weights; None is
         the row of zeros, as is -1 among integers. augment_labels: (B, augment), or None. text (B,
         L, D), text_mask (B, L), pooled (B, D), text_ids (B, L): see `TextInput`. picture: (B, C,
-        h, w), in the range of x; picture_level: (B,), the noise in it, 0 (None) to 1."""
+        h, w), in the range of x; picture_level: (B,), the noise in it, 0 (None) to 1. second_label:
+        (B,), of DDPM's size, of a network with second_time."""
         if x.shape[1:] != (self.channels, *self.size):
             sides = ", ".join(map(str, (self.channels, *self.size)))
             raise UserError(f"this U-Net was built for states (B, {sides}); got {tuple(x.shape)}.")
@@ -241,7 +245,9 @@ class UNet(LabelEmbedding):
             picture_level = self.picture_noise * torch.rand_like(noise_label)
             noise = torch.randn_like(picture)
             picture = picture + spread(picture_level[:, None], picture).to(picture.dtype) * noise
-        embedding = self.embed(noise_label, class_labels, augment_labels, picture_level)
+        embedding = self.embed(
+            noise_label, class_labels, augment_labels, picture_level, second_label
+        )
         words = None
         if self.words is not None:
             words = self.words(len(x), text, text_mask, pooled, text_ids)

@@ -72,6 +72,8 @@ class Sections(TypedDict, total=False):
     model: Section | None
     conditioning: Section | None
     loss: Section | None
+    flow_map: Section | None
+    teacher: Section | None
     training: Section | None
     sampling: Section | None
     autoencoder: Section | None

@@ -15,12 +15,14 @@ from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of
+from score_sde.models import FlowMap
 from score_sde.noise import seed_torch
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
+from score_sde.runs.teacher import open_teacher
 from score_sde.runs.watching import Watcher, drawing, repeated, spread_rows, watcher_of
 from score_sde.sampling import change_sampling
 from score_sde.training import Pictures, Trainer
@@ -56,7 +58,8 @@ def prepare(
     saved: what config.json of the run that is resumed holds, {} for a new one.
     """
     build.check_sections(config)
-    settings, objective = build.build_training(config), build.build_objective(config)
+    settings, is_map = build.build_training(config), build.is_flow_map(config)
+    objective: Any = (build.build_map_objective if is_map else build.build_objective)(config)
     conditioning, seed = build.build_conditioning(config), build.build_seed(config)
     sampling = build.build_sampling(config)
     with distributed.writer_first():  # it may have to download them
@@ -71,6 +74,12 @@ def prepare(
     seed_torch(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
+    teacher = None
+    if isinstance(model, FlowMap) and (wanted := build.build_teacher(config)) is not None:
+        told, begun = config.get("conditioning") or {}, saved.get("teacher") or {}
+        teacher = open_teacher(wanted, model, data.spec, told, codec, begun, device)
+        objective = objective.of_teacher(teacher)
+        teacher.begin(model)
     data, named = with_told(config, data, conditioning, eye)
     conditioning = conditioning.with_text(named, model.net)
     known = data.condition_items(range(min(len(data), 2)))
@@ -78,7 +87,7 @@ def prepare(
     data_std = float(data.reference(1000).std())
     sampler = make_sampler(sampling, model, data_std)
     sampler.rehearse(model, data.spec.shape)
-    if settings.sample_nfe:
+    if settings.sample_nfe and not is_map:
         cheap = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
         quick = change_sampling(config.get("sampling"), cheap)
         sampler = make_sampler(build.build_sampling({"sampling": quick}), model, data_std)
@@ -91,6 +100,8 @@ def prepare(
         pictures = _pictures(trainer, sampler, data, conditioning, count, codec)
     codecs = {n: c for n, c in ((CODEC, codec), (EMBEDDING, eye)) if c is not None}
     facts |= {Path(name).stem: found.facts() for name, found in codecs.items()}
+    if teacher is not None:
+        facts["teacher"] = teacher.facts()
     watcher = None
     if settings.evaluate_every:
         watcher = watcher_of(config, trainer, sampler, data, conditioning, codec, eye)

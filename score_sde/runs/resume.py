@@ -8,8 +8,20 @@ from typing import Any
 from score_sde import distributed
 from score_sde.runs.directory import RunDirectory, RunError
 
-KEPT = ("sde", "net", "model", "autoencoder")  # sections of the model that a resumed run keeps
-LEARNED = ("data", "loss", "reconstruction", "conditioning")  # and of what it has learned so far
+KEPT = (
+    "sde",
+    "net",
+    "model",
+    "autoencoder",
+    "flow_map",
+)  # sections of the model that a resumed run keeps
+LEARNED = (
+    "data",
+    "loss",
+    "reconstruction",
+    "conditioning",
+    "teacher",
+)  # and of what it has learned so far
 HARMLESS = {"data.workers", "data.strict", "training.optimizer"}
 
 

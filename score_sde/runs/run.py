@@ -22,7 +22,7 @@ from score_sde.conditioning.classes import (
 )
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of, png_bytes
-from score_sde.models import ScoreModel
+from score_sde.models import FlowMap, ScoreModel
 from score_sde.processes.sdes import SDE
 from score_sde.restoration.reference import ReferenceGaussian
 from score_sde.restoration.residuals import Residuals
@@ -230,6 +230,8 @@ class Run:
         device = next(self.score.parameters()).device
         sampler = make_sampler(chosen, self.score, self.data_std)
         start = None
+        if init is not None and isinstance(self.score, FlowMap):
+            raise RunError("a map of the flow starts from noise: drop init, or use its teacher.")
         if init is not None:
             picture = self.to_states(read_picture(init, self.item_spec).to(device))
             start = start_from(self.sde, picture, strength, seeds, chosen, self.data_std)

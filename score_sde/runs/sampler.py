@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from score_sde import distributed
-from score_sde.models import ScoreModel
+from score_sde.checks import UserError
+from score_sde.models import FlowMap, ScoreModel
 from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import Start
@@ -144,6 +145,9 @@ def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float)
     """
     options = dict(settings.options or {})
     grid: str | Recipe | None = settings.grid
+    check_map(settings, model)
+    if isinstance(model, FlowMap):
+        options.setdefault("data_std", model.data_std)
     if needs_data_std(settings.method):
         options.setdefault("data_std", data_std)
     if settings.method == "ancestral" and model.learned_variance:
@@ -152,6 +156,34 @@ def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float)
         grid = load_recipe(settings.grid)
         options.pop("data_std", None)
     return Sampler(settings, grid, options)
+
+
+def check_map(settings: SamplingSettings, model: ScoreModel) -> None:
+    """UserError unless a map is sampled as one, in steps that it knows, and nothing else is."""
+    named = settings.method == "flow_map"
+    if not isinstance(model, FlowMap):
+        if named:
+            raise UserError(
+                "the sampler flow_map is for maps of the flow, and this run is a score: make one "
+                "of it by --mode distill --teacher, or take another sampler."
+            )
+        return
+    most = "any number of" if model.steps is None else f"1 to {model.steps}"
+    if not named or settings.tolerance is not None:
+        raise UserError(
+            f"this run is a map of the flow, which is sampled by flow_map in {most} steps; "
+            f"{settings.method} is for scores, such as its teacher's."
+        )
+    asked = settings.steps or settings.nfe or 1
+    if model.steps is not None and asked > model.steps:
+        raise UserError(
+            f"this map was trained for {most} steps (flow_map.steps), not {asked}: ask for fewer, "
+            f"or distill another with --steps {asked}."
+        )
+    if model.steps is not None and settings.grid not in (None, "angle"):
+        raise UserError(
+            f"this map knows the times of its own grid, angle, not {settings.grid}: drop grid."
+        )
 
 
 def given_settings(

@@ -26,7 +26,6 @@ from score_sde.data import Data, DataError, DataSpec
 from score_sde.evaluation.features import Features, find_features
 from score_sde.evaluation.measures import Featured, featured
 from score_sde.evaluation.report import as_items, report
-from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
 from score_sde.noise import StepRandomness
@@ -95,7 +94,7 @@ class Watcher:
     """
 
     model: ScoreModel
-    objective: ScoreMatching
+    objective: Any  # one with times that can be stratified
     conditioning: Conditioning
     train: Data
     held_out: Data | None
@@ -174,7 +173,7 @@ def watcher_of(
         draw = drawing(trainer, sampler, (count, *data.spec.shape), told, codec)
         yardstick = Yardstick.of(real, extractor, count, draw)
     model = trainer.model.with_net(trainer.ema.net)
-    return Watcher(model, build.build_objective(config), conditioning, data, held_out, trainer.seed,
+    return Watcher(model, trainer.objective, conditioning, data, held_out, trainer.seed,
                    trainer.sharded, yardstick)  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes
 from score_sde.conditioning.guidance import check_guidance
 from score_sde.conditioning.rules import BESIDE, make_rule
 from score_sde.conditioning.text import check_captions
+from score_sde.models import FlowMap
 from score_sde.runs.directory import RunError
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ def labels_of(
 
 def check_wish(run: Run, wish: Wish, n: int) -> Captions:
     """The captions of n samples; RunError for a wish that cannot be fulfilled, before any work."""
+    if isinstance(run.score, FlowMap) and (wish.guided or wish.classifier is not None):
+        raise RunError(
+            f"{run.path} is a map of the flow, which cannot be led while it is sampled: guide its "
+            "teacher when it is distilled, --mode distill --guidance 2."
+        )
     speaker = run if wish.prior is None else wish.prior
     check_prior(run, wish.prior, wish.prompt is not None)
     prompts = _prompts(speaker, wish.prompt, n, "prompt")

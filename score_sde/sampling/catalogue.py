@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from score_sde.checks import UserError, lookup, unknown
 from score_sde.sampling.adaptive import RK45, AdaptiveSDE
 from score_sde.sampling.correctors import CORRECTORS, Corrector, PredictorCorrector
+from score_sde.sampling.flow_map import FlowMapSteps
 from score_sde.sampling.method import Predictor
 from score_sde.sampling.multistep import (
     DEIS,
@@ -75,6 +76,9 @@ TABLE: dict[str, Sampler] = {
     "adams": Sampler(Adams, "#fe5322"),
 }
 SAMPLERS: dict[str, type[Predictor[Any]]] = {name: row.method for name, row in TABLE.items()}
+MAPS: dict[str, type[Predictor[Any]]] = {"flow_map": FlowMapSteps}
+"""Methods for maps of the flow, which no score has."""
+METHODS = {**SAMPLERS, **MAPS}
 PARTS: dict[str, tuple[Mapping[str, type], type]] = {
     "predictor": (PREDICTORS, Predictor),
     "corrector": (CORRECTORS, Corrector),
@@ -87,7 +91,7 @@ def make_sampler(method: str | Predictor[Any], **options: Any) -> Predictor[Any]
     A class of yours is named by its dotted path, "my_samplers.Mine". Raises UserError for an
     unknown name or option, naming the choices, and for an option of the wrong type.
     """
-    made = make(SAMPLERS, Predictor, method, "sampler", options)
+    made = make(METHODS, Predictor, method, "sampler", options)
     if not hasattr(made, "step") or isinstance(made, type):
         raise UserError(
             f"a method is a name or a Predictor; got {made!r}. Of a class give an instance, "
@@ -103,7 +107,7 @@ def options_from_text(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
     option of a part: {"predictor.eta": "0.5"} of pc gives {"predictor_options": {"eta": 0.5}}.
     Raises UserError for an unknown name and for text that is no value of its type.
     """
-    cls = lookup(SAMPLERS, method, "sampler", kind=Predictor)
+    cls = lookup(METHODS, method, "sampler", kind=Predictor)
     own = {name: text for name, text in texts.items() if "." not in name}
     values = values_from_text(cls, own, method)
     for name, text in texts.items():
@@ -123,7 +127,7 @@ def options_from_text(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
 def needs_data_std(method: str | Predictor[Any]) -> bool:
     """Whether a method has the option data_std, the standard deviation of x_0."""
     cls = (
-        lookup(SAMPLERS, method, "sampler", kind=Predictor)
+        lookup(METHODS, method, "sampler", kind=Predictor)
         if isinstance(method, str)
         else type(method)
     )

@@ -59,6 +59,14 @@ def saturating(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
     )
 
 
+def angle(sde: SDE, steps: int, data_std: float | None = None) -> Tensor:
+    """Equal steps in theta = arctan(sigma / (alpha data_std)), by which the flow turns."""
+    sd = check_positive("data_std", data_std)
+    high, low = (math.atan(end / sd) for end in noise_range(sde))
+    turns = torch.linspace(high, low, steps + 1, dtype=torch.float64)
+    return at_noise_levels(sde, sd * torch.tan(turns))
+
+
 def at_noise_levels(sde: SDE, levels: Tensor) -> Tensor:
     """Times at which sigma/alpha takes these falling values, from t_max to t_min exactly."""
     times = sde.time_of_log_snr(-2 * levels.log())
@@ -73,6 +81,7 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "logsnr": logsnr,
     "karras": karras,
     "saturating": saturating,
+    "angle": angle,
 }
 
 

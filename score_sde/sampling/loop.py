@@ -199,6 +199,16 @@ class Watched:
         check_like(value, given)
         return value.to(x.dtype)
 
+    def jump(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x_s from x_t by a map of the flow; counted as one evaluation."""
+        self.whole.calls += 1
+        if not hasattr(self.score, "jump"):
+            raise UserError(
+                "the sampler flow_map takes steps of a map of the flow, and this is a score: make "
+                "a map of it by --mode distill, or take another sampler."
+            )
+        return self.score.jump(x.to(self.dtype), t, s).to(x.dtype)
+
     def score_and_v(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The score and v of a learned variance; counted as one evaluation."""
         self.whole.calls += 1

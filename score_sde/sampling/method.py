@@ -48,7 +48,7 @@ class Predictor(abc.ABC, Generic[Numbers]):
     evaluations: of the score, per step; 0 if they adapt. A budget ``nfe`` is divided by it.
     order: of convergence, None if it is not an ODE method. linear: whether a linear score makes its
     result linear in start and noise. default_steps, default_grid: when none are given; a grid of
-    None is the process's own.
+    None is the process's own. ends_at_data: the last step ends at x_0: nothing is left to denoise.
     """
 
     evaluations: ClassVar[int] = 1
@@ -57,6 +57,7 @@ class Predictor(abc.ABC, Generic[Numbers]):
     linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
     default_grid: ClassVar[str | None] = None
+    ends_at_data: ClassVar[bool] = False
 
     @property
     def claimed_order(self) -> int | None:

@@ -98,6 +98,7 @@ def make_plan(
         method = "adams" if "data_std" in options else "ancestral"
     name = method if isinstance(method, str) else type(method).__name__
     made = make_sampler(method, **options)
+    denoise = denoise and not made.ends_at_data
     sizes = check_shape(shape, x_T)
     if not 0 <= noise_scale < math.inf:
         raise UserError(f"noise_scale must be at least 0 (got {noise_scale}).")
