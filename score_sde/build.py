@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from score_sde.checks import (
+    Positive,
     UserError,
     lookup,
     memory_for,

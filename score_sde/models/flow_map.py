@@ -11,7 +11,7 @@ stands still but for a turn, x = r z with r^2 = sigma^2 + alpha^2 sd^2, and with
 tan(theta) = sigma / (alpha sd) for time, they are one direction G = cos(theta) eps - sin(theta)
 x_0 / sd, and
 
-    z_s = cos(theta_t - theta_s) z_t - sin(theta_t - theta_s) G(z_t, t, s),        dz/dtheta = G at s = t:
+    z_s = cos(D) z_t - sin(D) G(z_t, t, s),  D = theta_t - theta_s,      dz/dtheta = G at s = t:
 
 sCM's consistency function for s = 0 (2410.11081, eq. 6), MeanFlow's average velocity but for the
 turn (2505.13447, eq. 5).

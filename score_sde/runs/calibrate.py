@@ -7,7 +7,7 @@ from pathlib import Path
 from score_sde.checks import Count, checked
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.outputs import check_place, write_beside
-from score_sde.runs.run import load
+from score_sde.runs.run import load_score
 from score_sde.sampling import Recipe, calibrate, load_recipe
 
 
@@ -27,7 +27,7 @@ def calibrate_run(
     """
     if recipe is not None and Path(recipe).exists():
         load_recipe(recipe)  # another file is not replaced, nor is the work done for nothing
-    run = load(workdir, weights, device, step=step)
+    run = load_score(workdir, weights, device, step=step)
     wanted = Path(recipe) if recipe else RunDirectory(run.home).recipe(nfe)
     check_place(wanted.parent)
     where = next(run.score.parameters()).device

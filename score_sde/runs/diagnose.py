@@ -21,7 +21,7 @@ from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.items import items_of
 from score_sde.runs.outputs import check_place, json_text, write_beside
-from score_sde.runs.run import Run, load
+from score_sde.runs.run import Run, load, load_score
 from score_sde.runs.watching import spread_rows
 from score_sde.sampling import ODEError
 from score_sde.training.checkpoints import steps_of
@@ -48,7 +48,7 @@ def diagnose(
     level (512, 192 for images).
     """
     path = run.path if isinstance(run, Run) else Path(run)
-    loaded = run if isinstance(run, Run) else load(path, weights, device, step=step)
+    loaded = run if isinstance(run, Run) else load_score(path, weights, device, step)
     raw = _raw(path, loaded, str(next(loaded.score.parameters()).device))
     train, held_out, labels, held_out_labels = _items(loaded, data)
     if num_samples is None:

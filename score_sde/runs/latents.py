@@ -18,7 +18,7 @@ from score_sde.likelihood import decode, encode, interpolate
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, to_model
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png
-from score_sde.runs.run import Run, load
+from score_sde.runs.run import Run, load_score
 from score_sde.scores import ScoreFn
 
 BATCH = 64
@@ -48,7 +48,7 @@ def encode_to_files(
     `likelihood_to_files`. A command that was stopped goes on when it is given again. Returns the
     folder.
     """
-    run = load(workdir, weights, device, step=step)
+    run = load_score(workdir, weights, device, step=step)
     items, n = items_of(run, split, num_samples, data)
     split = items.split  # "all" of data without parts, whatever was asked for
     labels = labels_of(run, items, n, class_labels)
@@ -121,7 +121,7 @@ def interpolate_to_files(
     class_labels: one for all or one a pair, for both ends and the way between them. data: the name
     of other data than the run's.
     """
-    run = load(workdir, weights, device, step=step)
+    run = load_score(workdir, weights, device, step=step)
     labels = labels_of(run, None, pairs, class_labels)
     items, n = items_of(run, split, 2 * pairs, data)
     split = items.split

@@ -37,7 +37,7 @@ from score_sde.noise import other_stream
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, refuse_latents, to_model
 from score_sde.runs.outputs import Output, open_output, write_json, write_npz
-from score_sde.runs.run import Run, load, pick_device
+from score_sde.runs.run import Run, load_score, pick_device
 from score_sde.scores import ScoreFn
 from score_sde.writing import replacing
 
@@ -84,7 +84,7 @@ def likelihood_to_files(
     options = given | dict(options or {})
     _check(options)
     with distributed.processes(pick_device(device)) as chosen:
-        run = load(workdir, weights, str(chosen), step=step)
+        run = load_score(workdir, weights, str(chosen), step=step)
         refuse_latents(
             run,
             "and a density of latents is none of pictures: it depends on the scale that the "

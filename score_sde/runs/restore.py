@@ -28,7 +28,7 @@ from score_sde.runs.measuring import (
     shown,
 )
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png
-from score_sde.runs.run import Run, load, pick_device
+from score_sde.runs.run import Run, load_score, pick_device
 from score_sde.runs.steering import Wish, steer
 
 ROUNDING = 1 / 255
@@ -87,7 +87,7 @@ def restore_to_files(
     }  # fmt: skip
     check_request(task, noise, num_samples, data, measurement)
     with distributed.processes(pick_device(device)) as chosen:
-        run = load(workdir, weights, str(chosen), step=step)
+        run = load_score(workdir, weights, str(chosen), step=step)
         if not run.item_spec.is_image:
             raise RunError("this run is not of pictures; use score_sde.restore from Python.")
         operator = operator_of(task, run.item_spec, mask, factor)

@@ -309,6 +309,19 @@ def load(
     return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec, eye)
 
 
+def load_score(
+    path: str | Path,
+    weights: str = "ema",
+    device: str = "auto",
+    step: int | str | None = None,
+) -> Run:
+    """`load` for who needs a score at all times: RunError for a map of the flow."""
+    run = load(path, weights, device, step=step)
+    if isinstance(run.score, FlowMap):
+        raise RunError(f"{run.path}: {run.score.no_density}")
+    return run
+
+
 def read_config(workdir: Path) -> dict[str, Any]:
     """What config.json of a run holds; RunError if it cannot be read."""
     return RunDirectory(workdir).read_config()

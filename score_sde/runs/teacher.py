@@ -42,12 +42,16 @@ class Teacher:
 
     def begin(self, student: FlowMap) -> None:
         """Give a student the weights of its teacher: it starts as the flow's own direction."""
-        missing, unknown = student.net.load_state_dict(self.run.score.net.state_dict(), False)
-        if unknown or any("second" not in name for name in missing):
+        theirs, ours = self.run.score.net.state_dict(), student.net.state_dict()
+        told = {name for name in ours if "second" in name}  # of the second time, which starts at 0
+        if {n: v.shape for n, v in theirs.items()} != {
+            n: v.shape for n, v in ours.items() if n not in told
+        }:
             raise RunError(
                 f"the student's network is not that of {self.run.path}, from which it starts: "
                 "leave net as the teacher has it."
             )
+        student.net.load_state_dict(theirs, strict=False)
 
 
 def open_teacher(
