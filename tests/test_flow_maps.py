@@ -20,7 +20,7 @@ from score_sde.checks import UserError
 from score_sde.models import FlowMap, angle, angle_speed, time_of_angle
 from score_sde.nets import MLP, UNet
 from score_sde.noise import StepRandomness
-from score_sde.training import Trainer, TrainingSettings
+from score_sde.runs.teacher import Teacher
 from score_sde.training.map_matching import MapMatching, Pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,36 +200,38 @@ def test_samples_depend_on_their_seeds_alone():
                data_std=1.0)  # fmt: skip
 
 
-RING = GaussianMixture([0.5, 0.5], [[1.0, 0.0], [-1.0, 0.0]], 0.3)
-
-
-def map_error(model, steps, n=400):
-    """Root mean square of the map's error on the mixture, in units of its spread."""
-    torch.manual_seed(3)
-    sde, x_T = model.sde, model.sde.prior_std() * torch.randn(n, 2)
-    given = {"method": "adams", "data_std": 1.0, "steps": 60}
-    want = sample(sde, RING.score(sde), x_T=x_T.double(), **given).float()
-    got = sample(sde, model, x_T=x_T, method="flow_map", data_std=1.0, steps=steps)
-    return float((got - want).square().mean().sqrt()) / RING.std()
-
-
-def trained(objective, updates, batch=128):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_unet_has_a_derivative_in_any_layout_and_precision(precision):
     torch.manual_seed(0)
-    net = MLP(2, 32, 2, second_time=True)
-    model = FlowMap(net, VPSDE(), target="F", time_input="log_sigma", time_scale=30.0)
-    settings = TrainingSettings(batch, None, updates, lr=5e-3, warmup_steps=10, decay=0.7,
-                                ema_decay=0.98)  # fmt: skip
-    trainer = Trainer(model, objective, settings, seed=1)
-    for k in range(updates):
-        trainer.update(RING.sample(batch, seed=k).float())
-    return model.with_net(trainer.ema.net)
+    net = UNet(1, (8, 8), width=16, multipliers=(1, 2), blocks=1, attention=(4,), second_time=True)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.weight, std=0.7 / layer.weight[0].numel() ** 0.5)
+    sde = VPSDE()
+    model = FlowMap(net.to(memory_format=torch.channels_last).eval(), sde, target="F",
+                    time_input="log_sigma", time_scale=3.0, precision=precision)  # fmt: skip
+    x0, eps = torch.randn(2, 3, 1, 8, 8).double()
+    t, s = torch.tensor([0.3, 0.6, 0.9]).double(), torch.tensor([0.0, 0.2, 0.3]).double()
+    mean, std = sde.marginal(x0, t)
+    x = mean + std * eps
+    with torch.no_grad():
+        half = x.float(), s.float(), t.float(), Pair(x0.float(), eps.float())
+        rate = MapMatching().rate(model, *half)
+        assert model.precision == precision
+        model.precision, _ = "fp32", model.net.double()
+        out = model.direction(x, t, s)
+        near = MapMatching(gap=1e-5)._difference(model, x, s, t, Pair(x0, eps), out, {})
+    assert (rate - near).norm() < 2e-3 * near.norm()
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.2])
-def test_training_finds_the_map_of_a_mixture(gap):
-    objective = MapMatching(gap=gap).of_teacher(lambda: RING.score(VPSDE()))
-    start, end = (map_error(trained(objective, n), 1) for n in (1, 150))
-    assert end < 0.3 * start
+def test_a_guided_teacher_is_guided_and_told():
+    data = GaussianMixture([0.5, 0.5], [[1.0, 0.0], [-1.0, 0.0]], 0.3, [0, 1])
+    score, x = data.score(VPSDE()), torch.randn(4, 2)
+    labels, t = torch.tensor([0, 1, 1, -1]), torch.full((4,), 0.4)
+    told, plain = score.bind(class_labels=labels), score.bind()
+    found = Teacher(None, score, 2.0, "")(class_labels=labels)
+    torch.testing.assert_close(found(x, t), 2 * told(x, t) - plain(x, t))
+    assert Teacher(None, score, 1.0, "")(class_labels=labels) == told
 
 
 def test_what_is_random_in_a_loss_is_a_function_of_seed_and_step():

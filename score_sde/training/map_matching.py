@@ -22,6 +22,7 @@ scratch), whose mean given x_t is the flow's: R is linear in v, but for a gap.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -29,6 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from score_sde.checks import Fraction, NonNegative, Positive, Size, require, validated
 from score_sde.losses import LossTerms
@@ -36,6 +38,18 @@ from score_sde.models import FlowMap, angle, angle_speed, time_of_angle
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn
+
+
+class _Plain(TorchFunctionMode):
+    """Group norms of plain layout: their forward mode knows no channels_last."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.group_norm:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
 
 Teacher = Callable[..., ScoreFn]
 """teacher(**condition): the score whose flow is to be mapped, told of these rows' condition."""
@@ -145,13 +159,16 @@ class MapMatching:
         sde, end = model.sde, model.landing(s)
         size = torch.hypot(sde.sigma(end), sde.alpha(end) * model.data_std)
 
+        exact = copy.copy(model)
+        exact.precision = "fp32"  # autocast has no forward mode
+
         def jump(x: Tensor, t: Tensor) -> Tensor:
-            return model.jump(x, t, s, **condition)
+            return exact.jump(x, t, s, **condition)
 
         speed = 1 / angle_speed(sde, t, model.data_std)  # dt / dtheta
         on_x0, on_eps = (expand(rate * speed, x) for rate in sde.derivatives(t))
         way = on_x0 * pair.x0 + on_eps * pair.eps, speed.to(t)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward mode
+        with sdpa_kernel(SDPBackend.MATH), _Plain():  # the fused kernels have no forward mode
             return torch.func.jvp(jump, (x, t), way)[1] / expand(size, x)
 
     def _difference(
