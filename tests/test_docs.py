@@ -40,6 +40,16 @@ def test_commands_parse(path, monkeypatch):
         assert isinstance(understood, str) or understood.mode in cli.MODES  # text: of --help
 
 
+def test_our_calls_for_those_who_come_from_elsewhere_run(one_thread):
+    """The right column of each table, after the lines of the page."""
+    page, namespace = ROOT / "docs" / "coming_from.md", {}
+    exec(compile(blocks(page, "python")[0], page.name, "exec"), namespace)
+    ours = re.findall(r"^\| .*[^|] \| `([^|]+)` \|$", page.read_text(), flags=re.M)
+    assert len(ours) > 40
+    for call in ours:
+        assert eval(call, namespace) is not None, call
+
+
 def test_every_test_that_the_page_on_safety_names_exists():
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "safety.md").read_text())
     assert len(named) > 60
@@ -55,6 +65,7 @@ def test_quick_start_page_runs(tmp_path, monkeypatch):
     page = ROOT / "docs" / "index.md"
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^python main\.py ([^\n#]+)", "\n".join(blocks(page, "bash")), re.M)
+    lines = [line for line in lines if "vp_fashion" in line]
     assert len(lines) == 2
     train = [a.replace("configs/vp_fashion.py", "vp_fashion") for a in shlex.split(lines[0])]
     less = ["--config.training.minutes=0.2", "--config.net.width=24", "--config.net.heads=1"]
@@ -120,11 +131,11 @@ def test_one_command_makes_the_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(make_figures, "FOLDER", tmp_path)
     monkeypatch.setattr(sys, "argv", ["make_figures.py"])
     make_figures.main()
-    made = {path.name for path in tmp_path.glob("*.png")}
-    committed = {path.name for path in (ROOT / "docs" / "images").glob("*.png")}
+    made = {path.name for path in tmp_path.iterdir()}
+    committed = {path.name for path in (ROOT / "docs" / "images").iterdir()}
     trained = {"quick_start.png", "prompts.png", "restored.png"}  # made by runs, as the pages say
     assert made == committed - trained
-    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
 
 
 def test_the_site_needs_no_network():

@@ -20,6 +20,7 @@ FIGURES = {
     "06": 4,
     "07": 5,
     "08": 5,
+    "10": 7,
     "11": 7,
 }  # at least; the slider is none
 
