@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.reference import gaussian_of, residuals_of
-from score_sde.runs.sampler import make_sampler
+from score_sde.runs.sampler import gathered, make_sampler
 from score_sde.runs.signature import is_signed
 from score_sde.runs.steering import said_of_classes, steer
 from score_sde.runs.weights import find_weights
@@ -261,10 +261,8 @@ class Run:
         own = None if labels is None else labels[mine.start : mine.start + count]
         part = self.sample(count, first_seed + mine.start,
                            progress and distributed.is_writer(), own, **changes)  # fmt: skip
-        x = distributed.gather(part.x[: len(mine)], n)
-        most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
-        settings = part.settings | said_of_classes(labels)
-        return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), settings)
+        found = gathered(part, mine, n)
+        return replace(found, settings=found.settings | said_of_classes(labels))
 
 
 @checked

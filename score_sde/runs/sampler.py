@@ -123,9 +123,7 @@ class Sampler:
         own = seeds[rows]
         shown = progress and distributed.is_writer()
         part = self.draw(score.take(rows), (len(own), *shape[1:]), own, shown)
-        x = distributed.gather(part.x[: len(mine)], n)
-        most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
-        return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), part.settings)
+        return gathered(part, mine, n)
 
     def rehearse(self, model: ScoreModel, shape: tuple[int, ...]) -> None:
         """Raise what drawing items of this shape would raise, without asking the network."""
@@ -136,6 +134,13 @@ class Sampler:
             grid = replace(grid, model=None)
         settings = replace(self.settings, tolerance=None)
         replace(self, settings=settings, grid=grid).draw(silent, (1, *shape), [0])
+
+
+def gathered(part: SampleResult, mine: range, n: int) -> SampleResult:
+    """All n samples on each process of a torchrun, ``mine`` drawn here; at the largest cost."""
+    x = distributed.gather(part.x[: len(mine)], n)
+    most = distributed.gather(torch.tensor([[part.nfe, part.seconds]]), distributed.size())
+    return SampleResult(x, int(most[:, 0].max()), float(most[:, 1].max()), part.settings)
 
 
 def make_sampler(settings: SamplingSettings, model: ScoreModel, data_std: float) -> Sampler:
