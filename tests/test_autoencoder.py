@@ -8,15 +8,10 @@ import torch
 from score_sde.checks import UserError
 from score_sde.data.sources import ArrayData
 from score_sde.data.spec import make_spec
-from score_sde.nets.autoencoder import (
-    KLAutoencoder,
-    autoencoder_loss,
-    kl_to_normal,
-    latent_statistics,
-    psnr,
-)
+from score_sde.nets.autoencoder import KLAutoencoder, kl_to_normal, latent_statistics, psnr
 from score_sde.nets.codec import Codec, Moments
 from score_sde.runs.codecs import fitted, latents_of
+from score_sde.training.autoencoding import Reconstruction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,14 +59,13 @@ def test_pictures_come_back_after_a_few_steps():
     for step in range(150):
         slopes = torch.rand(32, 2, 1, 1) * 2 - 1
         x = slopes[:, :1] * levels[:, None] / 2 + slopes[:, 1:] * levels / 2
-        back, moments = net(x, torch.randn(32, *net.latent_shape))
-        loss, square = autoencoder_loss(x, back, moments)
+        terms = Reconstruction()(net, x, torch.zeros(32), torch.randn(32, *net.latent_shape))
         optimizer.zero_grad()
-        loss.mean().backward()
+        terms.loss.mean().backward()
         optimizer.step()
         if step == 0:
-            first = float(square.mean())
-    assert float(square.mean()) < 0.05 * first
+            first = float(terms.error.mean())
+    assert float(terms.error.mean()) < 0.05 * first
     codec = Codec(net, 0.3, 2.0)
     with torch.no_grad():
         torch.testing.assert_close(codec.decode(codec.encode(x)), net(x)[0])

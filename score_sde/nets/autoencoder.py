@@ -159,16 +159,6 @@ def kl_to_normal(moments: Moments) -> Tensor:
     return terms.flatten(1).sum(1)
 
 
-def autoencoder_loss(
-    x: Tensor, back: Tensor, moments: Moments, kl_weight: float = 1e-4
-) -> tuple[Tensor, Tensor]:
-    """(loss, mean squared error), each (B,), of pictures x that came back as ``back``."""
-    error = (back - x).flatten(1)
-    square = error.square().mean(1)
-    kl = kl_to_normal(moments) / error.shape[1]
-    return error.abs().mean(1) + square + kl_weight * kl, square
-
-
 def psnr(square_error: Tensor, span: float = 2.0) -> Tensor:
     """Peak signal-to-noise ratio in dB of mean squared errors, for values that span ``span``."""
     return 10 * torch.log10(span**2 / square_error)
