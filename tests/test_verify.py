@@ -208,7 +208,7 @@ def test_reports_print_and_survive_json():
     assert "FlowSDE" in reports[1].process
     for report in reports:
         lines = str(report).splitlines()
-        assert len(lines) == 5 and len({len(line) for line in lines[2:]}) == 1
+        assert len(lines) == 6 and len({len(line) for line in lines[3:]}) == 1
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
 
 

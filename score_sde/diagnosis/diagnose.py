@@ -27,6 +27,7 @@ from score_sde.diagnosis.denoising import (
     ratio,
     times_of,
 )
+from score_sde.diagnosis.ends import Ends
 from score_sde.diagnosis.facts import facts_of
 from score_sde.diagnosis.findings import Finding, Measured
 from score_sde.diagnosis.readings import class_reading, readings
@@ -65,7 +66,9 @@ class Diagnosis:
             said = "\n".join(f"{f.cause}: {f.evidence}\n  fix: {f.fix}" for f in self.findings)
         else:
             said = f"nothing found; checked were {', '.join(self.checked)}."
-        return f"{self.table()}\n\n{said}"
+        ends = self.facts.get("law_of_ends")
+        told = "" if ends is None else f"{ends}\n\n"
+        return f"{self.table()}\n\n{told}{said}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -80,6 +83,8 @@ class Diagnosis:
 def _plain(value: Any) -> Any:
     if isinstance(value, Ratio):
         return {"ratio": value.value, "stderr_of_log": value.stderr}
+    if isinstance(value, Ends):
+        return value._asdict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return value.to_dict() if hasattr(value, "to_dict") else value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from score_sde.diagnosis.denoising import Subject
+from score_sde.diagnosis.ends import law_of_ends
 from score_sde.diagnosis.suggest import largest_distance, smallest_spread
 from score_sde.evaluation import distances
 from score_sde.evaluation.jackknife import block_of
@@ -39,11 +40,20 @@ def facts_of(subject: Subject) -> dict[str, Any]:
         "noise_at_t_min": float(sigma[0] / alpha[0]),
         "terminal_snr": float((alpha[1] * std / sigma[1]) ** 2),
         "prior_kl": _prior_kl(x, float(alpha[1]), float(sigma[1]), sde.prior_std()),
+        "law_of_ends": law_of_ends(sde, x.mean(0), _principal(x)),
         "ema_distance": _apart(model.net, subject.raw.net),
     }
     if subject.samples is not None and subject.careful is not None:
         facts |= _sample_facts(subject)
     return facts
+
+
+def _principal(x: Tensor) -> Tensor:
+    """The variances of items x (n, D) along their principal axes, (D,); 0 where there are none."""
+    found = torch.zeros(x.shape[1], dtype=x.dtype, device=x.device)
+    values = torch.linalg.svdvals(x - x.mean(0)).square() / max(len(x) - 1, 1)
+    found[: len(values)] = values
+    return found
 
 
 def _apart(a: torch.nn.Module, b: torch.nn.Module) -> float:

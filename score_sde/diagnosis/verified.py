@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, cast
 
+from score_sde.diagnosis.ends import Ends
+
 
 @dataclass(frozen=True)
 class VerifyRow:
@@ -36,7 +38,9 @@ class VerifyReport:
 
     claimed_order: what the method says of itself. observed_order: slope of log error_rms over
     log steps (deterministic methods). weak_order: the same of w2 (stochastic ones), down to the
-    floor that the prior's mismatch leaves. law: how the law of the result was found.
+    floor that the prior's mismatch leaves. law: how the law of the result was found. ends: what
+    stopping at t_min and the prior at t_max make of the law, of which no solver knows; the rows'
+    w2 holds the prior's part, and that of t_min if samples were denoised.
     """
 
     process: str
@@ -46,6 +50,7 @@ class VerifyReport:
     observed_order: float | None
     weak_order: float | None
     law: str
+    ends: Ends
     rows: tuple[VerifyRow, ...]
 
     @property
@@ -69,6 +74,7 @@ class VerifyReport:
                 f"{self.method} on {self.process}: {settings}",
                 f"order claimed {claimed}, observed {observed}, weak {weak}: "
                 f"{verdict[self.passed]}; law: {self.law}",
+                str(self.ends),
                 *lines,
             ]
         )
@@ -80,7 +86,8 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dictionaries; "nan" and "inf" as strings, for strict JSON."""
-        return cast(dict[str, Any], _plain(dataclasses.asdict(self) | {"passed": self.passed}))
+        found = dataclasses.asdict(self) | {"ends": self.ends._asdict(), "passed": self.passed}
+        return cast(dict[str, Any], _plain(found))
 
 
 def _text(value: float | None) -> str:

@@ -19,7 +19,8 @@ data are given endpoint errors are those of a mixture on the line, whose flow is
 
 States are compared as x / alpha: laws with that of the data at t_min (r = r(t_min)) when `denoise`
 is off, with the data itself (r = 0) when it is on, where Tweedie's step costs an error of the order
-of r^2. Endpoints are denoised on both sides then, so that they show the method alone.
+of r^2. Endpoints are denoised on both sides then, so that they show the method alone. What t_min
+and the prior make of the law by themselves is reported beside the rows (`ends`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Index, Seed, Size, UserError, checked, require
+from score_sde.diagnosis.ends import law_of_ends
 from score_sde.diagnosis.laws import (
     F64,
     Normals,
@@ -177,5 +179,8 @@ def verify(
         observed_order=None if adaptive else _slope(used, [row.error_rms for row in rows]),
         weak_order=_slope(used, [row.w2 for row in rows]) if affine and draws > 1 else None,
         law="propagated exactly" if affine else f"Monte Carlo of {monte_carlo} samples",
+        ends=law_of_ends(
+            sde, law.mean(), law.covariance().diagonal(), setup.ends(), denoise=denoise
+        ),
         rows=tuple(rows),
     )
