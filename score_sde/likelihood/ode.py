@@ -37,8 +37,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -47,23 +47,19 @@ from tqdm.auto import tqdm
 
 from score_sde.checks import Count, Positive, Size, UserError, checked
 from score_sde.exact import Gaussian
+from score_sde.likelihood.few import Few, Smaller, how_many
 from score_sde.likelihood.result import Likelihood
 from score_sde.likelihood.setting import check_state, clock_of, frame_of
-from score_sde.likelihood.truncation import FEW, TOLERANCE, finer, growth
-from score_sde.noise import SeededNoise, check_seeds
-from score_sde.ode.adaptive import StoppedError, integrate_each
-from score_sde.ode.clock import Clock
-from score_sde.ode.divergence import score_and_traces
-from score_sde.ode.flow import Counted, Flow, levels, work_dtype
-from score_sde.ode.frames import Frame
-from score_sde.ode.multistep import Solution, integrate
+from score_sde.likelihood.solve import Solve
+from score_sde.likelihood.truncation import TOLERANCE
+from score_sde.noise import check_seeds
+from score_sde.ode.flow import Counted
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches, check_density, take
 
 Levels = Annotated[Count, Field(ge=2)]
 Evaluations = Annotated[Size, Field(ge=8)]
-EXACT_UP_TO = 64  # coordinates, for divergence="auto"
 
 
 @checked
@@ -99,8 +95,8 @@ def log_likelihood(
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
     solver: "adams", at most ``nfe`` evaluations of equal step; or "dopri5", where every sample has
         steps of its own, by ``rtol``, ``atol`` and at most ``max_evaluations``. The solver_error is
-        the difference to the integral by one order less, of dopri5 the sum of its steps' errors;
-        both enlarged by what a coarser solution of a few samples says (``check``).
+        shared out over samples by the difference to the integral by one order less, of dopri5 by
+        its steps' errors; how large it is, a finer solution of a few samples says (``check``).
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own by
         default, or "auto" for the largest of those from there downwards by which smaller ones
         change less than 1e-3 nats on a few samples. The truncation_error is estimated on all
@@ -114,16 +110,16 @@ def log_likelihood(
         range in the model's units (2 for [-1, 1]).
     seeds: one integer a sample, of its probes (and noise, for "bound").
     batch_size: run in batches of at most this many.
-    check: how many samples are done again with fewer evaluations, and at smaller levels, to see
-        how large errors are; by default one of eight, at most four. 0 leaves the estimates of the
-        solution itself, and no check of t_min.
+    check: how many samples are done again with half as many evaluations more, and at smaller
+        levels, to see how large errors are; by default one of eight, two to eight. 0 leaves the
+        estimates of the solution itself, and no check of t_min.
 
     Raises UserError for settings or states that make no sense, `ODEError` when an adaptive solve
     cannot go on or a result is not finite.
     """
     check_state(score, x)
     check_density(score)
-    check = min(FEW, -(-len(x) // 8)) if check is None else check
+    check = how_many(len(x)) if check is None else check
     if check < (t_min == "auto"):
         raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
     start = sde.t_min if t_min is None or isinstance(t_min, str) else t_min
@@ -136,34 +132,32 @@ def log_likelihood(
     solve = replace(solve, exact=solve.is_exact(x[0].numel()))
     frame, sd = frame_of(x, gaussian, data_std)
     clock = clock_of(frame, sd, solver == "dopri5")
-    few = slice(0, min(check, len(x)))
-    asked, smaller, advice = take(score, few, len(x)), Smaller(0.0), None
-    if check:
-        smaller = solve.smaller(asked, frame, clock, x[few], seeds[few])
+    rows = slice(0, min(check, len(x)))
+    few = Few(take(score, rows, len(x)), frame, clock, x[rows], seeds[rows])
+    smaller, advice = few.smaller(solve) if check else Smaller(), None
     if t_min == "auto" and smaller.t_min is not None:
-        solve = replace(solve, t_min=smaller.t_min)
-        smaller = replace(smaller, change=min(smaller.change, TOLERANCE))
+        solve, smaller = replace(solve, t_min=smaller.t_min), Smaller(smaller.left)
     elif smaller.change > TOLERANCE:
         advice = smaller.advice(solve.t_min)
         warnings.warn(advice, stacklevel=2)
-    counted, found = Counted(score), []
+    counted = Counted(score)
     pieces = list(batches(counted, len(x), batch_size))
-    for rows, part in tqdm(pieces, disable=not progress, unit="batch"):
-        found.append(solve(part, frame, clock, x[rows], seeds[rows]))
+    found = [
+        solve(part, frame, clock, x[mine], seeds[mine])
+        for mine, part in tqdm(pieces, disable=not progress, unit="batch")
+    ]
     nats, error, cut, latent = (torch.cat(column) for column in zip(*found, strict=True))
     check_finite(nats)
     if check:
-        coarse = solve.coarser()(Counted(asked), frame, clock, x[few], seeds[few])
-        differs = (coarse.nats - nats[few]).mean(1).square().mean().sqrt()
-        error = error * (differs / error[few].square().mean().sqrt()).nan_to_num(1.0).clamp(min=1.0)
-    count = nats.shape[1]
+        error = few.scaled(solve, nats[rows], error)
+        cut = torch.hypot(cut, torch.full_like(cut, smaller.unseen(cut[rows])))
     stderr = torch.full_like(error, 0.0 if solve.exact else math.nan)
-    if count > 1:
-        stderr = nats.std(1) / math.sqrt(count)
+    if nats.shape[1] > 1:
+        stderr = nats.std(1) / math.sqrt(nats.shape[1])
     return Likelihood(
         nats=nats.mean(1), stderr=stderr, latent=latent, nfe=counted.calls // len(pieces),
-        solver_error=error, truncation_error=cut + smaller.change, settings=solve.settings(),
-        advice=advice, levels=levels, scale=scale,
+        solver_error=error, truncation_error=cut, settings=solve.settings(), advice=advice,
+        levels=levels, scale=scale,
     )  # fmt: skip
 
 
@@ -175,172 +169,3 @@ def check_finite(nats: Tensor) -> None:
             f"{int(bad.sum())} of {len(nats)} log-likelihoods are not finite: the score is not "
             "(check the model), or x is far from all data."
         )
-
-
-class Solved(NamedTuple):
-    """Of one batch: log p(x) (B, K) by each probe, its errors (B,), and x_T like x."""
-
-    nats: Tensor
-    error: Tensor
-    truncation_error: Tensor
-    latent: Tensor
-
-
-@dataclass(frozen=True)
-class Smaller:
-    """What smaller t_min say of this one: the change in nats, and the one that does (or None)."""
-
-    change: float
-    t_min: float | None = None
-
-    def advice(self, t_min: float) -> str:
-        """A sentence."""
-        found = f"stopping at t_min={t_min:g} leaves an error of about {self.change:.2g} nats"
-        if self.t_min is None:
-            return f"{found}, and no smaller t_min that was tried does better."
-        return f"{found}; t_min={self.t_min:.3g} leaves less than {TOLERANCE:g}."
-
-
-@dataclass(frozen=True)
-class Solve:
-    """The settings of `log_likelihood`, checked; called with a batch, it solves the flow."""
-
-    sde: SDE
-    divergence: str
-    probes: int
-    probe_kind: str
-    solver: str
-    nfe: int
-    rtol: float
-    atol: float
-    max_evaluations: int
-    truncation: str
-    t_min: float
-    prior: str
-    exact: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.t_min < self.sde.t_max:
-            raise UserError(f"t_min must lie in (0, {self.sde.t_max}) (got {self.t_min}).")
-
-    def is_exact(self, dim: int) -> bool:
-        """Whether the divergence is exact for data of ``dim`` coordinates."""
-        return self.divergence == "exact" or (self.divergence == "auto" and dim <= EXACT_UP_TO)
-
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on."""
-        adaptive = {"rtol": self.rtol, "atol": self.atol, "max_evaluations": self.max_evaluations}
-        return {
-            "divergence": "exact" if self.exact else "hutchinson",
-            "probes": None if self.exact else self.probes,
-            "solver": self.solver,
-            **({"nfe": self.nfe} if self.solver == "adams" else adaptive),
-            "truncation": self.truncation,
-            "t_min": self.t_min,
-            "prior": self.prior,
-        }
-
-    def __call__(
-        self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
-    ) -> Solved:
-        flow, source = self._flow(score, frame, clock, x, seeds)
-        (low, high), before, y = levels(self.sde, self.t_min), score.whole.calls, x.flatten(1)
-        y = y.to(work_dtype(x))
-        noise = None
-        if self.truncation == "bound":
-            noise = source.draw().flatten(1).to(y)
-            y = y + low * noise
-        z = frame.to_z(y, low)
-        look = flow.look(z, low, hessian=self.exact and self.truncation == "corrected")
-        value, traces = look.score, look.traces
-        correction, cut = torch.zeros_like(traces), torch.zeros_like(traces[:, 0])
-        if self.truncation == "corrected":
-            correction, cut = growth(flow, y, low, look)
-        left = self.nfe - (score.whole.calls - before) - 2 * (self.prior == "matched")
-        end, change = self._integrate(flow, z, flow.turn(z, low, value, traces), low, high, left)
-        dim, latent = flow.dim, flow.state(end[:, : flow.dim], high)
-        # Of log N(z; 0, I) - log p(z)'s growth, to first order.
-        error = ((end * change)[:, :dim].sum(1) + change[:, dim:].mean(1)).abs()
-        to_y = frame.log_scale(high, dim) - frame.log_scale(low, dim)
-        to_y += dim * math.log(float(flow.time(high)[1]))
-        log_p = self._log_prior(flow, latent) + to_y - end[:, dim:] - correction
-        if noise is not None:
-            off = low * noise + low**2 * frame.unrotate(value)  # D(y) - x
-            log_p = log_p + 0.5 * (noise.square() - off.square() / low**2).sum(1, keepdim=True)
-        return Solved(log_p, error, cut, latent)
-
-    def coarser(self) -> Solve:
-        """The same with fewer evaluations, which differs by about the error of this one."""
-        fewer = max(9 * self.nfe // 16, 8)
-        return replace(self, nfe=fewer, rtol=3 * self.rtol, atol=3 * self.atol)
-
-    def smaller(
-        self, score: ScoreFn, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
-    ) -> Smaller:
-        """What smaller t_min say, on these few samples; nothing of a bound, which always holds."""
-        if self.truncation != "corrected":
-            return Smaller(0.0)
-        flow, _ = self._flow(Counted(score), frame, clock, x, seeds)
-        y, level = x.flatten(1).to(work_dtype(x)), levels(self.sde, self.t_min)[0]
-        found = finer(flow, y, level, self.exact)
-        change = float(found.change.square().mean().sqrt())
-        if found.level is None or math.isnan(found.level):
-            return Smaller(change)
-        return Smaller(change, float(flow.time(torch.tensor(found.level, dtype=torch.float64))[0]))
-
-    def _flow(
-        self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
-    ) -> tuple[Flow, SeededNoise]:
-        """The flow of a batch, and its noise after the probes."""
-        source = SeededNoise(seeds, x.shape[1:], x.dtype, x.device)
-        shape = tuple(x.shape[1:])
-        return Flow(self.sde, score, frame, clock, shape, x.dtype, self._probes(source)), source
-
-    def _probes(self, source: SeededNoise) -> Tensor | None:
-        """(K, B, ...) probes by the samples' seeds; None for an exact divergence."""
-        if self.exact:
-            return None
-        drawn = torch.stack([source.draw() for _ in range(self.probes)])
-        return drawn.sign() if self.probe_kind == "rademacher" else drawn
-
-    def _integrate(
-        self, flow: Flow, z: Tensor, first: Tensor, low: Tensor, high: Tensor, evaluations: int
-    ) -> Solution:
-        """(z, growth of log p(z)) (B, D + K) at the level ``high``."""
-        start, end = flow.clock.u(float(low)), flow.clock.u(float(high))
-        state = torch.cat([z, torch.zeros_like(first[:, flow.dim :])], 1)
-        if self.solver == "adams":
-            nodes = torch.linspace(start, end, evaluations + 1, dtype=torch.float64)
-            return integrate(flow.slope, state, nodes, first=first)
-        parts = (flow.dim, state.shape[1] - flow.dim)
-        try:
-            return integrate_each(
-                flow, state, start, end, self.rtol, self.atol, self.max_evaluations, parts
-            )
-        except StoppedError as error:
-            where = float(flow.time(flow.clock.level(torch.tensor(error.where).double()))[0])
-            raise ODEError(
-                f"The flow stopped at t={where:.3g} {error}. Check that the score is finite; else "
-                "loosen rtol and atol, raise t_min, or use solver=adams with nfe."
-            ) from error
-
-    def _log_prior(self, flow: Flow, latent: Tensor) -> Tensor:
-        """log p_T(x_T), (B, 1 or K)."""
-        sde, dim, dtype = self.sde, flow.dim, work_dtype(latent)
-        if self.prior == "sde":
-            return sde.prior_log_prob(latent.to(dtype))[:, None]
-        t = torch.tensor(sde.t_max, dtype=torch.float64)
-        found = score_and_traces(flow.score, latent, t, flow.probes)
-        with torch.no_grad():
-            mirrored = flow.score(-latent, t)
-        x, at_x, at_minus_x = (v.flatten(1).to(dtype) for v in (latent, found.score, mirrored))
-        precision = -found.traces.T.to(x) / dim
-        if not bool((precision > 0).all()):
-            raise UserError(
-                "the score at t_max is not that of anything like a Gaussian, so no prior matches "
-                'it; take prior="sde".'
-            )
-        pull = 0.5 * (at_x + at_minus_x)  # A mu
-        exponent = (x * (0.75 * at_x + 0.25 * at_minus_x)).sum(1, keepdim=True)
-        exponent = exponent - 0.5 * pull.square().sum(1, keepdim=True) / precision
-        return exponent + 0.5 * dim * (precision / (2 * math.pi)).log()

@@ -68,13 +68,13 @@ class Likelihood:
         """Interval of nats that should hold log p(x) with this probability.
 
         Of the noise of the probes by Student's t with probes - 1 degrees; of solver and truncation
-        by one of `DEGREES`, as their `error` is an estimate too, where one that is small by chance
-        counts as much as those of the other samples do.
+        by one of `DEGREES`, since a few samples told their size. Where the solver's error is small
+        by chance those of the other samples count as much.
         """
         from scipy.stats import t as student
 
-        each = self.error
-        known = (0.5 * (each.square() + each.square().nanmean())).sqrt()
+        each = self.solver_error.square()
+        known = (0.5 * (each + each.nanmean()) + self.truncation_error.square()).sqrt()
         half = float(student.ppf(0.5 + level / 2, DEGREES)) * known
         probes = self.settings["probes"]
         if probes is not None:

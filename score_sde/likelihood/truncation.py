@@ -35,7 +35,6 @@ from torch import Tensor
 
 from score_sde.ode.flow import Flow, Look, levels
 
-FEW = 4  # samples on which smaller levels are tried
 STEP = 9.0  # from one such level v to the next
 LEVELS = 5  # at most
 NEVER = 1e-9  # of the process's t_min: no level below that of this time is asked for
@@ -55,11 +54,12 @@ class Finer(NamedTuple):
     """What smaller levels say: how they change the growth (B,), and the first that would do.
 
     level: s of which the next changes nothing that matters; None where the given one does, and nan
-    if none was found.
+    if none was found. left: what the next one changes there, (B,).
     """
 
     change: Tensor
     level: float | None
+    left: Tensor
 
 
 def heat(look: Look) -> Tensor:
@@ -156,6 +156,7 @@ def finer(flow: Flow, y: Tensor, level: Tensor, exact: bool) -> Finer:
     """How smaller levels change what `growth` finds from this one, see the module."""
     steps = ladder(flow, y, level, exact)
     (here, found), change, wanted = next(steps), None, None
+    differs = torch.zeros_like(found)
     for lower, better in steps:
         differs = better - found
         change = differs if change is None else change
@@ -163,5 +164,5 @@ def finer(flow: Flow, y: Tensor, level: Tensor, exact: bool) -> Finer:
             break
         here, found, wanted = lower, better, math.nan
     else:
-        return Finer(torch.zeros_like(found) if change is None else change, math.nan)
-    return Finer(change, None if wanted is None else here)
+        return Finer(differs if change is None else change, math.nan, differs)
+    return Finer(change, None if wanted is None else here, differs)

@@ -1,0 +1,167 @@
+"""The probability flow of one batch, from t_min to t_max, solved for log p: `Solve`.
+
+What it solves and corrects is told in `ode`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_sde.checks import UserError
+from score_sde.likelihood.truncation import growth
+from score_sde.noise import SeededNoise
+from score_sde.ode.adaptive import StoppedError, integrate_each
+from score_sde.ode.clock import Clock
+from score_sde.ode.divergence import score_and_traces
+from score_sde.ode.flow import Counted, Flow, levels, work_dtype
+from score_sde.ode.frames import Frame
+from score_sde.ode.multistep import Solution, integrate
+from score_sde.ode.solve import ODEError
+from score_sde.processes.sdes import SDE
+
+EXACT_UP_TO = 64  # coordinates, for divergence="auto"
+
+
+class Solved(NamedTuple):
+    """Of one batch: log p(x) (B, K) by each probe, its errors (B,), and x_T like x."""
+
+    nats: Tensor
+    error: Tensor
+    truncation_error: Tensor
+    latent: Tensor
+
+
+@dataclass(frozen=True)
+class Solve:
+    """The settings of `log_likelihood`, checked; called with a batch, it solves the flow."""
+
+    sde: SDE
+    divergence: str
+    probes: int
+    probe_kind: str
+    solver: str
+    nfe: int
+    rtol: float
+    atol: float
+    max_evaluations: int
+    truncation: str
+    t_min: float
+    prior: str
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < self.sde.t_max:
+            raise UserError(f"t_min must lie in (0, {self.sde.t_max}) (got {self.t_min}).")
+
+    def is_exact(self, dim: int) -> bool:
+        """Whether the divergence is exact for data of ``dim`` coordinates."""
+        return self.divergence == "exact" or (self.divergence == "auto" and dim <= EXACT_UP_TO)
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        adaptive = {"rtol": self.rtol, "atol": self.atol, "max_evaluations": self.max_evaluations}
+        return {
+            "divergence": "exact" if self.exact else "hutchinson",
+            "probes": None if self.exact else self.probes,
+            "solver": self.solver,
+            **({"nfe": self.nfe} if self.solver == "adams" else adaptive),
+            "truncation": self.truncation,
+            "t_min": self.t_min,
+            "prior": self.prior,
+        }
+
+    def __call__(
+        self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
+    ) -> Solved:
+        flow, source = self.flow(score, frame, clock, x, seeds)
+        (low, high), before, y = levels(self.sde, self.t_min), score.whole.calls, x.flatten(1)
+        y = y.to(work_dtype(x))
+        noise = None
+        if self.truncation == "bound":
+            noise = source.draw().flatten(1).to(y)
+            y = y + low * noise
+        z = frame.to_z(y, low)
+        look = flow.look(z, low, hessian=self.exact and self.truncation == "corrected")
+        value, traces = look.score, look.traces
+        correction, cut = torch.zeros_like(traces), torch.zeros_like(traces[:, 0])
+        if self.truncation == "corrected":
+            correction, cut = growth(flow, y, low, look)
+        left = self.nfe - (score.whole.calls - before) - 2 * (self.prior == "matched")
+        end, change = self._integrate(flow, z, flow.turn(z, low, value, traces), low, high, left)
+        dim, latent = flow.dim, flow.state(end[:, : flow.dim], high)
+        # Of log N(z; 0, I) - log p(z)'s growth, to first order.
+        error = ((end * change)[:, :dim].sum(1) + change[:, dim:].mean(1)).abs()
+        to_y = frame.log_scale(high, dim) - frame.log_scale(low, dim)
+        to_y += dim * math.log(float(flow.time(high)[1]))
+        log_p = self._log_prior(flow, latent) + to_y - end[:, dim:] - correction
+        if noise is not None:
+            off = low * noise + low**2 * frame.unrotate(value)  # D(y) - x
+            log_p = log_p + 0.5 * (noise.square() - off.square() / low**2).sum(1, keepdim=True)
+        return Solved(log_p, error, cut, latent)
+
+    def finer(self) -> Solve:
+        """The same with half as many evaluations more, or a third of the tolerance."""
+        return replace(self, nfe=3 * self.nfe // 2, rtol=self.rtol / 3, atol=self.atol / 3)
+
+    def flow(
+        self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
+    ) -> tuple[Flow, SeededNoise]:
+        """The flow of a batch, and its noise after the probes."""
+        source = SeededNoise(seeds, x.shape[1:], x.dtype, x.device)
+        shape = tuple(x.shape[1:])
+        return Flow(self.sde, score, frame, clock, shape, x.dtype, self._probes(source)), source
+
+    def _probes(self, source: SeededNoise) -> Tensor | None:
+        """(K, B, ...) probes by the samples' seeds; None for an exact divergence."""
+        if self.exact:
+            return None
+        drawn = torch.stack([source.draw() for _ in range(self.probes)])
+        return drawn.sign() if self.probe_kind == "rademacher" else drawn
+
+    def _integrate(
+        self, flow: Flow, z: Tensor, first: Tensor, low: Tensor, high: Tensor, evaluations: int
+    ) -> Solution:
+        """(z, growth of log p(z)) (B, D + K) at the level ``high``."""
+        start, end = flow.clock.u(float(low)), flow.clock.u(float(high))
+        state = torch.cat([z, torch.zeros_like(first[:, flow.dim :])], 1)
+        if self.solver == "adams":
+            nodes = torch.linspace(start, end, evaluations + 1, dtype=torch.float64)
+            return integrate(flow.slope, state, nodes, first=first)
+        parts = (flow.dim, state.shape[1] - flow.dim)
+        try:
+            return integrate_each(
+                flow, state, start, end, self.rtol, self.atol, self.max_evaluations, parts
+            )
+        except StoppedError as error:
+            where = float(flow.time(flow.clock.level(torch.tensor(error.where).double()))[0])
+            raise ODEError(
+                f"The flow stopped at t={where:.3g} {error}. Check that the score is finite; else "
+                "loosen rtol and atol, raise t_min, or use solver=adams with nfe."
+            ) from error
+
+    def _log_prior(self, flow: Flow, latent: Tensor) -> Tensor:
+        """log p_T(x_T), (B, 1 or K)."""
+        sde, dim, dtype = self.sde, flow.dim, work_dtype(latent)
+        if self.prior == "sde":
+            return sde.prior_log_prob(latent.to(dtype))[:, None]
+        t = torch.tensor(sde.t_max, dtype=torch.float64)
+        found = score_and_traces(flow.score, latent, t, flow.probes)
+        with torch.no_grad():
+            mirrored = flow.score(-latent, t)
+        x, at_x, at_minus_x = (v.flatten(1).to(dtype) for v in (latent, found.score, mirrored))
+        precision = -found.traces.T.to(x) / dim
+        if not bool((precision > 0).all()):
+            raise UserError(
+                "the score at t_max is not that of anything like a Gaussian, so no prior matches "
+                'it; take prior="sde".'
+            )
+        pull = 0.5 * (at_x + at_minus_x)  # A mu
+        exponent = (x * (0.75 * at_x + 0.25 * at_minus_x)).sum(1, keepdim=True)
+        exponent = exponent - 0.5 * pull.square().sum(1, keepdim=True) / precision
+        return exponent + 0.5 * dim * (precision / (2 * math.pi)).log()
