@@ -138,3 +138,6 @@ def test_a_pilot_that_shows_too_little_is_refused():
         calibrate(sde, data.score(sde), (16, 2))
     with pytest.raises(ValueError, match="at least 16 samples"):
         calibrate(sde, nn.Identity(), (8, 3, 32, 32))
+    for noise in (torch.zeros(32, 2), torch.full((32, 2), torch.nan), torch.ones(32, 2).long()):
+        with pytest.raises(ValueError, match="finite and not all the same"):
+            calibrate(sde, data.score(sde), x_T=noise)

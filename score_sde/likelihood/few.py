@@ -25,12 +25,12 @@ from score_sde.ode.flow import Counted, levels, work_dtype
 from score_sde.ode.frames import Frame
 from score_sde.scores import ScoreFn
 
-FEW = 8  # samples, at most, if not told otherwise
+FEW = 16  # samples, at most, if not told otherwise
 REVEALED = 1 - (2 / 3) ** 4  # of an error, by half as many evaluations more
 
 
 def how_many(batch: int) -> int:
-    """One of eight, but two if there are two, and eight at most."""
+    """One of eight, but two if there are two, and sixteen at most."""
     return min(FEW, max(-(-batch // 8), min(batch, 2)))
 
 

@@ -45,7 +45,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import Count, Positive, Size, UserError, checked
+from score_sde.checks import Count, Index, Positive, Size, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.few import Few, Smaller, how_many
 from score_sde.likelihood.result import Likelihood
@@ -85,7 +85,7 @@ def log_likelihood(
     scale: Positive = 1.0,
     seeds: Sequence[int] | None = None,
     batch_size: Count | None = None,
-    check: int | None = None,
+    check: Index | None = None,
     progress: bool = False,
 ) -> Likelihood:
     """log p(x) of each x (B, ...) under a score, with its errors; see the module for what it is.
@@ -111,7 +111,7 @@ def log_likelihood(
     seeds: one integer a sample, of its probes (and noise, for "bound").
     batch_size: run in batches of at most this many.
     check: how many samples are done again with half as many evaluations more, and at smaller
-        levels, to see how large errors are; by default one of eight, two to eight. 0 leaves the
+        levels, to see how large errors are; by default one of eight, two to sixteen. 0 leaves the
         estimates of the solution itself, and no check of t_min.
 
     Raises UserError for settings or states that make no sense, `ODEError` when an adaptive solve
@@ -122,6 +122,11 @@ def log_likelihood(
     check = how_many(len(x)) if check is None else check
     if check < (t_min == "auto"):
         raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
+    if t_min == "auto" and truncation != "corrected":
+        raise UserError(
+            f't_min="auto" is the one below which the correction finds nothing; truncation='
+            f'"{truncation}" has none. Give a number, or take truncation="corrected".'
+        )
     start = sde.t_min if t_min is None or isinstance(t_min, str) else t_min
     solve = Solve(
         sde=sde, divergence=divergence, probes=probes, probe_kind=probe_kind, solver=solver,

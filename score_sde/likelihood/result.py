@@ -10,7 +10,7 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 
-DEGREES = 3
+DEGREES = 2  # of Student's t: errors have heavy tails, and few samples tell their size
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +71,8 @@ class Likelihood:
         by one of `DEGREES`, since a few samples told their size. Where the solver's error is small
         by chance those of the other samples count as much.
         """
+        if not 0 < level < 1:
+            raise UserError(f"level must lie between 0 and 1 (got {level}): 0.95 for 95 %.")
         from scipy.stats import t as student
 
         each = self.solver_error.square()

@@ -84,11 +84,16 @@ def calibrate(
 def check_pilot(x_T: Tensor) -> None:
     """UserError for a pilot too small to tell anything by."""
     if x_T.ndim < 2 or len(x_T) < LEAST_SAMPLES or x_T.numel() < LEAST_NUMBERS:
+        each = max(x_T.shape[1:].numel(), 1)
         raise UserError(
             f"a pilot of shape {tuple(x_T.shape)} shows too little of the data: calibration needs "
             f"at least {LEAST_SAMPLES} samples, and {LEAST_NUMBERS} numbers in all, so "
-            f"{max(LEAST_SAMPLES, -(-LEAST_NUMBERS // max(x_T[0].numel(), 1)))} samples here; 64 "
-            "are plenty."
+            f"{max(LEAST_SAMPLES, -(-LEAST_NUMBERS // each))} samples here; 64 are plenty."
+        )
+    if not x_T.is_floating_point() or not bool(torch.isfinite(x_T).all()) or x_T.std() == 0:
+        raise UserError(
+            "x_T is the noise that a pilot starts from: floating-point numbers, finite and not all "
+            f"the same (got {x_T.dtype}). Give a shape instead, and it is drawn."
         )
 
 

@@ -71,6 +71,7 @@ def sample_to_tolerance(
         cost = steps + denoise
         if int(spent.max()) + cost > nfe:
             least = f"; the largest difference so far is {float(error[open_].max()):.2g}"
+            least = least if bool(error.isfinite().all()) else ", too few for two grids"
             raise UserError(
                 f"{len(open_)} of {sizes[0]} samples do not reach tolerance={tolerance:g} within "
                 f"nfe={nfe} evaluations{least if before is not None else ''}. Allow more, or ask "
