@@ -224,7 +224,7 @@ class _Calibration:
 
 def fine_for(steps: int) -> int:
     """Steps of order 4 whose error is little beside that of so many by any grid."""
-    return max(32, 4 * steps) if steps < 20 else max(80, int(2.5 * steps))
+    return max(32, int(2.5 * steps))
 
 
 @dataclass(frozen=True)
