@@ -85,7 +85,7 @@ def test_a_recipe_never_loses_and_says_what_it_gains(name, nfe):
     assert gain.rms <= 1.02 and gain.median <= 1.02
     off = abs(torch.tensor(gain.mean / recipe.gain).log())
     assert off < 4 * (spread.mean**2 + recipe.gain_error**2) ** 0.5 + 1e-9
-    if (name, nfe) in {("stretched", 15), ("humps", 20), ("narrow", 10)}:
+    if (name, nfe) in {("humps, flow", 15), ("humps", 20), ("narrow", 10)}:
         assert recipe.gain < 0.8  # not by never choosing anything
 
 
