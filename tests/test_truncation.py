@@ -59,6 +59,17 @@ def test_the_correction_of_a_gaussian_is_exact_whatever_t_min():
         assert found.truncation_error.max() < 1e-4 and found.advice is None
 
 
+def test_what_is_corrected_need_not_be_integrated():
+    """A thin Gaussian and a scalar std: 48 evaluations from where noise covers its thin axes."""
+    sde, x, truth = VPSDE(), THIN.sample(24, 5), THIN.log_prob(THIN.sample(24, 5))
+    common = {"nfe": 48, "data_std": THIN.std(), "check": 0}
+    near, far = (
+        (log_likelihood(sde, THIN.score(sde), x, t_min=t_min, **common).nats - truth).abs().mean()
+        for t_min in (1e-3, 4e-2)
+    )
+    assert far < 2e-4 and near > 2 * far
+
+
 def test_what_is_hidden_below_t_min_is_found_and_said():
     sde, x = VPSDE(), PAIR.sample(16, 1)
     truth = PAIR.log_prob(x)
