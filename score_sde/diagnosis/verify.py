@@ -151,8 +151,6 @@ def verify(
             "data must be one Gaussian, whose flow is known: Gaussian(mean, covariance). Got a "
             f"mixture of {data.components}."
         )
-    if not steps:
-        raise UserError("steps is empty: give at least one number of steps.")
     setup = Setup(sde, method, options, grid, denoise)
     facts = setup.predictor()
     adaptive = getattr(facts, "evaluations", 1) == 0
