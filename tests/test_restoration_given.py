@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from score_sde import VPSDE, Gaussian, restore
+from score_sde import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    FlowSDE,
+    Gaussian,
+    GaussianMixture,
+    SubVPSDE,
+    restore,
+)
 from score_sde.restoration import Covariance, Linear, Matrix, posterior_score
 
 F64 = torch.float64
@@ -99,3 +109,20 @@ def test_sdedit_keeps_the_guide_at_little_noise_and_forgets_it_at_much():
     common = dict(method="sdedit", n=100, nfe=20, seeds=range(100), noise_std=0.05)
     kept, gone = (float(given(strength=s, **common).residual) for s in (0.01, 1.0))
     assert kept < 0.1 * gone
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), FlowSDE(), CosineSDE()])
+@pytest.mark.parametrize("method", ["particles", "hybrid", "tilted", "reference"])
+def test_every_process_has_the_same_posterior(sde, method):
+    """Of a little ring: finite, on what was measured, and near its mean."""
+    data = GaussianMixture([0.2, 0.3, 0.5], [[1.2, 0.0], [-0.6, 1.0], [-0.6, -1.0]], 0.04)
+    M, y, n = Matrix(torch.tensor([[1.0, 0.2]])), torch.tensor([-0.5]), 400
+    x = restore(sde, data.score(sde), y, M, noise_std=0.2, n=n, nfe=40, seeds=range(n), dtype=F64,
+                gaussian=Gaussian(data.mean(), data.covariance()), method=method)  # fmt: skip
+    exact = data.measured(M, 0.2, y)
+    assert bool(torch.isfinite(x).all())
+    off = (x.mean(0) - exact.mean()) / exact.covariance().diagonal().sqrt()
+    assert float(off.abs().max()) < 0.5
+    seen = M.M[0].double()
+    spread = float((seen @ exact.covariance() @ seen).sqrt())
+    assert float((x @ seen).std()) == pytest.approx(spread, abs=0.04)
