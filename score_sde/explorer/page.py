@@ -30,7 +30,7 @@ CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: min(1200px, 100vw) !important; margin: 0 auto; }
 .pixels img { image-rendering: pixelated; }
-.caption { margin: 0 0 -10px; padding: 0; overflow: visible; }
+.caption { margin: 0; padding: 0; overflow: visible; }
 .dark .paper canvas { filter: invert(0.92) hue-rotate(180deg); }
 #runs, #configs { overflow-x: auto; }
 @media (max-width: 500px) {
