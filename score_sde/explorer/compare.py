@@ -69,12 +69,13 @@ def _table(found: dict[str, RunSummary]) -> list[list[str]]:
 def _losses(runs: dict[str, RunSummary]) -> Figure:
     """Smoothed losses over steps; it says so where none are logged yet."""
     figure, ax = subplots(width=6.5, height=3)
+    logged = False
     for (name, run), colour in zip(runs.items(), CYCLE * len(runs), strict=False):
         steps, losses = curve(run.path)
-        mark = "o" if len(steps) < 10 else None
+        mark, logged = "o" if len(steps) < 10 else None, logged or bool(steps)
         ax.plot(steps, losses, color=colour, label=name, linewidth=1.2, marker=mark)
     ax.set(xlabel="step", ylabel="loss")
-    if any(len(line.get_xdata()) for line in ax.lines):
+    if logged:
         ax.set_yscale("log")
         legend(ax)
     else:
