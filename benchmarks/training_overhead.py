@@ -115,16 +115,17 @@ def measure(precision: str, optimizer: str, steps: int) -> tuple[Phases, float]:
             yield phases.timed("data", next)(iterator)
 
     data.batches = timed_batches  # type: ignore[method-assign]
-    last, smooth = time.perf_counter(), trainer.smooth
+    last, update = time.perf_counter(), trainer.update
 
-    def each_step(loss: float) -> None:
+    def each_step(*arguments: Any, **named: Any) -> Any:
         nonlocal last
+        values = update(*arguments, **named)
         now = time.perf_counter()
         phases.end_step(now - last)
         last = now
-        smooth(loss)
+        return values
 
-    trainer.smooth = each_step  # type: ignore[method-assign]
+    trainer.update = each_step  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder))
         logger = Logger(directory.log, directory.tensorboard)

@@ -132,6 +132,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     training.max_bad_steps = 20  # in a row without a finite gradient, after which to stop
     training.compile = False  # torch.compile
     training.sharding = "none"  # full: divide a large network over the processes (FSDP)
+    training.checkpoints = "whole"  # sharded: each process saves its part, with sharding="full"
     training.tensorboard = True
     training.wandb = False  # Weights & Biases: pip install "score-sde[wandb]"
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,16 +72,19 @@ def writer_first() -> Iterator[None]:
         wait()
 
 
-def _exchange_device() -> torch.device:
-    on_gpu = dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+def group_of_hosts() -> Any:
+    """A group of all processes for what goes on in the background, apart from all other exchange.
+
+    All of them call it.
+    """
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def total(values: Sequence[float]) -> list[float]:
-    """Sums over the processes, in float64; the same on all of them."""
+    """Sums over the processes, in float64; the same on all of them. No GPU is waited for."""
     if size() == 1:
         return list(values)
-    summed = torch.tensor(list(values), dtype=torch.float64, device=_exchange_device())
+    summed = torch.tensor(list(values), dtype=torch.float64)
     with exchange():
         dist.all_reduce(summed)
     return summed.tolist()
@@ -96,7 +100,7 @@ def gather(mine: Tensor, n: int) -> Tensor:
     if size() == 1:
         return mine.cpu()
     most = -(-n // size())
-    padded = mine.new_zeros((most, *mine.shape[1:]), device=_exchange_device())
+    padded = mine.new_zeros((most, *mine.shape[1:]), device="cpu")
     padded[: len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in range(size())]
     with exchange():
@@ -175,16 +179,17 @@ def processes(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
-    if device.type == "cuda" and backend == "gloo" and here == 0:
+    nccl = device.type == "cuda" and dist.is_nccl_available()
+    if device.type == "cuda" and not nccl and here == 0:
         print("NCCL is not in this build of torch: gloo connects the GPUs, which is slower")
     # Imported later, by DTensor, its default arguments would keep the group and its threads alive.
     importlib.import_module("torch.distributed.nn.functional")
     store = _meet(here, count, found)
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"  # what hosts tell each other goes by gloo
     dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=PATIENCE)
     yield device
     wait()
-    if backend == "gloo":
+    if not nccl:
         # A thread of gloo may still hold the tensor of this exchange, as a Python object, and abort
         # when it drops it while Python ends. A barrier has none, and gives it the time.
         dist.barrier()

@@ -203,16 +203,17 @@ class ScoreMatching:
         t = self.draw_times(model, x0.shape[0], x0.device) if t is None else t
         eps = torch.randn_like(x0) if eps is None else eps
         mean, std = model.sde.marginal(x0, t)
-        x, bound = mean + std * eps, torch.zeros(())
+        x = mean + std * eps
+        bound: Tensor | float = 0.0
         if self.variance_weight > 0:
             guess, share = model.eps_and_v(x, t, **condition)
             terms = self._variance_terms(model.sde, x0, x, guess.detach(), share, t)
-            bound = self.variance_weight * self.steps * terms
+            bound = (self.variance_weight * self.steps * terms).to(x)
         else:
             guess = model.eps(x, t, **condition)
         squared = (guess - eps).square().flatten(1)
         error = squared.mean(1) if self.reduction == "mean" else 0.5 * squared.sum(1)
-        loss = self.weights(model, t).to(error) * error + bound.to(error)
+        loss = self.weights(model, t).to(error) * error + bound
         if self.uncertainty:
             u = model.log_variance(t)
             loss = loss / u.exp() + u

@@ -25,6 +25,7 @@ from score_sde import (
     TableSDE,
     train,
 )
+from score_sde.runs.run import pick_device
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # else a core is for each of pytest's processes
 os.environ.setdefault("OMP_NUM_THREADS", "2" if ALONE else "1")  # also of the commands started
@@ -35,6 +36,33 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key
 # Files that take longest, which begin first, so that pytest's processes end together.
 LONGEST = ["notebooks", "shapes", "diagnose", "sharding", "distributed", "outputs", "solvers"]
 LONGEST += ["sampling", "verify", "likelihood", "labels", "analysis", "logs", "resume"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "where the numerical suite (test_device.py) runs: cpu, cuda, cuda:1 or mps"
+    parser.addoption("--device", default="cpu", help=help_)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A device that is not there ends all, in a sentence: tests that pass would say nothing."""
+    try:
+        pick_device(config.getoption("--device"))
+    except (ValueError, RuntimeError) as error:
+        raise pytest.UsageError(f"--device: {error}") from error
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """The device of ``--device``."""
+    return pick_device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def wide(device, request) -> torch.dtype:
+    """float64, in which orders are measured; the test is skipped by name where there is none."""
+    if device.type == "mps":
+        pytest.skip(f"{request.node.name} needs float64, which {device.type} has not")
+    return torch.float64
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,10 @@ def small_data() -> ArrayData:
 
 def train(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     batches = small_data().batches(8, seed=0, start=trainer.step)
-    return [trainer.update(next(batches)[0]) for _ in range(steps)]
+    return [
+        {name: float(v) for name, v in trainer.update(next(batches)[0]).items()}
+        for _ in range(steps)
+    ]
 
 
 def run_for(trainer: Trainer, data: ArrayData, folder) -> list[dict]:

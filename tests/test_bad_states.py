@@ -39,7 +39,7 @@ def test_a_bad_item_is_named_with_its_step_and_noise_level_and_its_steps_skipped
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end(optimizer):
-    trainer = small_trainer(optimizer=optimizer, max_bad_steps=5)
+    trainer = small_trainer(optimizer=optimizer, max_bad_steps=5, log_every=1)
     train(trainer, 2)
     before = {k: v.clone() for k, v in trainer.model.net.state_dict().items()}
     bad = torch.full((8, 1, 8, 8), float("nan"))
@@ -48,17 +48,34 @@ def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end(optimizer):
     train(trainer, 1)  # a good step in between starts the count anew
     assert trainer.bad_steps == 0 and trainer.skipped_steps == 4
     before = {k: v.clone() for k, v in trainer.model.net.state_dict().items()}
-    averaged = {k: v.clone() for k, v in trainer.ema.net.state_dict().items()}
+    moments = [s for o in trainer.optimizers for s in o.state_dict()["state"].values()]
+    moments = [{k: v.clone() for k, v in s.items()} for s in moments]
     for _ in range(4):
         trainer.update(bad)
     with pytest.raises(TrainingError, match="not been finite for 5 steps.*Try half the lr"):
         trainer.update(bad)
-    for net, old in ((trainer.model.net, before), (trainer.ema.net, averaged)):
-        assert all(torch.equal(value, old[key]) for key, value in net.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.net.state_dict().items())
+    after = [s for o in trainer.optimizers for s in o.state_dict()["state"].values()]
+    for was, now in zip(moments, after, strict=True):
+        assert all(torch.equal(now[name], value) for name, value in was.items())
+    assert all(torch.isfinite(p).all() for p in trainer.ema.net.parameters())
+
+
+def test_what_came_of_updates_is_read_together(capsys):
+    """Many at a time or each by itself: the same losses, counts and words."""
+    said = []
+    for log_every in (1, 6):
+        trainer = small_trainer(log_every=log_every)
+        train(trainer, 2)
+        trainer.update(torch.full((8, 1, 8, 8), float("nan")))
+        train(trainer, 3)
+        assert not trainer.unread
+        said.append((trainer.smooth_loss, trainer.skipped_steps, capsys.readouterr().out))
+    assert said[0] == said[1] and said[0][1] == 1 and "step 2: the loss of 8 of 8" in said[0][2]
 
 
 def test_a_gradient_that_is_not_finite_though_the_loss_is(capsys):
-    trainer = small_trainer()
+    trainer = small_trainer(log_every=1)
     weight = next(iter(trainer.model.net.parameters()))
     handle = weight.register_hook(lambda g: g * float("inf"))
     train(trainer, 1)

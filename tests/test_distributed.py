@@ -226,6 +226,13 @@ def test_processes_that_do_not_come_are_named(processes):
     assert "did not join in 1 s" in text and "Traceback" not in text
 
 
+def test_a_first_process_that_is_nowhere_is_named_by_its_address(processes):
+    assert processes.run(join_alone, 2, ranks=[1]) == [2]
+    text = processes.output(1)
+    assert "process 1 cannot meet the others at 127.0.0.1:" in text and "Traceback" not in text
+    assert "in 1 s" in text
+
+
 def test_half_set_variables_are_explained(monkeypatch):
     for name in distributed.VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "score_sde"
 LAYERS = [  # from the bottom; a file may import what is in lower rows, and its own package
-    {"version", "checks", "writing"},
+    {"version", "checks", "devices", "writing"},
     {"processes"},
     {"scores", "noise", "distributed"},
     {"models", "losses", "exact", "nets", "data", "ode"},
@@ -21,7 +21,7 @@ LAYERS = [  # from the bottom; a file may import what is in lower rows, and its 
     {"cli"},
 ]
 ONLY_TORCH = {"nets", "data"}
-EVERYWHERE = {"checks", "version", "writing"}
+EVERYWHERE = {"checks", "devices", "version", "writing"}
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

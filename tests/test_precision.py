@@ -89,7 +89,7 @@ def test_scaled_gradients_are_unscaled_clipped_saved_and_skipped(tmp_path, capsy
         assert a == pytest.approx(b, rel=1e-5)
     assert scaled.scaler.get_scale() == 2.0**11
     checkpoints.save_checkpoint(tmp_path, 4, scaled.checkpoint())
-    again = small_trainer(grad_clip=0.05)
+    again = small_trainer(grad_clip=0.05, log_every=1)
     again.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     again.restore(checkpoints.load_checkpoint(tmp_path))
     assert again.scaler.get_scale() == 2.0**11

@@ -88,7 +88,9 @@ def test_shards_that_are_missing_cut_or_compressed(shards, tmp_path):
     last = tmp_path / "set-002.tar"
     last.write_bytes(last.read_bytes()[:3600])
     cut = load_data(shards, options={"captions": False})
-    assert len(cut) == 9 and "set-002.tar is damaged after" in "\n".join(cut.notes)
+    assert len(cut) == 9 and "set-002.tar ends early" in "\n".join(cut.notes)
+    with pytest.raises(DataError, match="set-002.tar ends early .*data.strict=false"):
+        load_data(shards, strict=True)
     last.write_bytes(b"no tar at all")
     with pytest.raises(DataError, match="not a readable tar"):
         load_data(shards)
@@ -96,6 +98,32 @@ def test_shards_that_are_missing_cut_or_compressed(shards, tmp_path):
         pass
     with pytest.raises(DataError, match="is compressed"):
         load_data(str(tmp_path / "x.tar.gz"))
+
+
+def test_a_shard_whose_writer_was_stopped_has_no_end_mark(shards, tmp_path):
+    """Cut where a file ends, it looks whole to a reader of tars."""
+    last = tmp_path / "set-002.tar"
+    with tarfile.open(last) as tar:
+        end = tar.getmember("000011.cls").offset  # the fourth sample lacks its class
+    last.write_bytes(last.read_bytes()[:end])
+    data = load_data(shards)
+    assert len(data) == 11 and data.condition["class_labels"].tolist()[-1] == 10 % 3
+    assert "set-002.tar ends early (it has no end mark): 9 of its" in "\n".join(data.notes)
+
+
+def test_shards_that_differ_in_their_keys(shards, tmp_path):
+    contents = {name: c for i in (4, 5) for name, c in sample_of(i).items() if name[-3:] != "cls"}
+    shard(tmp_path / "set-001.tar", contents)
+    with pytest.raises(DataError, match="2 of 2 samples in set-001.tar have no .cls, which set-0"):
+        load_data(shards)
+    data = load_data(shards, options={"classes": False})
+    assert data.spec.classes == () and len(data.captions) == 10
+    shard(tmp_path / "set-001.tar", {n: c for n, c in sample_of(4).items() if n[-3:] != "txt"})
+    with pytest.raises(DataError, match="set-001.tar have no .txt.*data.options.captions=false"):
+        load_data(shards)
+    assert load_data(shards, options={"captions": False}).condition["class_labels"][4] == 1
+    with pytest.raises(DataError, match="captions and classes .true or false., not .'labels'."):
+        load_data(shards, options={"labels": False})
 
 
 def test_what_webdataset_writes_is_read(tmp_path):

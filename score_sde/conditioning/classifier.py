@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_sde.checks import Positive, UserError, checked
+from score_sde.devices import moved
 from score_sde.losses import LossTerms, ScoreMatching
 from score_sde.models import PRECISIONS
-from score_sde.processes.expand import as_time, expand
+from score_sde.processes.expand import as_time, expand, on_rows
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreFn, take
 
@@ -62,7 +63,7 @@ class NoisyClassifier(nn.Module):
     def log_probs(self, x: Tensor, t: Tensor) -> Tensor:
         """log p_t(class | x) of x (B, ...) at t () or (B,), in nats, (B, classes)."""
         t = as_time(t)
-        label = (-0.5 * self.time_scale * self.sde.log_snr(t)).to(x.device).expand(len(x))
+        label = on_rows(-0.5 * self.time_scale * self.sde.log_snr(t), x)
         variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
         wide = next((p.dtype for p in self.net.parameters()), torch.float32)
         inputs, low = (x * expand(variance.rsqrt(), x)).to(wide), PRECISIONS[self.precision]
@@ -76,7 +77,7 @@ class NoisyClassifier(nn.Module):
         with torch.enable_grad():
             x = x if onward else x.detach().requires_grad_()
             log_probs = self.log_probs(x, t)
-            rows = class_labels.to(x.device).expand(len(x))[:, None]
+            rows = moved(class_labels, x.device).expand(len(x))[:, None]
             chosen = log_probs.gather(1, rows).sum()
             return torch.autograd.grad(chosen, x, create_graph=onward)[0]
 

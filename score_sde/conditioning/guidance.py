@@ -23,7 +23,7 @@ from torch import Tensor
 
 from score_sde.checks import Fraction, UserError, checked, require
 from score_sde.conditioning.rules import Look, Rule, make_rule, rescaled, thresholded
-from score_sde.processes.expand import expand
+from score_sde.processes.expand import expand, on_rows
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreFn, check_like, take
 
@@ -124,7 +124,7 @@ class Guided:
         return c, u
 
     def _combined(self, x: Tensor, t: Tensor, c: Tensor, u: Tensor, w: Tensor) -> Tensor:
-        wide = expand(w.to(x.dtype).to(x.device), x)
+        wide = expand(on_rows(w.to(x.dtype), x), x)
         look = Look(self.sde, x, t, self.memory)
         guided = self.rule(look, c, u, wide.expand_as(x))
         if self.rescale:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from score_sde.data.spec import DataError, DataSpec
+from score_sde.devices import moved
 
 REFERENCE_BYTES = 1 << 27
 
@@ -74,7 +75,7 @@ def flipped(batch: Batch, seed: int, step: int, rows: range) -> Batch:
     Which ones is a function of (seed, step, row of the batch).
     """
     drawn = np.random.default_rng([seed, step, 1]).random(rows.stop)[rows.start :]
-    chosen = torch.from_numpy(drawn < 0.5).to(batch.x0.device)[:, None, None, None]
+    chosen = moved(torch.from_numpy(drawn < 0.5), batch.x0.device)[:, None, None, None]
 
     def mirrored(x: Tensor) -> Tensor:
         return torch.where(chosen, x.flip(-1), x) if x.ndim == 4 else x

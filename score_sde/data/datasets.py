@@ -156,6 +156,21 @@ def from_dataset(
 ) -> StreamData:
     """The dataset of a dotted path, made with options; its own ``spec``, or one from its items."""
     dataset = _made(dotted, options)
+    return from_items(dataset, dotted, layout, size, resize, convert, bounds, scaling, workers)
+
+
+def from_items(
+    dataset: Any,
+    dotted: str,
+    layout: str = "auto",
+    size: Size | None = None,
+    resize: str | None = None,
+    convert: str = "auto",
+    bounds: Bounds | None = None,
+    scaling: str = "symmetric",
+    workers: int = 0,
+) -> StreamData:
+    """A dataset with a length and items by number, which people know as ``dotted``."""
     if isinstance(spec := getattr(dataset, "spec", None), DataSpec):
         return StreamData(dataset, spec, workers=workers)
     items = UniformItems(dataset, dotted, None, "RGB", size, resize, convert)
@@ -230,9 +245,10 @@ def _labels(
     captioned = any(p.caption is not None for p in first)
     if not (labelled or captioned):
         return (), None
-    labels: Any = getattr(items.dataset, "targets", None) if labelled and not captioned else None
-    captions: list[str | None] = []
-    if labels is None or len(labels) != len(items):
+    labels: Any = getattr(items.dataset, "targets", None) if labelled else ()
+    captions: Any = getattr(items.dataset, "captions", None) if captioned else ()
+    known = zip((labelled, captioned), (labels, captions), strict=True)
+    if any(asked and (of is None or len(of) != len(items)) for asked, of in known):
         if len(items) > MOST_PASSED:
             notes.append(
                 f"labels are not used: to know those of {len(items)} items give the dataset an "

@@ -117,12 +117,13 @@ def scan_images(
     split: str = "train",
     bounds: Bounds | None = None,
     captioned: bool = True,
+    labelled: bool = True,
 ) -> ScannedImages:
     """Look at every image and settle shape, mode, classes and range; none is kept in memory.
 
     Unreadable images are skipped and named, or an error with ``strict``. Raises DataError for an
     empty folder, for mixed sizes without ``size`` and ``resize``, and for missing captions, unless
-    ``captioned`` is False and captions are not looked for.
+    ``captioned`` is False and captions are not looked for. ``labelled``: the same of classes.
     """
     root = files.root
     pictures = [n for n in files.names if PurePosixPath(n).suffix.lower() in EXTENSIONS]
@@ -136,7 +137,12 @@ def scan_images(
     size = _settled_size(seen.sizes, size, resize)
     grey = all(mode in GREY_MODES for mode in seen.modes)
     mode = CONVERTS.get(convert, "L" if grey else "RGB")
-    classes, labels, class_notes = _classes(files, seen.names, part.below)
+    nothing: tuple[str, ...] = ()
+    classes, labels, class_notes = (
+        _classes(files, seen.names, part.below)
+        if labelled
+        else (nothing, (-1,) * len(seen.names), [])
+    )
     deep_bounds, range_notes = _range(seen, bounds)
     modes = ", ".join(f"{m} {k}" for m, k in seen.modes.most_common())
     folders = len({PurePosixPath(n).parent for n in seen.names})

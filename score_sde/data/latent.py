@@ -16,6 +16,7 @@ from torch import Tensor
 
 from score_sde.data.batches import Batch
 from score_sde.data.sources import ArrayData
+from score_sde.devices import moved
 
 
 @dataclass
@@ -56,7 +57,7 @@ class LatentData(ArrayData):
         for step, (both, condition) in enumerate(moments, start):
             noise = [_normal(self.spec.shape, seed, step, place) for place in places]
             mean, std = both.unbind(1)
-            yield Batch(mean + std * torch.stack(noise).to(mean), condition)
+            yield Batch(mean + std * moved(torch.stack(noise), mean.device), condition)
 
 
 def _normal(shape: tuple[int, ...], *key: int) -> Tensor:

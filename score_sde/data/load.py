@@ -16,12 +16,13 @@ from score_sde.data.datasets import from_dataset
 from score_sde.data.decoding import Convert, Resize, Size
 from score_sde.data.download import CIFAR_CLASSES, FASHION_CLASSES, cifar10, fashion_mnist
 from score_sde.data.emoji import balanced_places, emoji
-from score_sde.data.files import list_files, listed
+from score_sde.data.files import Files, list_files, listed
+from score_sde.data.huggingface import HUB, from_huggingface, is_huggingface
 from score_sde.data.images import ScannedImages, scan_images
 from score_sde.data.layout import Layout
 from score_sde.data.npz import read_arrays
 from score_sde.data.shapes import shapes
-from score_sde.data.shards import is_shards, list_shards
+from score_sde.data.shards import check_keys, is_shards, list_shards
 from score_sde.data.sources import ArrayData, Data, StreamData
 from score_sde.data.spec import DataError, Scaling, make_spec
 from score_sde.data.tables import SUFFIXES as TABLES
@@ -41,7 +42,8 @@ FREE_BYTES = 1 << 28
 LARGEST_RATIO = 50
 STATISTICS_ITEMS = 1000
 TOY_POINTS = 20_000
-GIVE = "a folder or .zip of images, .tar shards, a .npy, .npz, .csv or .parquet file, or a"
+PARTS = {"txt": "captions", "cls": "classes"}  # beside pictures, and their names in data.options
+GIVE = "a folder or .zip of images, .tar shards, a .npy, .npz, .csv or .parquet file, hf:NAME, or a"
 
 
 @checked("data")
@@ -65,8 +67,8 @@ def load_data(
     name: "fashion_mnist" (ships with the package), "cifar10" (fetched once), with captions "emoji"
         (fetched once) and "shapes" (drawn), a toy set (ring8, moons, checkerboard, swissroll), a
         folder of images, a .zip, .npy, .npz, .csv or .parquet file, webdataset's shards as
-        photos-{000..012}.tar, or the dotted path of a torch `Dataset`, which is called with
-        ``options``.
+        photos-{000..012}.tar, a folder of Hugging Face's `datasets` or hf:NAME of its hub, or the
+        dotted path of a torch `Dataset`, which is called with ``options``.
     split: "train" or "test", where the set has them; what the items are is ``split`` of the result,
         "all" of a set without parts.
     size, resize: (H, W) or one number, reached by center_crop, stretch or pad.
@@ -81,7 +83,7 @@ def load_data(
     workers: loader processes for sets that do not fit into memory.
     options: of emoji balance, whether rare families count more; of a Dataset its arguments; of an
         .npz the keys items and labels; of a table label and drop, names of columns; of images
-        captions, False to leave them aside.
+        captions and classes, False to leave them aside; of hf: subset, a name.
 
     Raises DataError, whose message says what was found and what to set.
     """
@@ -166,22 +168,34 @@ def _found(
         return data
     if suffix in TABLES:
         return _from_table(_existing(name), said, bounds, shaping["scaling"])
+    if name.startswith(HUB) or is_huggingface(name):
+        return from_huggingface(name, split, said, layout, bounds, workers, **shaping)
     if suffix == ".zip" or is_shards(name) or _looks_like_path(name) or Path(name).is_dir():
         size, resize, convert = (shaping[key] for key in ("size", "resize", "convert"))
-        files = list_shards(name) if is_shards(name) else list_files(_existing(name))
-        captioned = _captioned(said)
-        scanned = scan_images(files, size, resize, convert, strict, split, bounds, captioned)
+        wanted = _looked_for(said)
+        if is_shards(name):
+            files: Files = (shards := list_shards(name, strict))
+            check_keys(shards, [key for key, what in PARTS.items() if what in wanted])
+        else:
+            files = list_files(_existing(name))
+        scanned = scan_images(
+            files, size, resize, convert, strict, split, bounds, "captions" in wanted,
+            "classes" in wanted,
+        )  # fmt: skip
         return _from_scan(scanned, shaping["scaling"], workers)
     if "." in name:
         return from_dataset(name, options, layout, bounds=bounds, workers=workers, **shaping)
     raise unknown("data", name, BUILT_IN, also=f", or give {GIVE} Dataset's dotted path")
 
 
-def _captioned(options: dict[str, Any]) -> bool:
-    unknown_keys = sorted(set(options) - {"captions"})
+def _looked_for(options: dict[str, Any]) -> set[str]:
+    """What is looked for beside pictures: their captions and classes, unless told otherwise."""
+    unknown_keys = sorted(set(options) - set(PARTS.values()))
     if unknown_keys:
-        raise DataError(f"data.options of images is captions (true or false), not {unknown_keys}.")
-    return options.get("captions") is not False
+        raise DataError(
+            f"data.options of images are captions and classes (true or false), not {unknown_keys}."
+        )
+    return {what for what in PARTS.values() if options.get(what) is not False}
 
 
 def _built_in(name: str, split: str, shaping: dict[str, Any], balanced: bool = False) -> ArrayData:

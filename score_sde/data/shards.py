@@ -74,8 +74,12 @@ def expanded(pattern: str) -> list[str]:
     return [name for part in parts for name in expanded(head + part + tail)]
 
 
-def list_shards(pattern: str) -> TarFiles:
-    """The files in the shards of a pattern; DataError for shards that are missing or compressed."""
+def list_shards(pattern: str, strict: bool = False) -> TarFiles:
+    """The files in the shards of a pattern.
+
+    A shard that ends early is used up to its last whole sample, and named; with ``strict`` it is
+    an error. Raises DataError for shards that are missing, compressed, or no tars.
+    """
     paths = tuple(Path(name).expanduser() for name in expanded(pattern))
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
@@ -93,6 +97,8 @@ def list_shards(pattern: str) -> TarFiles:
         for i, path in enumerate(paths)
         for name, offset, size in _index(path, notes)
     ]
+    if strict and notes:
+        raise DataError(f"{notes[0]}. Write it anew, or set data.strict=false.")
     if len({name for name, _ in found}) < len(found):  # shards that number their items alike
         found = [(_within(name, paths[place.shard]), place) for name, place in found]
     places = dict(found)
@@ -106,9 +112,10 @@ def _within(name: str, shard: Path) -> str:
 
 
 def _index(path: Path, notes: list[str]) -> list[tuple[str, int, int]]:
-    """Name, offset and size of each file in a tar; of a damaged one, of those before the damage."""
+    """Name, offset and size of each file in a tar; of one that ends early, its whole samples."""
     found: list[tuple[str, int, int]] = []
     end = path.stat().st_size
+    problem = ""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -116,11 +123,67 @@ def _index(path: Path, notes: list[str]) -> list[tuple[str, int, int]]:
                     found.append((member.name, member.offset_data, member.size))
                 elif member.isreg():
                     raise tarfile.ReadError(f"{member.name} is cut")
+            if archive.offset >= end:  # blocks of zeros end a tar that was written to its end
+                problem = "it has no end mark"
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         if not found:
             raise DataError(f"{path} is not a readable tar file ({error}).") from error
-        notes.append(f"{path.name} is damaged after {len(found)} files ({error})")
+        problem = str(error)
+    if problem:
+        whole = _whole_samples(found)
+        last = whole[-1][0] if whole else "nothing"
+        notes.append(
+            f"{path.name} ends early ({problem}): {len(whole)} of its files are used, to {last}"
+        )
+        return whole
     return found
+
+
+def _key(name: str) -> tuple[str, str]:
+    """The sample that a file is of, and which part of it: webdataset splits at the first dot."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return str(path.with_name(stem)) if stem else name, suffix
+
+
+def _whole_samples(files: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Without the last sample, if it has fewer parts than the one before."""
+    last = _key(files[-1][0])[0]
+    rest = [file for file in files if _key(file[0])[0] != last]
+    parts = {_key(file[0])[1] for file in files if _key(file[0])[0] == last}
+    if not rest:
+        return files
+    before = _key(rest[-1][0])[0]
+    return rest if parts < {_key(f[0])[1] for f in rest if _key(f[0])[0] == before} else files
+
+
+def check_keys(files: TarFiles, keys: Sequence[str]) -> None:
+    """Raise DataError for shards of which some have a part beside their pictures, some have not.
+
+    keys: the parts that are asked for, as "cls" and "txt".
+    """
+    there: dict[str, dict[int, set[str]]] = {key: {} for key in keys}
+    samples: dict[int, set[str]] = {}
+    for name in files.names:
+        sample, part = _key(name)
+        shard = files.places[name].shard
+        samples.setdefault(shard, set()).add(sample)
+        if part in there:
+            there[part].setdefault(shard, set()).add(sample)
+    for key, by_shard in there.items():
+        lacking = {
+            shard: len(all_here - by_shard.get(shard, set())) for shard, all_here in samples.items()
+        }
+        first = next((shard for shard, count in lacking.items() if count), None)
+        if by_shard and first is not None:
+            full = next((s for s, count in lacking.items() if not count), None)
+            beside = f", which {files.shards[full].name} has" if full is not None else ""
+            aside = {"txt": "captions", "cls": "classes"}.get(key, key)
+            raise DataError(
+                f"The shards differ in their keys: {lacking[first]} of {len(samples[first])} "
+                f"samples in {files.shards[first].name} have no .{key}{beside}. Give them one, "
+                f"leave these shards out, or set data.options.{aside}=false."
+            )
 
 
 def labels_beside(files: Files, pictures: Sequence[str]) -> Classes:

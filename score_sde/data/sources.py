@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from score_sde.data.batches import Batch, EndlessSampler, check_rows, flipped, most_items
 from score_sde.data.fingerprint import fingerprint
 from score_sde.data.spec import DataError, DataSpec
+from score_sde.devices import moved
 
 STOPS = {signal.SIGINT, signal.SIGTERM}
 VALUE_KEYS = ("x0", "image")  # of the value itself in an item that is a dictionary
@@ -96,7 +97,7 @@ class ArrayData:
         condition = {name: value.to(device) for name, value in self.condition.items()}
         sampler = EndlessSampler(len(self), batch_size, seed, start, rows)
         for step, indices in enumerate(sampler, start):
-            chosen = torch.tensor(indices, device=raw.device)
+            chosen = moved(torch.tensor(indices), raw.device)
             known = {name: value[chosen] for name, value in condition.items()}
             batch = Batch(self.spec.to_model(raw[chosen]), known)
             yield flipped(batch, seed, step, sampler.rows) if self.flip else batch

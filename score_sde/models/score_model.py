@@ -14,13 +14,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from score_sde.checks import Positive, UserError, checked, lookup, real_tensor
-from score_sde.processes.expand import as_time, expand
+from score_sde.devices import moved
+from score_sde.processes.expand import as_time, expand, on_rows
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS, Row
 from score_sde.scores import Rows, ScoreError, nothing_like
@@ -194,7 +196,7 @@ class ScoreModel(nn.Module):
                     f"{len(value)} rows of {name} do not fit {len(x)} samples; bind one for each."
                 )
         return {
-            name: (value if value.ndim else value.expand(len(x))).to(x.device)
+            name: moved(value if value.ndim else value.expand(len(x)), x.device)
             for name, value in self.condition.items()
         }
 
@@ -205,7 +207,7 @@ class ScoreModel(nn.Module):
     def _outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """All channels of the network at (x, t), in the dtype of x."""
         t, dtype = as_time(t), self.dtype
-        noise_label = self._label(t).to(x.device).expand(x.shape[0])
+        noise_label = on_rows(self._label(t), x)
         told = {**self._bound(x), **condition}
         numbers = (n for n, v in told.items() if isinstance(v, Tensor) and v.is_floating_point())
         told |= {name: told[name].to(dtype) for name in numbers}
@@ -214,7 +216,7 @@ class ScoreModel(nn.Module):
             variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
             inputs = inputs * expand(variance.rsqrt(), x)
         low = PRECISIONS[self.precision] != torch.float32
-        with torch.autocast(x.device.type, dtype=PRECISIONS[self.precision], enabled=low):
+        with torch.autocast(x.device.type, PRECISIONS[self.precision]) if low else nullcontext():
             out = self.net(inputs.to(dtype), noise_label, **told)
         return out.to(x.dtype)
 
@@ -247,7 +249,7 @@ class ScoreModel(nn.Module):
             return t
         if self.time_table is None:
             return -0.5 * self.sde.log_snr(t)
-        table = torch.tensor(self.time_table, dtype=t.dtype, device=t.device)
+        table = moved(torch.tensor(self.time_table, dtype=t.dtype), t.device)
         return (table - torch.exp(-0.5 * self.sde.log_snr(t))[..., None]).abs().argmin(-1)
 
     def row(self, t: Tensor) -> Row:

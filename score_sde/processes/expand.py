@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError, shown
+from score_sde.devices import moved
 
 
 def as_time(t: Tensor | float) -> Tensor:
@@ -26,6 +27,13 @@ def as_time(t: Tensor | float) -> Tensor:
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
 
 
+def on_rows(value: Tensor, x: Tensor) -> Tensor:
+    """A value () or (B,), in its own dtype, for each row of a state x (B, ...): (B,), beside it."""
+    if value.ndim == 0 and value.device != x.device:
+        return x.new_ones(len(x), dtype=value.dtype) * value
+    return moved(value, x.device).expand(len(x))
+
+
 def as_state(x: Tensor) -> Tensor:
     """A state to compute with: integers and half precision in float32, others as they are."""
     return x if x.dtype in (torch.float32, torch.float64) or x.is_complex() else x.float()
@@ -39,7 +47,8 @@ def like_state(value: Tensor, x: Tensor) -> Tensor:
 def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
     """A coefficient of shape () or (B,), ready to multiply a state x of shape (B, ...).
 
-    The one place where time meets the state: it casts to the dtype and device of ``x``.
+    The one place where time meets the state: it casts to the dtype and device of ``x``. One number
+    of the CPU stays there, as PyTorch lets it multiply any state: nothing then waits for a device.
     Raises UserError for any other shape.
     """
     c = torch.as_tensor(coefficient)
@@ -48,5 +57,7 @@ def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
             f"time and its coefficients must have shape () or (B,) = ({x.shape[0]},); "
             f"got {tuple(c.shape)}. Flatten t, for instance with t.reshape(-1)."
         )
-    c = c.to(x.dtype).to(x.device)
-    return c if c.ndim == 0 else c.reshape(-1, *[1] * (x.ndim - 1))
+    c = c.to(x.dtype)
+    if c.ndim == 0:
+        return c if c.device.type == "cpu" else c.to(x.device)
+    return moved(c, x.device).reshape(-1, *[1] * (x.ndim - 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Positive, Size, UserError, validated
+from score_sde.devices import moved
 from score_sde.processes.chain import BETA_TABLES, Chain, linear_betas
 from score_sde.processes.process import SDE
 
@@ -233,7 +234,7 @@ class TableSDE(SDE):
 
     def _interpolate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log alpha_bar(t) and its slope, like t."""
-        knots = self._log_alpha_bars.to(t.dtype).to(t.device)
+        knots = moved(self._log_alpha_bars.to(t.dtype), t.device)
         n = len(knots) - 1
         # t = i/n in float32 may fall a rounding below its knot; the ends extend their segment.
         left = torch.floor(t.detach() * n + 1e-4).clamp(0, n - 1).long()

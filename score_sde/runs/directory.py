@@ -48,7 +48,8 @@ OURS = re.compile(
     "|".join(
         (
             r"run\.json|config\.(?:json|sig)|log\.jsonl|wandb_id\.txt",
-            rf"checkpoints/(?:{_STEP}|\.partial_\d+)/(?:meta\.json|training\.pt|[\w.]+\.safetensors)",
+            rf"checkpoints/(?:{_STEP}|\.partial_\d+)/(?:meta\.json|training\.pt|"
+            r"[\w.]+\.safetensors|__\d+_\d+\.distcp|\.metadata(?:\.tmp)?)",
             r"tensorboard/events\.out\.tfevents\.[\w.-]+",
             rf"progress/{_STEP}(?:_raw)?\.png",
             rf"snapshots/{_STEP}\.safetensors",

@@ -47,12 +47,14 @@ if TYPE_CHECKING:
 
 def pick_device(name: str = "auto") -> torch.device:
     """ "auto" is CUDA, else Apple's MPS, else the CPU; RunError if the one named is not there."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    here = [*(["cuda"] if gpus else []), *mps, "cpu"]
     if name == "auto":
-        return torch.device(next((kind for kind, there in found.items() if there), "cpu"))
-    kind = name.partition(":")[0]
-    if kind != "cpu" and not found.get(kind, False):
-        there = ["cpu", *(kind for kind, is_there in found.items() if is_there)]
+        return torch.device(here[0])
+    numbered = [*(f"{kind}:0" for kind in (*mps, "cpu")), *(f"cuda:{i}" for i in range(gpus))]
+    if name not in (*here, *numbered):
+        there = [*reversed(here), *numbered[1 + len(mps) :]]
         raise RunError(f"device {name!r} is not available here; choose auto or one of {there}.")
     return torch.device(name)
 

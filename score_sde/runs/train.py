@@ -155,7 +155,7 @@ def _start(directory: RunDirectory, parts: Parts, resume: bool, own: bool) -> Se
     if resume:
         if others := strays(directory.checkpoints):
             distributed.say(f"no checkpoints, left alone: {', '.join(others)}")
-        checkpoint = load_checkpoint(directory.checkpoints)
+        checkpoint = load_checkpoint(directory.checkpoints, trainer.layout())
         if checkpoint is None:
             raise RunError(f"Nothing to resume in {directory.path}: no checkpoint can be read.")
         if not checkpoint.training:

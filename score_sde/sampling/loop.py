@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from score_sde.checks import Device, Size, UserError, checked
+from score_sde.devices import moved
 from score_sde.noise import NoiseFactory, NoiseSource
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
+from score_sde.sampling.graphs import Graphed, check_graph
 from score_sde.sampling.method import Predictor, Trajectory, advance
 from score_sde.sampling.plan import Plan, check_spent, make_plan
 from score_sde.sampling.recipe import Recipe
@@ -70,6 +72,7 @@ def sample(
     batch_size: int | None = None,
     hook: Hook | None = None,
     grad: bool = False,
+    graph: bool = False,
     progress: bool = False,
     device: Device | None = None,
     dtype: torch.dtype | None = None,
@@ -92,7 +95,8 @@ def sample(
         method="ode", whose steps are those of its batch. Drawn from torch's global generator when
         None.
     denoise: end with Tweedie's E[x_0 | x_{t_min}], one more evaluation.
-    noise: "seeded"; "brownian", where runs of different steps share one path a sample; or a
+    noise: "seeded"; "philox", made on the device for all samples at once, other numbers than
+        "seeded"; "brownian", where runs of different steps share one path a sample; or a
         factory of `NoiseSource`s, called with (seeds, shape of one sample, dtype, device).
     noise_scale: factor on the noise of the steps; 0 shows what happens without.
     batch_size: run in batches of at most this many.
@@ -102,6 +106,8 @@ def sample(
         have one, back to x_T and to whatever the score is made of; each evaluation of the score is
         computed once more on the way back (torch.utils.checkpoint), so that memory holds states,
         not activations.
+    graph: record an evaluation of the score as a CUDA graph, which is then replayed; see `Graphed`
+        for what the score must be.
     return_info: return a `SampleResult` with NFE, seconds and settings.
 
     Arithmetic of float16 and bfloat16 states is that of float32. Raises UserError for settings
@@ -113,11 +119,11 @@ def sample(
     )  # fmt: skip
     if isinstance(grid, Recipe):
         grid.check_model(score)
-    started, watched, chunks = (
-        time.perf_counter(),
-        Watched(score, plan.score_dtype, plan.shape[0]),
-        [],
-    )
+    if graph:
+        check_graph(plan, grad)
+        score = Graphed(score)
+    watched = Watched(score, plan.score_dtype, plan.shape[0])
+    started, chunks = time.perf_counter(), []
     with torch.set_grad_enabled(grad), tqdm(disable=not progress, unit="step") as bar:
         for rows, part in batches(watched, plan.shape[0], plan.batch_size):
             chunks.append(run_batch(plan, part, rows, hook, bar.update))
@@ -163,7 +169,7 @@ class StepNoise:
         if plan.x_T is None:
             self.start = plan.sde.prior_std() * self.source.draw(None, None)
         else:
-            self.start = plan.x_T[rows].to(plan.dtype).to(plan.device)
+            self.start = moved(plan.x_T[rows].to(plan.dtype), plan.device)
 
     def between(self, t: float, s: float) -> Callable[..., Tensor]:
         """`noise()` of the step from t to s."""

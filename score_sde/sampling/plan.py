@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError, check_size
-from score_sde.noise import BrownianNoise, NoiseFactory, SeededNoise, check_seeds
+from score_sde.noise import BrownianNoise, NoiseFactory, PhiloxNoise, SeededNoise, check_seeds
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.catalogue import make_sampler
 from score_sde.sampling.grids import make_grid
@@ -215,6 +215,8 @@ def noise_factory(noise: str | NoiseFactory, sde: SDE) -> NoiseFactory:
         return noise
     if noise == "seeded":
         return SeededNoise
+    if noise == "philox":
+        return PhiloxNoise
     if noise == "brownian":
         return partial(BrownianNoise, sde=sde)
-    raise UserError(f"unknown noise {noise!r}; choose seeded, brownian or give a factory.")
+    raise UserError(f"unknown noise {noise!r}; choose seeded, philox, brownian or give a factory.")

@@ -90,14 +90,20 @@ class MeanError:
 
     def __init__(self) -> None:
         self._sums = [0.0, 0.0]
+        self._here: list[Tensor] = []  # (2,) each, on the device
 
     def add(self, square: Tensor) -> None:
         """One batch (B,). Values that are not finite are left out."""
-        finite = square[torch.isfinite(square)]
-        self._sums = [self._sums[0] + len(finite), self._sums[1] + float(finite.double().sum())]
+        finite = torch.isfinite(square)
+        kept = torch.where(finite, square, 0.0)
+        self._here.append(torch.stack([finite.sum().to(kept), kept.sum()]))
 
     def sums(self) -> list[float]:
         """Of all processes, for a checkpoint."""
+        if self._here:
+            added = torch.stack(self._here).cpu().double().sum(0).tolist()
+            self._sums = [a + b for a, b in zip(self._sums, added, strict=True)]
+            self._here = []
         return distributed.total(self._sums)
 
     def restore(self, sums: list[float]) -> None:

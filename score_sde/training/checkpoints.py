@@ -5,8 +5,9 @@
     ema_*.safetensors   further averages            training.pt       optimisers' state
     meta.json           step, seconds, counters, and a checksum of every other file and of itself
 
-Files of tensors elsewhere (snapshots, averages, exports) carry a checksum of what they hold in
-their header. Whatever else lies among checkpoints is left alone.
+Those of a network that is divided over processes may be in parts (`sharded`). Files of tensors
+elsewhere (snapshots, averages, exports) carry a checksum of what they hold in their header.
+Whatever else lies among checkpoints is left alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from score_sde import distributed
+from score_sde.training.parts import is_part, is_sharded_checkpoint, read_parts, read_weights
 from score_sde.training.steps import CheckpointError as CheckpointError
 from score_sde.training.steps import (
     best_step,
@@ -55,12 +59,16 @@ class Checkpoint:
     averages: dict[str, State] = field(default_factory=dict)
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """A checkpoint, or what a crash has left of one; files that are not of one stay."""
     if folder.is_symlink():
         return
     for file in folder.glob("*"):
-        if file.name in ("meta.json", "training.pt") or file.suffix == ".safetensors":
+        if (
+            file.name in ("meta.json", "training.pt")
+            or file.suffix == ".safetensors"
+            or (is_part(file.name))
+        ):
             file.unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -77,7 +85,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     """CRC-32 of a file, in hexadecimal."""
     total = 0
     with path.open("rb") as file:
@@ -160,35 +168,60 @@ def save_checkpoint(
     for none. keep_best: keep the one of the smallest held-out loss too (`best_step`). Raises
     CheckpointError when the disk is full.
     """
-    target, partial = folder_of(checkpoints, step), checkpoints / f".partial_{step:08d}"
+    target, partial = folder_of(checkpoints, step), partial_of(checkpoints, step)
     try:
-        for leftover in checkpoints.glob(".partial_*"):
-            if is_partial(leftover):
-                _remove(leftover)
-        partial.mkdir(parents=True, exist_ok=True)
+        make_partial(partial)
         states = {"model": checkpoint.model, "ema": checkpoint.ema, **checkpoint.averages}
         for name, state in states.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, partial / f"{name}.safetensors")
         torch.save(checkpoint.training, partial / "training.pt")
-        sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
-        meta = {"step": step, **checkpoint.meta, "checksums": sums}
-        meta["checksum"] = meta_sum(meta)
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        _put(partial, target)
+        complete(partial, target, {"step": step, **checkpoint.meta})
     except (OSError, SafetensorError, RuntimeError) as error:
-        _remove(partial)
+        remove(partial)
         needed, free = _bytes_of(vars(checkpoint)), shutil.disk_usage(_existing(checkpoints)).free
         room = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
         why = f"No space left on device: {room}" if free < needed else str(error)
         raise CheckpointError(f"Save failed ({why}). Previous checkpoints are kept.") from error
+    thin_out(checkpoints, keep, keep_every, keep_best)
+    return target
+
+
+def partial_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is until it is whole."""
+    return checkpoints / f".partial_{step:08d}"
+
+
+def make_partial(partial: Path) -> None:
+    """Make that folder; what crashes have left of others goes."""
+    for leftover in partial.parent.glob(".partial_*"):
+        if is_partial(leftover):
+            remove(leftover)
+    partial.mkdir(parents=True, exist_ok=True)
+
+
+def complete(
+    partial: Path, target: Path, meta: dict[str, Any], sums: Mapping[str, str] | None = None
+) -> None:
+    """Write meta.json with the checksums of all files, those known by name, and put it there."""
+    known = sums or {}
+    every = {
+        path.name: known.get(path.name) or checksum(path) for path in sorted(partial.iterdir())
+    }
+    meta = {**meta, "checksums": every}
+    meta["checksum"] = meta_sum(meta)
+    (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    _put(partial, target)
+
+
+def thin_out(checkpoints: Path, keep: int, keep_every: int, keep_best: bool) -> None:
+    """Delete all but the checkpoints that `save_checkpoint` says it keeps."""
     best = best_step(checkpoints) if keep_best else None
     for old in steps_of(checkpoints)[:-keep] if keep > 0 else []:
         if not (keep_every and old % keep_every == 0) and old != best:
-            _remove(folder_of(checkpoints, old))
-    return target
+            remove(folder_of(checkpoints, old))
 
 
 def _existing(folder: Path) -> Path:
@@ -204,7 +237,7 @@ def _put(partial: Path, target: Path) -> None:
     partial.rename(target)
     _sync(target.parent)
     if aside.exists():
-        _remove(aside)
+        remove(aside)
     if aside.exists():  # files that are not of a checkpoint stay where they were
         for file in aside.iterdir():
             file.rename(target / file.name)
@@ -216,13 +249,37 @@ def _check(path: Path, meta: dict[str, Any]) -> Path:
     expected = meta.get("checksums", {}).get(path.name)
     if not path.is_file():
         raise CheckpointError(f"{path.name} is missing")
-    if expected is not None and _checksum(path) != expected:
+    if expected is not None and checksum(path) != expected:
         raise CheckpointError(f"the checksum of {path.name} differs")
     return path
 
 
+def _check_all(folder: Path, meta: dict[str, Any], mine: slice = slice(None)) -> None:
+    """All files that meta.json names, or some of them."""
+    for name in sorted(meta.get("checksums", {}))[mine]:
+        _check(folder / name, meta)
+
+
+def _load_together(
+    folder: Path, meta: dict[str, Any], like: Mapping[str, Tensor] | None
+) -> Checkpoint:
+    """A checkpoint that was written in parts; CheckpointError on all processes if on one."""
+    problem: Exception | None = None
+    try:
+        here = distributed.share(len(meta["checksums"]))
+        _check_all(folder, meta, slice(here.start, here.stop))
+        states, training = read_parts(folder, meta["weights"], like or {})
+    except Exception as error:  # whatever a damaged file provokes in its reader
+        problem = error
+    if sum(distributed.total([float(problem is not None)])):
+        raise CheckpointError(str(problem or "another process cannot read it"))
+    return Checkpoint(states.pop("model"), states.pop("ema"), training, meta, states)
+
+
 def averages_of(checkpoints: Path, step: int) -> list[str]:
     """Names of the weights in a checkpoint: model, ema, and further averages."""
+    if is_sharded_checkpoint(folder := folder_of(checkpoints, step)):
+        return sorted(read_meta(folder).get("weights", []))
     return sorted(path.stem for path in folder_of(checkpoints, step).glob("*.safetensors"))
 
 
@@ -233,16 +290,28 @@ def load_weights(checkpoints: Path, step: int, which: str) -> State:
     """
     folder = folder_of(checkpoints, step)
     try:
-        return load_file(_check(folder / f"{which}.safetensors", read_meta(folder)))
+        meta = read_meta(folder)
+        if is_sharded_checkpoint(folder):
+            _check_all(folder, meta)
+            return read_weights(folder, which)
+        return load_file(_check(folder / f"{which}.safetensors", meta))
     except (CheckpointError, SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {step} is damaged: {str(error).rstrip('.')}.") from error
 
 
-def load_checkpoint(checkpoints: Path) -> Checkpoint | None:
-    """The newest readable checkpoint, or None; a damaged one is named and the one before used."""
+def load_checkpoint(
+    checkpoints: Path, like: Mapping[str, Tensor] | None = None
+) -> Checkpoint | None:
+    """The newest readable checkpoint, or None; a damaged one is named and the one before used.
+
+    like: how the tensors of one that was written in parts are to be read (`sharded.layout_of`); all
+    processes then call it. None for whole ones.
+    """
     for step, folder in reversed(folders_of(checkpoints).items()):
         try:
             meta = read_meta(folder)
+            if is_sharded_checkpoint(folder):
+                return _load_together(folder, meta, like)
             names = [path.stem for path in folder.glob("*.safetensors")]
             states = {name: load_file(_check(folder / f"{name}.safetensors", meta))
                       for name in {"model", "ema", *names}}  # fmt: skip

@@ -56,17 +56,25 @@ class NoiseBins:
     def __init__(self, measures: str = "eps_error") -> None:
         self.measures = measures
         self._sums = np.zeros((3, len(BIN_NAMES)))
+        self._here: Tensor | None = None  # sums on the device
 
+    @torch.no_grad()
     def add(self, noise_level: Tensor, error: Tensor, trivial: Tensor) -> None:
-        """One batch; each (B,). Values that are not finite are left out."""
-        values = torch.stack([torch.ones_like(error), error, trivial]).detach().cpu().double()
-        finite = torch.isfinite(values).all(0)
-        which = _which_bin(noise_level)[finite.numpy()]
-        for row, value in zip(self._sums, values[:, finite].numpy(), strict=True):
-            row += np.bincount(which, value, len(BIN_NAMES))
+        """One batch; each (B,). Values that are not finite are left out. Added up on the device."""
+        wide = torch.float32 if error.device.type == "mps" else torch.float64
+        values = torch.stack([torch.ones_like(error), error, trivial]).to(wide)  # (3, B)
+        values = torch.where(torch.isfinite(values).all(0), values, 0.0)
+        above = [noise_level.to(wide) > edge for edge in EDGES]
+        bounds = [torch.ones_like(above[0]), *above, torch.zeros_like(above[0])]
+        inside = [a & ~b for a, b in zip(bounds, bounds[1:], strict=False)]
+        added = values @ torch.stack(inside, 1).to(wide)  # (3, bins)
+        self._here = added if self._here is None else self._here + added
 
     def sums(self) -> list[float]:
         """What was added since the last `pop`, over all processes, for a checkpoint."""
+        if self._here is not None:
+            self._sums += self._here.cpu().double().numpy()
+            self._here = None
         return distributed.total(self._sums.ravel().tolist())
 
     def restore(self, sums: list[float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from score_sde.checks import UserError
 from score_sde.training.sharding import as_part, local, rows_of, whole
 
 OPTIMIZERS = ("adam", "muon")
+FUSED = ("cpu", "cuda")  # devices on which Adam is one kernel
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -55,6 +56,7 @@ class Muon(torch.optim.Optimizer):
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum))
         self.dtype = dtype
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -62,10 +64,15 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             gradients = [local(cast(Tensor, p.grad)) for p in params]
+            bad = self.found_inf
             for p in params:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
             momenta = [local(self.state[p]["momentum"]) for p in params]
+            if bad is not None:  # a lerp from the momenta to themselves changes nothing
+                gradients = [
+                    torch.where(bad, m, g) for m, g in zip(momenta, gradients, strict=True)
+                ]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
@@ -81,10 +88,26 @@ class Muon(torch.optim.Optimizer):
                     matrix = whole(as_part(update.to(self.dtype), p)).permute(order)
                     matrices.append(matrix.reshape(rows, columns))
                 updates = orthogonalize(torch.stack(matrices), dtype=self.dtype)
+                updates = updates if bad is None else updates * ~bad
                 parts = [rows_of(u, p) for u, (p, _) in zip(updates, pairs, strict=True)]
                 torch._foreach_add_(
                     weights, [u.to(weights[0].dtype) for u in parts], alpha=-group["lr"] * scale
                 )
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step, which changes nothing where ``bad`` () is True, without asking whether it is.
+
+    The device looks at it itself, in `Muon` and in fused Adam; other optimisers wait for it.
+    """
+    one: Any = optimizer
+    if isinstance(one, Muon):
+        one.found_inf = bad
+    elif one.defaults.get("fused"):
+        one.found_inf = bad.float()
+    elif bool(bad):
+        return
+    one.step()
 
 
 def make_optimizers(
@@ -103,7 +126,7 @@ def make_optimizers(
     matrices = [p for n, p in named if p.ndim >= 3] if name == "muon" else []
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    fused = rest[0].device.type in ("cpu", "cuda")
+    fused = rest[0].device.type in FUSED
     adam = torch.optim.AdamW if weight_decay else torch.optim.Adam
     optimizers: list[torch.optim.Optimizer] = [
         adam(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, fused=fused)

@@ -21,6 +21,7 @@ from score_sde.models import ScoreModel
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, save_tensors
 from score_sde.training.logs import Logger
 from score_sde.training.posthoc import snapshot_path, snapshot_state
+from score_sde.training.sharded import start_saving
 from score_sde.training.steps import held_out_losses
 from score_sde.training.stopping import Interrupted, StopSignals
 from score_sde.training.trainer import Trainer
@@ -98,6 +99,8 @@ class Session:
         self.held_out_loss: float | None = None  # of this step, None where it was not evaluated
         self.best = min(held_out_losses(directory.checkpoints).values(), default=math.inf)
         self.writer = BackgroundWriter()
+        sharded = trainer.sharded and self.settings.checkpoints == "sharded"
+        self.group = distributed.group_of_hosts() if sharded else None
         trainer.name_row = self._name_row
 
     def run(self) -> None:
@@ -118,14 +121,13 @@ class Session:
             while trainer.progress < 1:
                 x0, condition = next(batches)
                 values = trainer.update(x0, **self.told(condition))
-                values["loss"], trainer.seconds, stopping = distributed.total(
-                    [values["loss"], 0.0 if quiet else clock.seconds(), stop.number]
+                trainer.seconds, stopping = distributed.total(
+                    [0.0 if quiet else clock.seconds(), stop.number]
                 )
-                trainer.smooth(values["loss"])
                 bar.update(min(round(1000 * trainer.progress), 1000) - bar.n)
                 self.writer.check()
                 if self._due(settings.log_every):
-                    self.log(values, x0, clock, bar)
+                    self.log(values | trainer.read(), x0, clock, bar)
                 if self._due(settings.ema_snapshot_every):
                     self.snapshot()
                 self.held_out_loss = None
@@ -193,7 +195,17 @@ class Session:
         checkpoint = self.trainer.checkpoint()
         if self.held_out_loss is not None:
             checkpoint.meta["held_out_loss"] = self.held_out_loss
+        if self.group is not None:
+            self.writer.wait()
+            kept = self.settings.keep, self.settings.keep_every, self.settings.keep_best
+            folder = self.directory.checkpoints
+            finish = start_saving(folder, step, checkpoint, self.group, *kept)
+            return self.writer.run(lambda: (finish(), self._drop_replaced()))
         self.writer.submit("checkpoint", write, vars(checkpoint))
+
+    def _drop_replaced(self) -> None:
+        if distributed.is_writer():
+            self.directory.drop_replaced()
 
     def draw(self) -> None:
         """Grids of the same noise, by the averaged and by the raw weights."""
@@ -211,10 +223,10 @@ class Session:
         if distributed.is_writer():
             self.directory.check_mine()
 
-    def _name_row(self, row: int) -> str:
-        """What people call the item in a row of the current batch."""
+    def _name_row(self, step: int, row: int) -> str:
+        """What people call the item in a row of the batch of a step."""
         trainer = self.trainer
-        where = (len(self.data), self.settings.batch_size, trainer.seed, trainer.step)
+        where = (len(self.data), self.settings.batch_size, trainer.seed, step)
         return self.data.name_of(batch_indices(*where)[trainer.rows.start + row])
 
     def close(self) -> None:

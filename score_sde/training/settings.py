@@ -44,6 +44,8 @@ class TrainingSettings:
     compile: run the network through torch.compile.
     sharding: of many processes, each has all of the network ("none"), or the "full" network, its
         optimiser and averages are divided over them (`sharding`), for those too large for a device.
+    checkpoints: "whole" tensors, gathered by the first process, or, with sharding=full, "sharded":
+        each process writes and reads its part (`sharded`), into a folder that all of them see.
     tensorboard, wandb: write TensorBoard files, or to Weights & Biases, beside log.jsonl.
     """
 
@@ -76,6 +78,7 @@ class TrainingSettings:
     max_bad_steps: Count = 20
     compile: bool = False
     sharding: Literal["none", "full"] = "none"
+    checkpoints: Literal["whole", "sharded"] = "whole"
     tensorboard: bool = True
     wandb: bool = False
 
@@ -84,6 +87,11 @@ class TrainingSettings:
             self.sharding == "none" or not self.compile,
             f"training.sharding={self.sharding} and training.compile=True exclude each other: "
             "choose one.",
+        )
+        require(
+            self.checkpoints == "whole" or self.sharding == "full",
+            "training.checkpoints=sharded needs training.sharding=full: otherwise every process "
+            "has all of the network.",
         )
         require(
             bool(self.evaluate_every) or not self.keep_best,

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from score_sde import distributed
 from score_sde.distributed import DistributedError
 
-GROUPS = 8  # a layer group has at most this fraction of a network, if it can be divided further
+# A layer group has at most this fraction of a network, if it can be divided further, and at most
+# half of a process's part: it is whole, with its gradients, while it runs.
+GROUPS = 8
 
 
 def shard(net: nn.Module, device: torch.device) -> None:
@@ -39,7 +41,7 @@ def shard(net: nn.Module, device: torch.device) -> None:
             f"training.sharding=full needs PyTorch 2.6 or newer, with FSDP (this is "
             f"{torch.__version__}). Use training.sharding=none, or another PyTorch."
         ) from error
-    if device.type == "cuda" and torch.distributed.get_backend() != "nccl":
+    if device.type == "cuda" and "nccl" not in torch.distributed.get_backend():
         raise DistributedError(
             "training.sharding=full needs NCCL to connect GPUs, which this PyTorch lacks. "
             "Use training.sharding=none."
@@ -47,7 +49,8 @@ def shard(net: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (distributed.size(),))
     _lay_out(net)
     size = sum(p.numel() for p in net.parameters())
-    for group in [*_groups(net, size // GROUPS), net]:
+    most = size // max(GROUPS, 2 * distributed.size())
+    for group in [*_groups(net, most), net]:
         # By default the outermost weights would stay whole after a call without gradients.
         fully_shard(group, mesh=mesh, reshard_after_forward=True)
 
@@ -55,12 +58,13 @@ def shard(net: nn.Module, device: torch.device) -> None:
 def _groups(module: nn.Module, most: int) -> Iterator[nn.Module]:
     """The outermost modules within that are called by themselves and have not too many parameters.
 
-    Lists, and others without a forward of their own, are never called.
+    Lists, and others without a forward of their own, are never called, and a row of modules may be
+    called in pieces.
     """
     for child in module.children():
         size = sum(p.numel() for p in child.parameters())
-        called = type(child).forward is not nn.Module.forward
-        if called and size and (size <= most or not any(child.children())):
+        alone = type(child).forward not in (nn.Module.forward, nn.Sequential.forward)
+        if alone and size and (size <= most or not any(child.children())):
             yield child
         elif size:
             yield from _groups(child, most)
@@ -107,8 +111,8 @@ def rows_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor divided as ``like`` is, of its shape and on its device."""
-    if not is_sharded(like):
+    """A whole tensor divided as ``like`` is, of its shape and on its device; one that is stays."""
+    if not is_sharded(like) or is_sharded(tensor):
         return tensor
     return as_part(rows_of(tensor, like).to(like.device, copy=True), like)
 

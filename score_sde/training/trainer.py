@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from score_sde import distributed
+from score_sde.devices import moved
 from score_sde.losses import LossTerms
 from score_sde.models import PRECISIONS
 from score_sde.noise import StepRandomness
@@ -25,11 +26,25 @@ from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
 from score_sde.training.logs import NoiseBins, bin_names, peak_memory
 from score_sde.training.objective import Objective, Trainable
-from score_sde.training.optim import learning_rate_factor, make_optimizers
+from score_sde.training.optim import learning_rate_factor, make_optimizers, step_unless
 from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
 from score_sde.training.settings import TrainingSettings
+from score_sde.training.sharded import layout_of
 from score_sde.training.sharding import load_net, load_optimizer, shard, whole
+
+MOST_UNREAD = 50
+
+
+class Unread(NamedTuple):
+    """An update of which the host has not yet asked what came of it; tensors () of the device."""
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+    bad: Tensor
+    terms: LossTerms
+
 
 Model = TypeVar("Model", bound=Trainable)
 
@@ -95,7 +110,9 @@ class Trainer(Generic[Model]):
         self.step, self.seconds, self.smooth_loss = 0, 0.0, math.nan
         self.bad_steps, self.skipped_steps = 0, 0
         self.bins = NoiseBins(objective.measures)
-        self.name_row: Callable[[int], str] = "row {}".format
+        self.name_row: Callable[[int, int], str] = "row {1}".format  # of a step, and its row
+        self.unread: list[Unread] = []
+        self._last = {"loss": math.nan, "grad_norm": math.nan}
 
     def _average(self, decay: float = 0.0, sigma_rel: float | None = None,
                  halflife: float | None = None) -> EMA:  # fmt: skip
@@ -117,8 +134,12 @@ class Trainer(Generic[Model]):
         by_time = self.seconds / (60 * self.settings.minutes) if self.settings.minutes else 0.0
         return max(self.step / self.settings.steps, by_time)
 
-    def update(self, x0: Tensor, **condition: Tensor) -> dict[str, float]:
+    def update(self, x0: Tensor, **condition: Tensor) -> dict[str, Any]:
         """One step on this process's rows x0 of a batch; its part of the loss, the norm, the lr.
+
+        A step whose gradient is not finite changes nothing but the averages, which take the same
+        weights once more. Nothing waits for the device: loss and norm are tensors () on it, and
+        what has happened is found out by `read`, every training.log_every updates.
 
         condition: what the network is told of them, each with as many rows.
         """
@@ -133,21 +154,42 @@ class Trainer(Generic[Model]):
         factor = learning_rate_factor(
             self.step, settings.warmup_steps, self.progress, settings.decay
         )
-        if math.isfinite(norm):
-            self.bad_steps = 0
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = factor * group["base_lr"]
-                self.scaler.step(optimizer)
-            for ema in self._every_average().values():
-                ema.update(self.model.net)
-        else:
-            self._skip(terms)
+        bad = ~torch.isfinite(norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["base_lr"]
+            step_unless(bad, optimizer)
+        for ema in self._every_average().values():
+            ema.update(self.model.net)
         self.scaler.update()
-        self.step += 1
         self._count(terms)
-        loss_here = float(terms.loss.sum()) / settings.batch_size
+        loss_here = terms.loss.sum() / settings.batch_size
+        self.unread.append(Unread(self.step, loss_here, norm, bad, terms))
+        self.step += 1
+        if len(self.unread) >= (settings.log_every or MOST_UNREAD):
+            self.read()
         return {"loss": loss_here, "grad_norm": norm, "lr": factor * settings.lr}
+
+    def read(self) -> dict[str, float]:
+        """Loss of the whole batch and norm of the last update, once all steps so far are read.
+
+        What was not finite is said, and losses are taken into `smooth_loss`. All processes call it.
+        Raises TrainingError after too many steps in a row without a finite gradient.
+        """
+        steps, self.unread = self.unread, []
+        if not steps:
+            return dict(self._last)
+        table = torch.stack([torch.stack([u.loss, u.norm, u.bad.to(u.loss)]) for u in steps])
+        losses, norms, bad = table.double().T.tolist()
+        for loss in (losses := distributed.total(losses)):
+            self.smooth(loss)
+        self._last = {"loss": losses[-1], "grad_norm": norms[-1]}
+        for step, is_bad in zip(steps, bad, strict=True):
+            if is_bad:
+                self._skipped(step.step, step.terms)
+            else:
+                self.bad_steps = 0
+        return dict(self._last)
 
     def _told(self, condition: dict[str, Tensor], random: StepRandomness) -> dict[str, Tensor]:
         """The condition, with nothing in the rows that are dropped."""
@@ -156,7 +198,7 @@ class Trainer(Generic[Model]):
         dropped = random.dropped(self.dropout, self.rows)
         return {
             name: torch.where(
-                dropped.to(value.device).reshape(-1, *[1] * (value.ndim - 1)),
+                moved(dropped, value.device).reshape(-1, *[1] * (value.ndim - 1)),
                 nothing_like(value),
                 value,
             )
@@ -184,7 +226,8 @@ class Trainer(Generic[Model]):
         """Times and noise of this process's rows x0: what is random in their loss."""
         random.for_times()
         times = self.objective.draw_times(self.model, self.settings.batch_size, "cpu")
-        return times[self.rows.start : self.rows.stop].to(x0.device), random.noise(x0, self.rows)
+        mine = times[self.rows.start : self.rows.stop]
+        return moved(mine, x0.device), random.noise(x0, self.rows)
 
     def _passes(self) -> Iterator[tuple[slice, bool]]:
         """Parts of this process's rows, at most batch_per_device each, and whether it is the last.
@@ -199,35 +242,35 @@ class Trainer(Generic[Model]):
             if part.stop > part.start:
                 yield part, part.stop == n
 
-    def _clip_gradient(self) -> float:
+    def _clip_gradient(self) -> Tensor:
         """Bring the gradient's norm below the limit; returns what it was."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.settings.grad_clip or float("inf")
-        return float(whole(nn.utils.clip_grad_norm_(self.model.net.parameters(), limit)))
+        return whole(nn.utils.clip_grad_norm_(self.model.net.parameters(), limit))
 
     def _count(self, terms: LossTerms) -> None:
         log_snr = self.model.sde.log_snr(terms.t)
         trivial = self.objective.trivial(self.model, terms.t, self.data_std)
         self.bins.add(torch.exp(-0.5 * log_snr), terms.error, trivial)
 
-    def _skip(self, terms: LossTerms) -> None:
+    def _skipped(self, step: int, terms: LossTerms) -> None:
         """Count a step without a finite gradient, say what was in it, stop if it is one of many."""
         self.bad_steps += 1
         self.skipped_steps += 1
         bad = (~torch.isfinite(terms.loss)).nonzero().flatten().tolist()
         if bad:
-            names = [self.name_row(i) for i in bad[:3]] + ["..."] * (len(bad) > 3)
+            names = [self.name_row(step, i) for i in bad[:3]] + ["..."] * (len(bad) > 3)
             where = f"{self._place_of(terms.t[bad])}{', '.join(names)}"
             what = f"the loss of {len(bad)} of {len(terms.t)} items is not finite ({where})"
         else:
             what = "the gradient is not finite though the loss is"
         if bad or distributed.is_writer():
-            print(f"\nstep {self.step}: {what}; skipped, {self.bad_steps} in a row", flush=True)
+            print(f"\nstep {step}: {what}; skipped, {self.bad_steps} in a row", flush=True)
         if self.bad_steps >= self.settings.max_bad_steps:
             raise TrainingError(
                 f"The gradient has not been finite for {self.bad_steps} steps, up to step "
-                f"{self.step}: {what}. The weights are those before; saved checkpoints are "
+                f"{step}: {what}. The weights are those before; saved checkpoints are "
                 "untouched. Try half the lr, model.precision=fp32, or training.grad_clip=1."
             )
 
@@ -240,6 +283,7 @@ class Trainer(Generic[Model]):
 
     def checkpoint(self) -> Checkpoint:
         """All that is needed to go on, not copied; sharded tensors are still so (`writer`)."""
+        self.read()
         training = {
             "optimizers": [o.state_dict() for o in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -256,6 +300,10 @@ class Trainer(Generic[Model]):
         }
         states = {name: ema.net.state_dict() for name, ema in averages.items()}
         return Checkpoint(self.model.net.state_dict(), states.pop("ema"), training, meta, states)
+
+    def layout(self) -> dict[str, Tensor]:
+        """How the tensors of a checkpoint that was written in parts are read here."""
+        return layout_of(self.checkpoint(), self.optimizers)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""

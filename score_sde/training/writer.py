@@ -59,10 +59,15 @@ class BackgroundWriter:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._buffers[kind] = copied
+        self.run(lambda: write(copied))
+
+    def run(self, write: Callable[[], object]) -> None:
+        """Call it in the background, on this process, after the write before it."""
+        self.wait()
 
         def work() -> None:
             try:
-                write(copied)
+                write()
             except Exception as error:
                 self._error = error
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError, whole_seeds
+from score_sde.devices import moved
+from score_sde.noise.philox import normal
 from score_sde.processes.sdes import SDE
 
 # Numbers drawn per generator call, at first and later: small states would otherwise pay for the
@@ -93,7 +95,7 @@ class SeededNoise:
         size = (count, *self._shape)
         each = [torch.randn(size, generator=g, dtype=torch.float32) for g in self._generators]
         drawn = torch.stack(each, 1)
-        self._buffer = drawn.to(self._dtype).to(self._device)
+        self._buffer = moved(drawn.to(self._dtype), self._device)
         self._next = 0
 
     def draw(
@@ -105,11 +107,44 @@ class SeededNoise:
                 self._alone = [generator_of(seed ^ 0xDEECE66D) for seed in self._seeds]
             mine = (self._alone[i] for i in which.tolist())
             drawn = [torch.randn(self._shape, generator=g, dtype=torch.float32) for g in mine]
-            return torch.stack(drawn).to(self._dtype).to(self._device)
+            return moved(torch.stack(drawn).to(self._dtype), self._device)
         if self._next == len(self._buffer):
             self._fill()
         self._next += 1
         return self._buffer[self._next - 1]
+
+
+class PhiloxNoise:
+    """A stream of standard normal states (B, *shape), made on the device for all samples at once.
+
+    Other numbers than those of `SeededNoise`, with the same promise: sample i depends on seed i
+    alone. Nothing comes from the CPU, and no generator is kept for each sample; see `philox`.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        signed = [s - (s >> 63 << 64) for s in whole_seeds(seeds)]  # the same 64 bits, as int64
+        self._seeds = moved(torch.tensor(signed, dtype=torch.int64), device)
+        self._shape, self._dtype, self._draws = tuple(shape), dtype, 0
+        self._alone = torch.zeros_like(self._seeds)  # draws that not all samples have made
+
+    def draw(
+        self, t: float | None = None, s: float | None = None, which: Tensor | None = None
+    ) -> Tensor:
+        """The next standard normal state (B, *shape), or (n, *shape) for n of the samples."""
+        if which is not None:
+            which = moved(which, self._seeds.device)
+            draws = self._alone[which]
+            self._alone = self._alone.index_add(0, which, torch.ones_like(draws))
+            return normal(self._seeds[which], draws, self._shape, stream=1).to(self._dtype)
+        draws = torch.full_like(self._seeds[:1], self._draws)
+        self._draws += 1
+        return normal(self._seeds, draws, self._shape).to(self._dtype)
 
 
 class BrownianNoise:
@@ -185,7 +220,7 @@ class BrownianNoise:
             return self._extra.draw()
         self._last = (a, b)
         increment = (self._path(b) - self._path(a)) * math.sqrt(2**self.DEPTH / (b - a))
-        return torch.from_numpy(increment).to(self._dtype).to(self._device)
+        return moved(torch.from_numpy(increment).to(self._dtype), self._device)
 
 
 class StepRandomness:
