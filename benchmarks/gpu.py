@@ -111,8 +111,8 @@ class Bench:
     # What is measured of ours -------------------------------------------------------------------
 
     def training(self, setting: str) -> Run:
-        if "graphs" in setting:
-            raise Unsupported("graphs are of sampling")
+        if "graphs" in setting or "philox" in setting:
+            raise Unsupported("graphs and their noise are of sampling")
         settings = TrainingSettings(batch_size=self.batch, compile="compiled" in setting)
         trainer = Trainer(self.model(setting), ScoreMatching(), settings, device=self.device)
         if "plain Adam" in setting:
@@ -139,7 +139,7 @@ class Bench:
 
     def likelihood(self, setting: str) -> Run:
         if any(word in setting for word in ("Adam", "graphs", "philox")):
-            raise Unsupported("that is not of likelihoods")
+            raise Unsupported("that is of training, or of sampling")
         model = self.compiled(self.model(setting), setting)
         model.eval()
         x = 0.5 * torch.randn(self.batch, *SHAPE, device=self.device)
