@@ -200,12 +200,14 @@ class Session:
             kept = self.settings.keep, self.settings.keep_every, self.settings.keep_best
             folder = self.directory.checkpoints
             finish = start_saving(folder, step, checkpoint, self.group, *kept)
-            return self.writer.run(lambda: (finish(), self._drop_replaced()))
-        self.writer.submit("checkpoint", write, vars(checkpoint))
 
-    def _drop_replaced(self) -> None:
-        if distributed.is_writer():
-            self.directory.drop_replaced()
+            def write_parts() -> None:
+                finish()
+                if distributed.is_writer():
+                    self.directory.drop_replaced()
+
+            return self.writer.run(write_parts)
+        self.writer.submit("checkpoint", write, vars(checkpoint))
 
     def draw(self) -> None:
         """Grids of the same noise, by the averaged and by the raw weights."""
