@@ -59,7 +59,7 @@ def main() -> None:
     data, torch_seed = ring(), 0
     torch.manual_seed(torch_seed)
     net = MLP(2, asked.width, 3, second_time=True)
-    model = FlowMap(net, SDE, target="F", time_input="log_sigma", time_scale=30.0)
+    model = FlowMap(net, SDE, target="F", time_input="log_sigma", time_scale=5.0)
     objective = MapMatching(gap=asked.gap, power=asked.power, same=0.5 * asked.scratch)
     if not asked.scratch:
         objective = objective.of_teacher(lambda: data.score(SDE))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_run import command
 
-from score_sde import load, train
+from score_sde import export_run, load, train
 from score_sde.checks import UserError
 from score_sde.runs.distill import distill
 from score_sde.training.checkpoints import load_checkpoint
@@ -101,6 +101,14 @@ def test_bad_wishes_of_students_are_sentences(student, toy_run, tmp_path, capsys
     for mode in ("likelihood", "encode", "calibrate", "diagnose"):
         assert command("--mode", mode, "--workdir", str(student)) != 0
         assert "a map of the flow" in capsys.readouterr().err
+
+
+def test_a_student_is_exported_for_this_toolkit_alone(student, tmp_path):
+    export_run(student, tmp_path / "e")
+    run, own = load(tmp_path / "e", device="cpu"), load(student, device="cpu")
+    assert run.score.steps == 4 and torch.equal(run.sample(2, steps=1).x, own.sample(2, steps=1).x)
+    with pytest.raises(UserError, match="no pipeline for maps"):
+        export_run(student, tmp_path / "d", "diffusers")
 
 
 def test_bad_teachers_are_sentences(student, toy_run, tmp_path):

@@ -21,6 +21,7 @@ from score_sde.models import FlowMap, angle, angle_speed, time_of_angle
 from score_sde.nets import MLP, UNet
 from score_sde.noise import StepRandomness
 from score_sde.runs.teacher import Teacher
+from score_sde.training import Trainer, TrainingSettings
 from score_sde.training.map_matching import MapMatching, Pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -241,3 +242,35 @@ def test_what_is_random_in_a_loss_is_a_function_of_seed_and_step():
     one = objective.draw_times(model, 8, "cpu")
     random.for_times()
     assert torch.equal(one, objective.draw_times(model, 8, "cpu"))
+
+
+RING = GaussianMixture(
+    [1 / 8] * 8,
+    [[1.4 * math.cos(k * math.pi / 4), 1.4 * math.sin(k * math.pi / 4)] for k in range(8)],
+    0.02,
+)
+
+
+def map_errors(model, n=300):
+    """Of 1, 2 and 4 steps: the rms error on the mixture, in units of its spread."""
+    torch.manual_seed(3)
+    sde, x_T = model.sde, model.sde.prior_std() * torch.randn(n, 2)
+    given = {"method": "adams", "data_std": 1.0, "steps": 50}
+    want = sample(sde, RING.score(sde), x_T=x_T.double(), **given).float()
+    given["method"] = "flow_map"
+    drawn = [sample(sde, model, x_T=x_T, **given | {"steps": k}) for k in (1, 2, 4)]
+    return [float((got - want).square().mean().sqrt()) / RING.std() for got in drawn]
+
+
+def test_training_finds_the_map_of_a_mixture():
+    torch.manual_seed(0)
+    net = MLP(2, 64, 3, second_time=True)
+    model = FlowMap(net, VPSDE(), target="F", time_input="log_sigma", time_scale=5.0)
+    assert min(map_errors(model)) > 0.4
+    settings = TrainingSettings(128, None, 100, lr=4e-3, betas=(0.9, 0.99), warmup_steps=20,
+                                decay=0.7, ema_sigma_rel=0.1)  # fmt: skip
+    objective = MapMatching(gap=0.2).of_teacher(lambda: RING.score(VPSDE()))
+    trainer = Trainer(model, objective, settings, seed=1)
+    for k in range(100):
+        trainer.update(RING.sample(128, seed=k).float())
+    assert max(map_errors(model.with_net(trainer.ema.net))) < 0.35

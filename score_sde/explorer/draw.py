@@ -19,12 +19,15 @@ def draw_tab(subject: Subject) -> None:
     """The tab; only what this run can be told is asked for."""
     gr = import_gradio()
     run = subject.run()
+    own = run.sampling.method  # of a map of the flow, no other will do
+    samplers = list(SAMPLERS) if own in SAMPLERS else [own]
+    most = getattr(run.score, "steps", None) or 200  # that a map knows
     films: dict[str, Film] = {}  # of the page's one user
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            sampler = gr.Dropdown(list(SAMPLERS), value=run.sampling.method, label="sampler")
-            steps = gr.Slider(1, 200, value=10, step=1, label="steps")
+            sampler = gr.Dropdown(samplers, value=own, label="sampler")
+            steps = gr.Slider(1, most, value=min(10, most), step=1, label="steps")
             seed = gr.Number(0, label="seed of the first sample", precision=0)
             count = gr.Slider(
                 1, 64, value=64 if subject.in_the_plane else 16, step=1, label="samples"
@@ -40,8 +43,8 @@ def draw_tab(subject: Subject) -> None:
                                  visible=subject.takes_guidance)  # fmt: skip
             gr.Markdown(subject.untold, visible=bool(subject.untold), elem_id="untold")
             with gr.Accordion("compare with, from the same noise", open=False):
-                other = gr.Dropdown(["nothing", *SAMPLERS], value="nothing", label="sampler")
-                other_steps = gr.Slider(1, 200, value=10, step=1, label="steps")
+                other = gr.Dropdown(["nothing", *samplers], value="nothing", label="sampler")
+                other_steps = gr.Slider(1, most, value=min(10, most), step=1, label="steps")
                 other_weights = gr.Dropdown(subject.weights, value="ema", label="weights",
                                             visible=len(subject.weights) > 1)  # fmt: skip
             button = gr.Button("Draw", variant="primary", elem_id="draw")

@@ -20,6 +20,7 @@ from score_sde.checks import checked
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
 from score_sde.convert.limits import check_finite
 from score_sde.data import DataSpec
+from score_sde.models import FlowMap
 from score_sde.nets import UNet
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.run import Run, load
@@ -186,6 +187,11 @@ def _in_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _for_diffusers(run: Run) -> tuple[dict[str, Any], list[str]]:
     """config.json and scheduler_config.json by name, and what a user must know."""
+    if isinstance(run.score, FlowMap):
+        raise ConversionError(
+            "diffusers has no pipeline for maps of the flow, which are told of two times: use "
+            "--format safetensors, which this toolkit loads."
+        )
     if not isinstance(run.score.net, UNet):
         raise ConversionError(
             f"diffusers' UNet2DModel is a U-Net; this run has a {type(run.score.net).__name__}. "
