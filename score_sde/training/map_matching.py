@@ -78,7 +78,7 @@ class MapMatching:
 
     measures: ClassVar[str] = "rate"
     steps: Size | None = 4
-    gap: Fraction = 0.0
+    gap: Fraction = 0.1
     power: NonNegative = 0.5
     floor: Positive = 1e-2
     same: Fraction = 0.0
