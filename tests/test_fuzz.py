@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot
 
 import score_sde
 from score_sde import cli, plotting
@@ -96,6 +97,12 @@ CALLS = {
     "points": (plotting.plot_points, dict(x=X, extent=2.0, colour="red")),
     "map": (plotting.plot_map, dict(
         values=lambda x: x[:, 0], extent=3.0, label="", n=4, vmin=0.0, vmax=1.0)),
+    "schedule": (plotting.plot_schedule, dict(processes=SDE)),
+    "convergence": (plotting.plot_convergence, dict(
+        curves={"heun": ([10, 20], [0.1, 0.02])}, order=2.0, ylabel="error")),
+    "style": (plotting.sampler_style, dict(name="heun")),
+    "trajectory": (plotting.record_trajectory, dict(
+        sde=SDE, score=SCORE, shape=(2, 2), x_T=None, denoise=False, seeds=[1, 2])),
     "grid": (plotting.image_grid, dict(
         images=torch.zeros(2, 1, 4, 4), spec=None, columns=2, row_labels=["a"], title="")),
     "build_sde": (build_sde, dict(config={"sde": {"name": "vp"}})),
@@ -109,7 +116,8 @@ WRONG = [
     np.float32(-1), range(0), Ellipsis, 1j,
 ]  # fmt: skip
 FIELDS = [(name, field) for name, (_, right) in CALLS.items() for field in right]
-OPEN = ("sample", "sampler", "verify", "restore", "train", "build_sde", "build_net", "build_data")
+OPEN = ("sample", "sampler", "verify", "restore", "train", "build_sde", "build_net", "build_data",
+        "trajectory")  # fmt: skip
 OWN_CODE = {("guide", "rule"), ("evaluate", "features")}  # a path of theirs is called as it is
 SECTIONS = {"build_sde": "sde", "build_net": "net", "build_data": "data"}
 
@@ -141,6 +149,7 @@ def test_wrong_arguments_end_in_a_sentence(name):
             said += outcome(name, field, value) is not None
         said += name not in OPEN and outcome(name, f"{field}x", 1) is not None
     assert said
+    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Strict
 from torch import Tensor
 
-from score_sde.checks import Depth, checked
+from score_sde.checks import Depth, Positive, checked, real_tensor
 from score_sde.data import DataSpec
 from score_sde.data.pictures import grid_array
 from score_sde.plotting.style import (
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 2  # pixels between images
+Curve = Annotated[tuple[Any, Any], Strict(False)]
+"""Numbers of evaluations, and the errors at each."""
 
 
+@checked
 def plot_schedule(processes: SDE | Mapping[str, SDE]) -> Figure:
     """alpha and sigma (left) and the log signal-to-noise ratio (right) over t / t_max.
 
@@ -61,10 +65,11 @@ def plot_schedule(processes: SDE | Mapping[str, SDE]) -> Figure:
     return figure
 
 
+@checked
 def plot_convergence(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, Curve],
     *,
-    order: float | None = None,
+    order: Positive | None = None,
     ylabel: str = "error",
     ax: Axes | None = None,
 ) -> Axes:
@@ -81,7 +86,10 @@ def plot_convergence(
     first: tuple[float, float] | None = None
     furthest = 0.0
     for i, (name, (evaluations, errors)) in enumerate(curves.items()):
-        n, e = np.asarray(evaluations, dtype=float), np.asarray(errors, dtype=float)
+        n, e = (
+            real_tensor(values, f"the numbers of {name}").double().numpy()
+            for values in (evaluations, errors)
+        )
         if n.shape != e.shape or n.ndim != 1:
             raise PlottingError(
                 f"{name} has {n.size} numbers of evaluations and {e.size} errors; they must match."

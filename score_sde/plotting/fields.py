@@ -161,7 +161,7 @@ def plot_points(
     x: Tensor, *, extent: Extent | None = None, colour: Colour = INK, ax: Axes | None = None
 ) -> Axes:
     """Points (N, 2) on the card (or on what ``ax`` shows already), at equal aspect."""
-    if x.ndim != 2 or x.shape[1] != 2:
+    if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0:
         raise PlottingError(f"points in the plane have shape (N, 2); got {tuple(x.shape)}.")
     ax = axes_or_new(ax)
     if not ax.images:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from score_sde.checks import checked
 from score_sde.plotting.style import CYCLE, PlottingError, axes_or_new, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked
 def plot_spectrum(
     spectra: Tensor | Mapping[str, Tensor], *, ax: Axes | None = None
 ) -> Axes:  # fmt: skip
@@ -35,6 +37,7 @@ def plot_spectrum(
     return ax
 
 
+@checked
 def plot_over_noise(
     log_snr: Tensor, curves: Mapping[str, Tensor], *, log: bool = False, ax: Axes | None = None,
     **labels: Any,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Count, Size, checked
-from score_sde.noise import SeededNoise
+from score_sde.noise import SeededNoise, check_seeds
 from score_sde.plotting.fields import Extent, LogDensity, density_on, draw_density, own_density
 from score_sde.plotting.style import (
     CARD,
@@ -24,12 +24,14 @@ from score_sde.plotting.style import (
 )
 from score_sde.processes.sdes import SDE
 from score_sde.sampling import sample
+from score_sde.sampling.plan import check_shape
 from score_sde.scores import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked
 def record_trajectory(
     sde: SDE,
     score: ScoreFn,
@@ -46,8 +48,8 @@ def record_trajectory(
     of `sample`. The states are those of the run itself; with ``denoise`` the end is added, at the
     last time once more.
     """
-    size = tuple(shape or ()) if x_T is None else tuple(x_T.shape)
-    seeds = list(range(size[0] if size else 0)) if seeds is None else list(seeds)
+    size = check_shape(shape, x_T)
+    seeds = check_seeds(range(size[0]) if seeds is None else seeds, size[0])
     if x_T is None:
         x_T = sde.prior_std() * SeededNoise(seeds, size[1:]).draw()
     grid: Any = settings.get("grid")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, checked
 from score_sde.sampling import SAMPLERS
 from score_sde.sampling.catalogue import TABLE
 
@@ -120,6 +120,7 @@ def density_map() -> Colormap:
     return LinearSegmentedColormap.from_list("card_to_blue", SHADES)
 
 
+@checked
 def sampler_style(name: str) -> dict[str, Any]:
     """color, linestyle and marker of a sampler, by name; dashed when it draws noise.
 
