@@ -170,7 +170,7 @@ class GaussianMixture:
         """Offsets in the eigenbasis (B, K, D), variances (1|B, K, D), log-densities (B, K)."""
         if not isinstance(x, Tensor) or x.shape[1:] != self.shape or x.is_complex():
             wanted = ", ".join(map(str, ("B", *self.shape)))
-            raise UserError(f"states must be tensors of shape ({wanted}); got {shown(x)}.")
+            raise UserError(f"states must have shape ({wanted}); got {shown(x)}.")
         dtype, device = work_dtype(x), x.device
 
         def work(value: Tensor) -> Tensor:
