@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from score_sde import SDE, VPSDE, FlowSDE, GaussianMixture, sample, verify
+from score_sde.checks import UserError
 from score_sde.data import DataSpec
 from score_sde.nets import MLP
 from score_sde.plotting import (
@@ -116,9 +117,9 @@ def test_what_is_no_field_is_said_in_a_sentence(mixture, line):
         plot_score_field(lambda x, t: x[:, :1], 0.5)
     with pytest.raises(PlottingError, match="not finite"):
         plot_score_field(lambda x, t: x / 0, 0.5)
-    with pytest.raises(PlottingError, match="quiver or stream"):
+    with pytest.raises(UserError, match="'quiver' or 'stream'"):
         plot_score_field(mixture.score(VP), 0.5, kind="contour")
-    with pytest.raises(PlottingError, match="at least 2"):
+    with pytest.raises(UserError, match="arrows must be at least 2"):
         plot_score_field(mixture.score(VP), 0.5, arrows=1)
     for extent in (-1.0, (0, 1, 2), (1, 0, 0, 1)):
         with pytest.raises(PlottingError, match="half-width"):
