@@ -82,6 +82,8 @@ def real_tensor(values: Any, what: str) -> Tensor:
         values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     try:
         found = torch.as_tensor(values)
+        if not isinstance(values, Tensor | np.ndarray) and found.is_floating_point():
+            found = torch.as_tensor(values, dtype=torch.float64)  # as Python's numbers are
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{what} must be numbers (got {shown(values)}).") from None
     require(not found.is_complex(), f"{what} must be real numbers (got {found.dtype}).")
