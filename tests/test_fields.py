@@ -100,17 +100,40 @@ def test_an_exact_score_has_no_curl_and_obeys_fokker_planck(t):
 
 
 def test_a_field_that_turns_is_seen_turning():
-    """s = A x has curl |A - A'| / |A|, and no process has scores that do not change."""
+    """s = A x has curl |A - A'| / (2 |A|), and no process has scores that do not change."""
     A = torch.tensor([[-1.0, 2.0], [-2.0, -1.0]], dtype=F64)
     x = torch.randn(4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 
     def score(x, t):
         return x @ A.T * (1 + 0 * t.reshape(-1, 1)) + 1e-3 * x * t.reshape(-1, 1)
 
-    expected = (A - A.T).norm() / A.norm()
+    expected = (A - A.T).norm() / (2 * A.norm())
     assert float((fields.curl(score, x, 0.0) - expected).abs().max()) < 1e-12
-    assert float((fields.curl(score, x, 0.0, probes=4) - expected).abs().max()) < 1e-12
-    assert float(fields.fokker_planck_residual(SDE, score, x, 0.3).min()) > 1
+    estimate = fields.invariants(score, x[:1].expand(400, 2), 0.0, probes=8).curl()
+    assert estimate == pytest.approx(float(expected), rel=0.05)
+    assert float(fields.fokker_planck_residual(SDE, score, x, 0.3).mean()) > 1
+
+
+def test_invariants_are_estimated_without_bias():
+    """In 80 dimensions, of x A with a part that turns."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(80, 80, generator=generator, dtype=F64)
+    x = torch.zeros(2000, 80, dtype=F64)
+    found = fields.invariants(lambda x, t: x @ A.T, x, 0.5, probes=4)
+    odd = (A - A.T).square().sum() / 4
+    for mine, exact in zip(found, (A.trace(), odd, A.square().sum()), strict=True):
+        assert float((mine.mean() - exact).abs()) < 5 * float(mine.std()) / 2000**0.5
+    assert found.curl() == pytest.approx(float((odd / A.square().sum()).sqrt()), rel=0.02)
+
+
+def test_the_fokker_planck_residual_by_probes_is_unbiased():
+    """0 for the score of a mixture in 20 dimensions; for a score too large it is not."""
+    data = mixture(20)
+    score, x = data.score(SDE), data.sample(300, seed=0)
+    few = fields.fokker_planck_residual(SDE, score, x, 0.3, probes=4)
+    assert abs(float(few.mean())) < 5 * float(few.std()) / 300**0.5 < 0.2
+    double = fields.fokker_planck_residual(SDE, lambda x, t: 2 * score(x, t), x, 0.3, probes=4)
+    assert float(double.mean()) > 0.5
 
 
 @pytest.mark.parametrize("t", [0.05, 0.5])

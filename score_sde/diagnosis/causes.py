@@ -8,18 +8,21 @@ facts (range and scale of the data, ends of time, curl, peaks of the loss) have 
 
 from __future__ import annotations
 
-from score_sde.diagnosis import in_settings, in_training
+from score_sde.diagnosis import in_network, in_settings, in_training
 from score_sde.diagnosis.findings import Check
 
 CHECKS: dict[str, Check] = {
     "data range": in_settings.data_range,
-    "prediction type": in_settings.target,
-    "noise labels": in_settings.labels,
+    "clipping": in_settings.clipped,
+    "randomness of the output": in_network.random_output,
+    "prediction type": in_network.target,
+    "noise labels": in_network.labels,
+    "items": in_network.items,
     "data_std": in_settings.data_std,
-    "scale of the output": in_settings.gain,
+    "scale of the output": in_network.gain,
     "EMA": in_training.ema,
     "learning rate": in_training.learning_rate,
-    "use of t": in_settings.time,
+    "use of t": in_network.time,
     "classes": in_training.classes,
     "overfit": in_training.overfit,
     "sigma_max": in_settings.sigma_max,
@@ -30,33 +33,44 @@ CHECKS: dict[str, Check] = {
     "identities": in_training.identities,
 }
 POOR = (
-    "undertrained", "noise levels not trained", "bad sampler settings", "not a posterior mean",
+    "undertrained", "noise levels not trained", "noise levels neglected", "bad sampler settings",
+    "not a posterior mean",
 )  # fmt: skip
 HIDES: dict[str, tuple[str, ...]] = {  # what one cause explains is not said again
     "wrong data range": (
         *POOR, "sigma_max too small", "t_min too large", "learning rate too high", "ignored t",
         "wrong prediction type", "wrong noise labels", "output scaled", "wrong data_std",
-        "EMA lags",
+        "EMA lags", "data not as in training",
+    ),
+    "output is random": (*POOR, "learning rate too high", "overfit", "labels ignored"),
+    "output depends on the batch": (*POOR, "learning rate too high", "overfit", "labels ignored"),
+    "data not as in training": (
+        *POOR, "learning rate too high", "EMA lags", "overfit", "output scaled",
+        "wrong noise labels",
     ),
     "wrong prediction type": (
         *POOR, "learning rate too high", "ignored t", "EMA lags", "EMA never updated", "overfit",
-        "wrong noise labels", "output scaled",
+        "wrong noise labels", "output scaled", "data not as in training",
     ),
     "wrong noise labels": (
         *POOR, "learning rate too high", "ignored t", "EMA lags", "EMA never updated", "overfit",
-        "output scaled", "sigma_max too small", "t_min too large",
+        "output scaled", "sigma_max too small", "t_min too large", "data not as in training",
     ),
     "wrong data_std": (*POOR, "learning rate too high", "output scaled", "overfit"),
     "output scaled": (*POOR, "learning rate too high"),
     "EMA never updated": (*POOR, "ignored t", "overfit"),
     "EMA lags": POOR,
     "learning rate too high": (*POOR, "overfit", "labels ignored"),
-    "ignored t": (*POOR, "learning rate too high"),
-    "labels ignored": ("bad sampler settings", "not a posterior mean"),
+    "ignored t": (*POOR, "learning rate too high", "output scaled"),
+    "labels ignored": POOR,
     "labels exchanged": (*POOR, "overfit", "learning rate too high"),
     "noise levels not trained": ("undertrained", "bad sampler settings", "not a posterior mean"),
-    "undertrained": ("bad sampler settings", "not a posterior mean", "labels ignored"),
+    "noise levels neglected": ("undertrained", "bad sampler settings", "not a posterior mean"),
+    "undertrained": ("bad sampler settings", "not a posterior mean"),
     "sigma_max too small": ("bad sampler settings", "not a posterior mean"),
     "t_min too large": ("bad sampler settings",),
-    "overfit": ("bad sampler settings", "noise levels not trained", "not a posterior mean"),
+    "overfit": (
+        "bad sampler settings", "noise levels not trained", "noise levels neglected",
+        "not a posterior mean",
+    ),
 }  # fmt: skip

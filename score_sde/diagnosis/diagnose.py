@@ -15,26 +15,18 @@ import torch
 
 from score_sde.conditioning.classes import classes_of
 from score_sde.diagnosis.causes import CHECKS, HIDES
-from score_sde.diagnosis.denoising import (
-    Level,
-    Ratio,
-    Subject,
-    denoised,
-    errors_of,
-    mean_ratio,
-    measure,
-    noisy,
-    ratio,
-    times_of,
-)
+from score_sde.diagnosis.classes import class_reading
+from score_sde.diagnosis.denoising import Level, Subject, denoised, measure, noisy, times_of
 from score_sde.diagnosis.ends import Ends
 from score_sde.diagnosis.facts import facts_of
 from score_sde.diagnosis.findings import Finding, Measured
-from score_sde.diagnosis.readings import class_reading, readings
-from score_sde.noise import seed_torch
+from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, mean_ratio, ratio
+from score_sde.diagnosis.readings import readings
+from score_sde.noise import generator_of
 
-COLUMNS = ("at", "model", "raw", "held_out", "trivial", "linear", "optimal", "calibration", "curl",
-           "fokker_planck")  # fmt: skip
+COLUMNS = ("at", "model", "raw", "held_out", "trivial", "linear", "optimal", "calibration",
+           "tweedie", "energy", "curl", "fokker_planck")  # fmt: skip
+MOST_MEAN = 256  # items of which the mean of two checkpoints' weights is judged
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,7 @@ class Diagnosis:
         rows = ["  ".join(f"{names.get(n, n):>11s}" for n in COLUMNS)]
         for level in self.levels:
             values = [getattr(level, n) for n in COLUMNS]
+            values = [v.value if isinstance(v, Slope) else v for v in values]
             texts = ("-" if v is None or v != v else format(v, ".4g") for v in values)
             rows.append("  ".join(f"{text:>11s}" for text in texts))
         return "\n".join(rows)
@@ -98,17 +91,14 @@ def diagnose_model(subject: Subject, n: int = 512, seed: int = 0) -> Diagnosis:
     broken = _not_finite(subject)
     if broken is not None:
         return Diagnosis((broken,), (), {}, ("weights",))
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(seed)
-        levels = tuple(measure(subject, float(t), n) for t in times_of(subject.model))
-        facts = facts_of(subject)
-        other = readings(subject, n)
-        classes = class_reading(subject, classes_of(subject.model.net), n)
-        if subject.earlier is not None:
-            facts["mean_over_model"] = _mean_over_model(subject, min(n, 256))
-    facts["readings"] = {
-        kind: {r.name: r.to_dict() for r in found} for kind, found in other.items()
-    }
+    source = generator_of(seed)
+    levels = tuple(measure(subject, float(t), n, source) for t in times_of(subject.model))
+    facts = facts_of(subject, source)
+    other = readings(subject, n, source)
+    classes = class_reading(subject, classes_of(subject.model.net), n, source)
+    if subject.earlier is not None:
+        facts["mean_over_model"] = _mean_over_model(subject, min(n, MOST_MEAN), source)
+    facts["readings"] = other.to_dict()
     if classes is not None:
         facts["classes"] = classes._asdict()
     measured = Measured(subject, levels, facts, other, classes)
@@ -132,7 +122,7 @@ def _not_finite(subject: Subject) -> Finding | None:
     return None
 
 
-def _mean_over_model(subject: Subject, n: int) -> Ratio:
+def _mean_over_model(subject: Subject, n: int, generator: torch.Generator) -> Ratio:
     """What the mean of two checkpoints' weights errs, over what the averaged weights do."""
     assert subject.earlier is not None
     net = copy.deepcopy(subject.raw.net)
@@ -141,7 +131,7 @@ def _mean_over_model(subject: Subject, n: int) -> Ratio:
             mine.lerp_(other, 0.5)
     mean, found = subject.model.with_net(net), []
     for t in times_of(subject.model)[2:-2]:
-        seen = noisy(subject.model, subject.train, subject.labels, float(t), n)
+        seen = noisy(subject.model, subject.train, subject.labels, float(t), n, generator)
         of_mean, own = (errors_of(seen.x0, denoised(m, seen)) for m in (mean, subject.model))
         found.append(ratio(of_mean, own))
     return mean_ratio(found)

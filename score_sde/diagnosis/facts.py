@@ -19,11 +19,14 @@ from score_sde.ode.solve import ODEError
 
 MOST_REAL = 2000
 LIKELY = 32  # samples whose likelihood is looked at
+MOST_COORDINATES = 100  # in which values that are cut off are looked for
+PILE = 5  # equal values that are no chance
+DISTINCT = 0.5  # share of distinct values from which on a coordinate is continuous
 
 
-def facts_of(subject: Subject) -> dict[str, Any]:
+def facts_of(subject: Subject, generator: torch.Generator) -> dict[str, Any]:
     """Of the data, the ends of time, the weights, and the samples if there are any."""
-    some = subject.train[torch.randperm(len(subject.train))[:1000]]
+    some = _some(subject.train, 1000, generator)
     x = some.double().flatten(1)
     model, sde = subject.model, subject.model.sde
     std = float(subject.train.double().std())
@@ -35,6 +38,7 @@ def facts_of(subject: Subject) -> dict[str, Any]:
         "data_mean": float(subject.train.double().mean()),
         "low": float(subject.train.min()),
         "high": float(subject.train.max()),
+        "clipped": 0.0 if subject.spec.is_image else _clipped(x),
         "diameter": largest_distance(x),
         "smallest_spread": smallest_spread(x, subject.spec)[0],
         "noise_at_t_min": float(sigma[0] / alpha[0]),
@@ -44,7 +48,7 @@ def facts_of(subject: Subject) -> dict[str, Any]:
         "ema_distance": _apart(model.net, subject.raw.net),
     }
     if subject.samples is not None and subject.careful is not None:
-        facts |= _sample_facts(subject)
+        facts |= _sample_facts(subject, generator)
     return facts
 
 
@@ -54,6 +58,25 @@ def _principal(x: Tensor) -> Tensor:
     values = torch.linalg.svdvals(x - x.mean(0)).square() / max(len(x) - 1, 1)
     found[: len(values)] = values
     return found
+
+
+def _some(items: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n of them at random."""
+    return items[torch.randperm(len(items), generator=generator)[:n]]
+
+
+def _clipped(x: Tensor) -> float:
+    """The largest share, over coordinates of x (n, D), of items at its least or its largest value.
+
+    The smaller one of both ends counts: values are cut off at both, and pile up nowhere else.
+    """
+    most = 0.0
+    for values in x.T[:MOST_COORDINATES]:
+        found, counts = values.unique(return_counts=True)
+        least = int(min(counts[0], counts[-1]))
+        if len(found) >= DISTINCT * len(values) and least >= PILE:
+            most = max(most, least / len(values))
+    return most
 
 
 def _apart(a: torch.nn.Module, b: torch.nn.Module) -> float:
@@ -71,10 +94,10 @@ def _prior_kl(x: Tensor, alpha: float, sigma: float, prior: float) -> float:
     return 0.5 * (spread - 1 - math.log(spread) + shift)
 
 
-def _sample_facts(subject: Subject) -> dict[str, Any]:
+def _sample_facts(subject: Subject, generator: torch.Generator) -> dict[str, Any]:
     """Energy distances of both samplers' samples to the data, likelihoods, and copies."""
     assert subject.samples is not None and subject.careful is not None
-    real = subject.train[torch.randperm(len(subject.train))[:MOST_REAL]].flatten(1)
+    real = _some(subject.train, MOST_REAL, generator).flatten(1)
     found: dict[str, Any] = {}
     for name, x in (("samples", subject.samples), ("careful", subject.careful)):
         flat = x.flatten(1).double()
@@ -86,13 +109,13 @@ def _sample_facts(subject: Subject) -> dict[str, Any]:
         )
         found[name], found[f"{name}_stderr"] = estimate.value, estimate.stderr
     found["spread"] = float((real.double() - real.double().mean(0)).norm(dim=1).mean())
-    found |= _likelihoods(subject)
+    found |= _likelihoods(subject, generator)
     if len(subject.train) >= FEWEST and bool(torch.isfinite(subject.careful).all()):
         found["memorisation"] = memorisation(subject.careful, subject.train, subject.held_out)
     return found
 
 
-def _likelihoods(subject: Subject) -> dict[str, float]:
+def _likelihoods(subject: Subject, generator: torch.Generator) -> dict[str, float]:
     """Nats a dimension that the model gives to its samples less those of real items, +- stderr.
 
     A sampler that is true to the model draws what the model thinks likely, and no likelier: 0 where
@@ -103,7 +126,7 @@ def _likelihoods(subject: Subject) -> dict[str, float]:
         return {}
     real = subject.train if subject.held_out is None else subject.held_out
     few = LIKELY if real[0].numel() <= 500 else LIKELY // 4  # each takes many evaluations
-    sets = {"real": real[torch.randperm(len(real))[:few]], "samples": subject.samples[:few],
+    sets = {"real": _some(real, few, generator), "samples": subject.samples[:few],
             "careful": subject.careful[:few]}  # fmt: skip
     nats = {}
     device, dim = next(subject.model.parameters()).device, real[0].numel()

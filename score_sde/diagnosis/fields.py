@@ -1,13 +1,15 @@
 r"""A laboratory for score fields: what the Jacobian J = ds/dx of a score says of data and model.
 
     divergence   tr J, the curvature of log p_t
-    curl         |J - J^T| / |J|: 0 for a gradient field, which a network need not be
+    curl         |J - J^T| / (2 |J|): 0 for a gradient, which a network need not be; 1 if it turns
     covariance   Cov[x_0 | x_t] = (sigma/alpha)^2 (I + sigma^2 J), by Tweedie's second order
     rank         (tr C)^2 / |C|^2 of that covariance: how many directions are still open at t
     dimension    of the data near x_0, by two ways (below)
-    residual     of the Fokker-Planck equation that the scores of one process obey (2210.04296),
+    residual     of the Fokker-Planck equation that the scores of one process obey (2210.04296); in
+                 y = x/alpha the data are convolved with N(0, r^2), r = sigma/alpha, whose scores
+                 obey the heat equation
 
-        d_t s = grad[ g^2/2 (tr J + |s|^2) - f.s - div f ],    f = a(t) x
+        ds/dr = grad[ r (tr J + |s|^2) ]
 
 Dimension by the spectrum (2212.12611): near the data the score points to their manifold, so scores
 at many noised copies of x_0 span what is normal to it; the largest gap of their singular values
@@ -16,14 +18,16 @@ level u = sigma/alpha to a density on d of D dimensions makes it fall as u^(d - 
 
     d = D + d log p_u(x_0) / d log u = D + sigma^2 (tr J + |s|^2)    at alpha x_0.
 
-All of it takes any score(x, t) that autograd can differentiate; states are (B, ...), D their number
-of coordinates. Up to 64 coordinates Jacobians are exact, D products each. Beyond, traces and norms
-are estimated by ``probes`` random directions, as the functions say; one evaluation of the network
-and one or two products a probe.
+All of it takes any score(x, t) that autograd can differentiate, and the first two any field, as a
+denoiser; states are (B, ...), D their number of coordinates. Up to 64 coordinates Jacobians are
+exact, D products each. Beyond, traces and norms are estimated by ``probes`` random directions, as
+the functions say; one evaluation of the network and one or two products a probe.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -53,39 +57,60 @@ def jacobian(score: ScoreFn, x: Tensor, t: Tensor | float) -> Tensor:
     return torch.cat(rows).transpose(0, 1)
 
 
+class Invariants(NamedTuple):
+    """Of J at each state, (B,) each: tr J, |J - J^T|^2 / 4 and |J|^2 (Frobenius)."""
+
+    trace: Tensor
+    antisymmetric: Tensor
+    square: Tensor
+
+    def curl(self) -> float:
+        """The root of the mean antisymmetric part over the mean square, 0 to 1."""
+        return float((self.antisymmetric.mean() / self.square.mean().clamp_min(1e-300)).sqrt())
+
+
+@checked
+def invariants(
+    field: ScoreFn, x: Tensor, t: Tensor | float, probes: Count | None = None, seed: int = 0
+) -> Invariants:
+    """Trace, asymmetry and size of the Jacobian of a field(x, t).
+
+    probes: signs v_1..v_K at random, at least two, for the unbiased estimates v.Jv of the trace,
+    |J^T v|^2 of the square, and (v_i.J v_j - v_j.J v_i)^2 / 4 of the antisymmetric part, which are
+    means over all v and all pairs. Exact when None up to 64 coordinates, else 8.
+    """
+    if (count := _probes(x, probes)) is None:
+        J = jacobian(field, x, t)
+        odd = (J - J.mT).flatten(1).square().sum(1) / 4
+        return Invariants(J.diagonal(dim1=1, dim2=2).sum(1), odd, J.flatten(1).square().sum(1))
+    count = max(count, 2)
+    v = _signs(count, x, seed)
+    x, value = _evaluated(field, x, t)
+    found = products(value, x, v).detach().flatten(2)  # J^T v, (K, B, D)
+    pairs = torch.einsum("ibd,jbd->bij", v.flatten(2), found)
+    odd = (pairs - pairs.mT).square().sum((1, 2)) / (4 * count * (count - 1))
+    trace = pairs.diagonal(dim1=1, dim2=2).mean(1)
+    return Invariants(trace, odd, found.square().sum(2).mean(0))
+
+
 @checked
 def divergence(
     score: ScoreFn, x: Tensor, t: Tensor | float, probes: Count | None = None, seed: int = 0
 ) -> Tensor:
-    """tr J (B,). probes: of Hutchinson's estimate; exact when None up to 64 coordinates, else 8."""
-    if (count := _probes(x, probes)) is None:
-        return jacobian(score, x, t).diagonal(dim1=1, dim2=2).sum(1)
-    x, value = _evaluated(score, x, t)
-    v = _signs(count, x, seed)
-    return (products(value, x, v) * v).flatten(2).sum(2).mean(0).detach()
+    """tr J (B,). probes: of Hutchinson's estimate, see `invariants`."""
+    return invariants(score, x, t, probes, seed).trace
 
 
 @checked
 def curl(
-    score: ScoreFn, x: Tensor, t: Tensor | float, probes: Count | None = None, seed: int = 0
+    field: ScoreFn, x: Tensor, t: Tensor | float, probes: Count | None = None, seed: int = 0
 ) -> Tensor:
-    """|J - J^T| / |J| (B,), Frobenius norms: 0 for the gradient of anything, at most 2.
+    """|J - J^T| / (2 |J|) (B,): 0 for the gradient of anything, 1 for a rotation.
 
-    probes: the norms are those of J v and J^T v for as many random v; see `divergence`.
+    probes: see `invariants`.
     """
-    if (count := _probes(x, probes)) is None:
-        J = jacobian(score, x, t)
-        return (J - J.mT).flatten(1).norm(dim=1) / J.flatten(1).norm(dim=1)
-    x, value = _evaluated(score, x, t)
-    u = torch.zeros_like(value, requires_grad=True)
-    (transposed,) = torch.autograd.grad(value, x, u, create_graph=True)  # J^T u, linear in u
-    differ, size = x.new_zeros(len(x)), x.new_zeros(len(x))
-    for v in _signs(count, x, seed):
-        (Jv,) = torch.autograd.grad(transposed, u, v, retain_graph=True)
-        (JTv,) = torch.autograd.grad(value, x, v, retain_graph=True)
-        differ = differ + (Jv - JTv).flatten(1).square().sum(1)
-        size = size + Jv.flatten(1).square().sum(1)
-    return (differ / size).sqrt().detach()
+    found = invariants(field, x, t, probes, seed)
+    return (found.antisymmetric / found.square).sqrt()
 
 
 @checked
@@ -172,38 +197,46 @@ def dimension_by_slope(
 def fokker_planck_residual(
     sde: SDE, score: ScoreFn, x: Tensor, t: float, probes: Count | None = None, seed: int = 0
 ) -> Tensor:
-    """|d_t s - grad[...]| / |d_t s| (B,): 0 if the scores of all t are those of one process.
+    """|ds/dr - grad[...]|^2 over the mean of |ds/dr|^2 (B,): its mean is the share of the scores'
+    change with noise that the equation does not explain, 0 if they are those of one process.
 
-    The time's derivative is autograd's, so score must be differentiable by t as well. probes: of
-    the divergence whose gradient is taken; see `divergence`.
+    ds/dr is a central difference over 2 % of r. probes: of the divergence, see `invariants`; they
+    are taken in two halves whose errors are independent, so that the product of both residuals is
+    unbiased, and may be below 0.
     """
-    dim, count = x[0].numel(), _probes(x, probes)
+    alpha, sigma = _level(sde, t, x)
+    y, r, dim = x.detach() / alpha, float(sigma.reshape(-1)[0] / alpha.reshape(-1)[0]), x[0].numel()
+
+    def of(y: Tensor, r: float) -> Tensor:
+        time = sde.time_of_log_snr(torch.tensor(-2 * math.log(r), dtype=torch.float64))
+        scale = expand(sde.alpha(time), y)
+        return scale * score(scale * y, time)
+
+    with torch.no_grad():
+        change = (of(y, 1.01 * r) - of(y, 0.99 * r)) / (0.02 * r)
+    if (count := _probes(x, probes)) is None:
+        axes = torch.eye(dim, dtype=y.dtype, device=y.device).reshape(dim, 1, *y.shape[1:])
+        first = second = change - _heat(of, y, r, axes.expand(-1, *y.shape), 1.0)
+    else:
+        halves = _signs(max(2 * (count // 2), 2), x, seed).chunk(2)
+        first, second = (change - _heat(of, y, r, v, 1 / len(v)) for v in halves)
+    left, whole = ((a * b).flatten(1).double().sum(1) for a, b in ((first, second), (change,) * 2))
+    return left / whole.mean()
+
+
+def _heat(
+    score: Callable[[Tensor, float], Tensor], y: Tensor, r: float, probes: Tensor, weight: float
+) -> Tensor:
+    """grad[ r (tr J + |s|^2) ], with ``weight`` times the sum of v.Jv over the probes as tr J."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        time = torch.full((len(x),), float(t), dtype=torch.float64, device=x.device)
-        if x.dtype != torch.float64:
-            time = time.float()
-        time.requires_grad_(True)
-        value = score(x, time)
-        u = torch.zeros_like(value, requires_grad=True)
-        (by_time,) = torch.autograd.grad(value, time, u, create_graph=True)
-        (change,) = torch.autograd.grad(by_time.sum(), u, retain_graph=True)
-        if count is None:
-            v = torch.eye(dim, dtype=x.dtype, device=x.device)
-            v, scale = v.reshape(dim, 1, *x.shape[1:]).expand(-1, *x.shape), 1.0
-        else:
-            v, scale = _signs(count, x, seed), 1.0 / count
-        trace = x.new_zeros(len(x))
-        for one in v:
-            (row,) = torch.autograd.grad(value, x, one, create_graph=True)
-            trace = trace + scale * (row * one).flatten(1).sum(1)
-        g = sde.diffusion(as_time(t)).to(x)
-        drift = sde.drift(x, as_time(t))
-        inner = g**2 / 2 * (trace + value.flatten(1).square().sum(1))
-        inner = inner - (drift * value).flatten(1).sum(1)  # div f does not depend on x
-        (expected,) = torch.autograd.grad(inner.sum(), x)
-    apart = (change - expected).flatten(1).norm(dim=1)
-    return (apart / change.flatten(1).norm(dim=1)).detach()
+        y = y.detach().requires_grad_(True)
+        value = score(y, r)
+        inside = value.square().sum()
+        for v in probes:
+            (row,) = torch.autograd.grad(value, y, v, create_graph=True)
+            inside = inside + weight * (row * v).sum()
+        (found,) = torch.autograd.grad(r * inside, y)
+    return found
 
 
 def _evaluated(score: ScoreFn, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:

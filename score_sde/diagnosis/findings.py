@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from score_sde.diagnosis.denoising import Level, Ratio, Subject, mean_ratio
-from score_sde.diagnosis.readings import ClassReading, Reading
+from score_sde.diagnosis.classes import ClassReading
+from score_sde.diagnosis.denoising import Level, Subject
+from score_sde.diagnosis.ratios import Ratio, mean_ratio
+from score_sde.diagnosis.readings import Readings
+
+BETTER = 0.9  # of an error: by less than a tenth nothing is to be learned that errors would show
+FINEST = 0.02  # sigma/alpha below which a guess of x_0 is as good as x itself
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Measured:
     subject: Subject
     levels: tuple[Level, ...]
     facts: Mapping[str, Any]
-    readings: Mapping[str, list[Reading]]
+    readings: Readings
     classes: ClassReading | None = None
 
     def pooled(self, a: str, b: str, levels: Sequence[Level] | None = None) -> Ratio:
@@ -37,7 +42,7 @@ class Measured:
     @property
     def learnable(self) -> list[Level]:
         """Where there is something to learn: the optimum betters the trivial guess by a tenth."""
-        found = [v for v in self.levels if v.optimal < 0.9 * v.trivial and v.at > 0.02]
+        found = [v for v in self.levels if v.optimal < BETTER * v.trivial and v.at > FINEST]
         return found or list(self.levels)
 
     @property
@@ -49,7 +54,7 @@ class Measured:
     @property
     def bettering(self) -> list[Level]:
         """Those of them where the optimum betters a linear denoiser by a tenth."""
-        return [v for v in self.seen if v.optimal < 0.9 * v.linear and v.at > 0.02]
+        return [v for v in self.seen if v.optimal < BETTER * v.linear and v.at > FINEST]
 
 
 Check = Callable[[Measured], Finding | None]

@@ -1,4 +1,4 @@
-"""Causes that lie in settings: data, process, target, labels, and how samples are drawn."""
+"""Causes that lie in settings: range and scale of the data, ends of time, the sampler."""
 
 from __future__ import annotations
 
@@ -6,17 +6,39 @@ import math
 
 import torch
 
-from score_sde.diagnosis.denoising import SURE
 from score_sde.diagnosis.findings import Finding, Measured
-from score_sde.diagnosis.readings import misread
+from score_sde.diagnosis.ratios import SURE
+
+# Data: mean 0 and standard deviation 1 are what processes and networks are made for; images on
+# -1..1 have a deviation from 0.3 to 0.9.
+FADING = 0.5  # alpha at t_max below which the signal fades, as VP's does, and scale matters most
+LARGE, SMALL = 3.0, 0.05  # of such a process
+LARGE_ANYWHERE, SMALL_ANYWHERE = 30.0, 0.02  # VE goes to noise of 50 and from 0.01
+OFF_CENTRE = 4.0  # deviations that the mean may lie from 0, and 1
+CLIPPED = 0.01  # share of a continuous coordinate's values at each end; a smooth law has 1/n
+DATA_STD = 0.9  # of the logarithm: a factor 2.5; EDM's 0.5 is used for data from 0.3 to 1
+# The ends of time.
+STANDS_OUT = 0.02  # SNR at t_max: VP with beta_max = 20 has 4e-5, VE at the data's diameter 0.01
+PRIOR_KL = 0.05  # nats a dimension
+LOST = 0.02  # of the variance, by the best denoiser at t_min
+FINE = 1 / 3  # of the data's smallest spread
+# Samples, by the run's sampler and by a careful one.
+FURTHER = 2.0  # times the careful one's energy distance to the data,
+AND_BY = 0.005  # and by this share of the data's spread
+LIKELIER = 0.15  # nats a dimension between the two
 
 
 def data_range(m: Measured) -> Finding | None:
     std, mean = m.facts["data_std"], m.facts["data_mean"]
     sde = m.subject.model.sde
-    fades = float(sde.alpha(torch.tensor(sde.t_max))) < 0.5  # the signal, as VP's does
+    fades = float(sde.alpha(torch.tensor(sde.t_max))) < FADING
     worst = max(std, abs(mean))
-    if (fades and (worst > 3 or std < 0.05)) or worst > 30 or std < 0.02 or abs(mean) > 4 * std + 1:
+    if (
+        (fades and (worst > LARGE or std < SMALL))
+        or worst > LARGE_ANYWHERE
+        or std < SMALL_ANYWHERE
+        or abs(mean) > OFF_CENTRE * std + 1
+    ):
         return Finding(
             "wrong data range",
             f"training items lie in [{m.facts['low']:.3g}, {m.facts['high']:.3g}] with mean "
@@ -27,10 +49,23 @@ def data_range(m: Measured) -> Finding | None:
     return None
 
 
+def clipped(m: Measured) -> Finding | None:
+    share = m.facts["clipped"]
+    if share > CLIPPED:
+        return Finding(
+            "values cut off",
+            f"{share:.1%} of a coordinate's values, or more, lie exactly at its least value, and "
+            "as many at its largest",
+            "look for a clip or clamp in what made the data, and for a range narrower than they",
+        )
+    return None
+
+
 def data_std(m: Measured) -> Finding | None:
     """The scale that the preconditioning of F and of scaled inputs is made for."""
     model, std = m.subject.model, m.facts["data_std"]
-    if (model.target == "F" or model.scale_input) and abs(math.log(model.data_std / std)) > 0.9:
+    scaled = model.target == "F" or model.scale_input
+    if scaled and abs(math.log(model.data_std / std)) > DATA_STD:
         return Finding(
             "wrong data_std",
             f"model.data_std is {model.data_std:.3g}, the data's standard deviation {std:.3g}: "
@@ -41,68 +76,9 @@ def data_std(m: Measured) -> Finding | None:
     return None
 
 
-def target(m: Measured) -> Finding | None:
-    found = misread(m.readings, "target", better=0.8)
-    if found is None:
-        return None
-    own = m.readings["declared"][0]
-    return Finding(
-        "wrong prediction type",
-        f"read as {own.name!r}, as declared, the output errs {own.over_linear.value:.3g} times as "
-        f"much as a linear denoiser; read as {found.name!r}, {found.over_linear.value:.3g} times",
-        f"set model.target={found.name}, or train again as {own.name}",
-    )
-
-
-def labels(m: Measured) -> Finding | None:
-    """Noise labels that are not those of training: another scale, or another process."""
-    found = [misread(m.readings, kind, better=0.93) for kind in ("label scale", "time")]
-    best = min((r for r in found if r is not None), key=lambda r: r.over_declared.log, default=None)
-    if best is None:
-        return None
-    own = m.readings["declared"][0].over_linear.value
-    said = f"as declared it errs {own:.3g} times as much as a linear denoiser; "
-    if best is found[0]:
-        told = f"told noise labels {best.name} times as large, {best.over_linear.value:.3g} times"
-        scale = float(best.name) * m.subject.raw.time_scale
-        return Finding(
-            "wrong noise labels", said + told,
-            f"set model.time_scale={scale:.4g}; if it is right, model.time_input is not",
-        )  # fmt: skip
-    return Finding(
-        "wrong noise labels",
-        said + f"told other times, {best.over_linear.value:.3g} times: sigma/alpha {best.name}",
-        "give the process (sde.*), time_input and time_shift that the network was trained with",
-    )
-
-
-def gain(m: Measured) -> Finding | None:
-    found = misread(m.readings, "gain", better=0.95)
-    if found is None or abs(math.log(max(float(found.name), 1e-9))) < 0.1:
-        return None
-    return Finding(
-        "output scaled",
-        f"the output times {found.name} errs {found.over_declared.value:.3g} times as much as the "
-        "output as it is: a least-squares fit needs no such factor",
-        "train and sample with the same scaling of the target, and the same data_std",
-    )
-
-
-def time(m: Measured) -> Finding | None:
-    most = max(abs(v.ratio("deaf", "model").log) for v in m.levels[:-1])
-    if most < 0.005 and any(v.ratio("model", "trivial").below(0.97) for v in m.learnable):
-        return Finding(
-            "ignored t",
-            f"told the same time at all noise levels, errors change by {most:.1%} at most",
-            "let forward(x, noise_label) use its noise_label: an embedding that is added to or "
-            "scales the features of every block; check model.time_scale",
-        )
-    return None
-
-
 def sigma_max(m: Measured) -> Finding | None:
     snr, kl = m.facts["terminal_snr"], m.facts["prior_kl"]
-    if snr > 0.02 or kl > 0.05:
+    if snr > STANDS_OUT or kl > PRIOR_KL:
         return Finding(
             "sigma_max too small",
             f"at t_max the data still stand out: SNR {snr:.2g}, {kl:.2g} nats a dimension between "
@@ -117,7 +93,7 @@ def sigma_max(m: Measured) -> Finding | None:
 def t_min(m: Measured) -> Finding | None:
     noise, spread = m.facts["noise_at_t_min"], m.facts["smallest_spread"]
     lost = m.levels[0].optimal
-    if lost > 0.02 and noise > spread / 3:
+    if lost > LOST and noise > FINE * spread:
         return Finding(
             "t_min too large",
             f"at t_min = {m.subject.model.sde.t_min:g} the noise is {noise:.3g} of the signal, the "
@@ -133,8 +109,8 @@ def sampler(m: Measured) -> Finding | None:
         return None
     mine, careful, error = f["samples"], f["careful"], f["samples_stderr"]
     drift = f.get("samples_likelier", 0.0) - f.get("careful_likelier", 0.0)
-    far = mine > 2 * max(careful, 0) + SURE * error + 0.005 * f["spread"]
-    drifts = abs(drift) > 0.15 + SURE * f.get("samples_likelier_stderr", math.inf)
+    far = mine > FURTHER * max(careful, 0) + SURE * error + AND_BY * f["spread"]
+    drifts = abs(drift) > LIKELIER + SURE * f.get("samples_likelier_stderr", math.inf)
     if far or drifts:
         return Finding(
             "bad sampler settings",

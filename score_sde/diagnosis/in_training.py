@@ -5,9 +5,34 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from score_sde.diagnosis.denoising import SURE, Level, Ratio
-from score_sde.diagnosis.findings import Finding, Measured
+from score_sde.diagnosis.denoising import Level
+from score_sde.diagnosis.findings import FINEST, Finding, Measured
+from score_sde.diagnosis.ratios import SURE, Ratio
 from score_sde.diagnosis.readings import INNER
+
+# Ratios of errors that a cause must pass, by four standard errors each.
+WORSE_THAN_TRIVIAL = 1.05  # raw weights: no training that converges leaves them there
+NOISY_WEIGHTS = 2.0  # raw weights over their average; 1.0 to 1.3 at usual rates
+PEAK = 10.0  # largest late loss over the median: batches differ by a factor of 2 or 3
+EMA_LAG = 1.1  # averaged over raw; an average in order is below 1
+EMA_APART = 0.05  # of the weights' size between the two, so that they are two
+NOTHING_LEARNED = 0.9  # of the trivial guess's error
+EMA_SHORT = 0.9  # the mean of two checkpoints over the average
+OVERFIT, OVERFIT_COPIES = (
+    1.2,
+    1.1,
+)  # held-out over training items, alone and with copies among samples
+WEAK = 0.93  # over a linear denoiser where the optimum betters that by a tenth
+HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
+FEW_DIMS, MANY_ITEMS = 20, 1000  # where it is
+LITTLE = 0.2  # of the possible gain: nothing to speak of
+NEGLECTED, NEGLECTED_INSIDE = 1.2, 1.5  # over a linear denoiser at one level, outside of training's
+CLASSES_HELP = 0.97  # a linear denoiser that knows the class over one that does not
+CLASSES_USED = 0.25  # of that help, in logarithms
+EXCHANGED = 0.9  # told another class over told the own one
+OFF = math.log(2)  # calibration: of a network that is trained, 0.8 to 1.3
+TURNING = 0.5  # curl: of a network that is trained, below 0.35
+TWEEDIE = 0.35  # slopes from 1: of a network that is trained, below 0.2
 
 
 def learning_rate(m: Measured) -> Finding | None:
@@ -16,7 +41,7 @@ def learning_rate(m: Measured) -> Finding | None:
     worse, noisy = m.pooled("raw", "trivial", m.seen), m.pooled("raw", "model", m.seen)
     late = sorted(losses[len(losses) // 2 :])
     peaks = late[-1] / (late[len(late) // 2] + 1e-12) if len(late) >= 4 else 1.0
-    if skipped or worse.above(1.05) or peaks > 10 or noisy.above(2):
+    if skipped or worse.above(WORSE_THAN_TRIVIAL) or peaks > PEAK or noisy.above(NOISY_WEIGHTS):
         return Finding(
             "learning rate too high",
             f"raw weights err {worse.value:.2g} times the trivial guess and {noisy.value:.2g} "
@@ -33,17 +58,17 @@ def _finite(value: Any) -> bool:
 
 def ema(m: Measured) -> Finding | None:
     lag = m.pooled("model", "raw", m.levels)
-    if lag.above(1.1) and m.facts["ema_distance"] > 0.05:
+    if lag.above(EMA_LAG) and m.facts["ema_distance"] > EMA_APART:
         trivial = m.pooled("model", "trivial").value
         return Finding(
-            "EMA never updated" if trivial > 0.9 else "EMA lags",
+            "EMA never updated" if trivial > NOTHING_LEARNED else "EMA lags",
             f"averaged weights err {lag.value:.2f} times as much as raw ones, {trivial:.2f} times "
             f"the trivial guess, and differ from them by {m.facts['ema_distance']:.0%}",
             "sample with --weights model now; train with training.ema_sigma_rel=0.1, which needs "
             "not know the run's length, or a smaller ema_decay",
         )
     mean: Ratio | None = m.facts.get("mean_over_model")
-    if mean is not None and mean.below(0.9):
+    if mean is not None and mean.below(EMA_SHORT):
         return Finding(
             "EMA too short",
             f"the mean of two checkpoints' weights errs {mean.value:.2f} times as much as the "
@@ -61,7 +86,7 @@ def overfit(m: Measured) -> Finding | None:
     gap = m.pooled("held_out", "model", pairs)
     copies = m.facts.get("memorisation")
     found = copies is not None and copies.found
-    if gap.above(1.2) or (found and gap.above(1.1)):
+    if gap.above(OVERFIT) or (found and gap.above(OVERFIT_COPIES)):
         return Finding(
             "overfit",
             f"held-out items are denoised with {gap.value:.2f} times the error of training items"
@@ -85,39 +110,56 @@ def _weak(m: Measured) -> tuple[float, float] | None:
                for v in better]  # fmt: skip
     unsure = SURE * math.sqrt(sum(squares)) / possible
     # In few dimensions the optimum over many items is that of their law; else it knows them all.
-    reachable = m.subject.train[0].numel() <= 20 and len(m.subject.train) >= 1000
-    if worse.above(0.93) or (reachable and gain + unsure < 0.5):
+    reachable = m.subject.train[0].numel() <= FEW_DIMS and len(m.subject.train) >= MANY_ITEMS
+    if worse.above(WEAK) or (reachable and gain + unsure < HALF):
         return worse.value, gain
     return None
 
 
 def coverage(m: Measured) -> Finding | None:
-    """Noise levels that sampling asks about, training does not, and the model knows nothing of."""
+    """Noise levels that sampling asks about and the model knows nothing of: training's times leave
+    them out, or its weighting does."""
     if m.subject.trained is None:
         return None
     low, high = m.subject.trained
-    outside = [v for v in m.levels if v.at < low / 2 or v.at > 2 * high]
     # What moves a sample by less than a third of the finest detail of the data is of no matter.
     fine = (m.facts["smallest_spread"] / m.facts["data_std"]) ** 2 / 10
-    outside = [v for v in outside if v.model - v.optimal > fine]
-    bad = [v for v in outside if v.ratio("model", "linear").above(1.2) or _learned_little(v)]
-    if not bad or (len(m.bettering) >= 2 and _weak(m)):  # weak where it was trained, too
-        return None
-    at = ", ".join(f"{v.at:.2g}" for v in bad)
-    return Finding(
-        "noise levels not trained",
-        f"all but 0.2 % of the training times lie at sigma/alpha from {low:.2g} to {high:.2g}; at "
-        f"{at} the model errs up to {max(v.model / v.linear for v in bad):.3g} times as much as a "
-        f"linear denoiser, {max(v.model / max(v.optimal, 1e-12) for v in bad):.3g} times the "
-        "optimum",
-        "widen the density of training times: loss.times=uniform, or a larger loss.log_sigma_std, "
-        "and loss.t_min at or below sde.t_min",
+    matter = [v for v in m.levels if v.model - v.optimal > fine]
+    outside = [v for v in matter if v.at < low / 2 or v.at > 2 * high]
+    bad = [v for v in outside if v.ratio("model", "linear").above(NEGLECTED) or _learned_little(v)]
+    if bad and not (len(m.bettering) >= 2 and _weak(m)):  # weak where it was trained, too
+        return Finding(
+            "noise levels not trained",
+            f"all but 0.2 % of the training times lie at sigma/alpha from {low:.2g} to {high:.2g}; "
+            f"at {_those(bad)}",
+            "widen the density of training times: loss.times=uniform, or a larger "
+            "loss.log_sigma_std, and loss.t_min at or below sde.t_min",
+        )
+    inside = [v for v in matter if v not in outside]
+    bad = [v for v in inside if v.ratio("model", "linear").above(NEGLECTED_INSIDE)]
+    good = [v for v in inside if v.ratio("model", "linear").below(WEAK)]
+    if bad and good:
+        return Finding(
+            "noise levels neglected",
+            f"at sigma/alpha {', '.join(f'{v.at:.2g}' for v in good)} the model betters a linear "
+            f"denoiser, but at {_those(bad)}",
+            "let the loss weigh all noise levels alike: loss.weighting=edm for the target F, eps "
+            "or output for others; or draw more times there",
+        )
+    return None
+
+
+def _those(bad: list[Level]) -> str:
+    return (
+        f"{', '.join(f'{v.at:.2g}' for v in bad)} the model errs up to "
+        f"{max(v.model / v.linear for v in bad):.3g} times as much as a linear denoiser, "
+        f"{max(v.model / max(v.optimal, 1e-12) for v in bad):.3g} times the optimum"
     )
 
 
 def _learned_little(v: Level) -> bool:
     possible, got = v.linear - v.optimal, v.linear - v.model
-    return v.at > 0.02 and possible > 0.1 * v.linear and got < 0.2 * possible
+    return v.at > FINEST and possible > 0.1 * v.linear and got < LITTLE * possible
 
 
 def undertrained(m: Measured) -> Finding | None:
@@ -130,24 +172,27 @@ def undertrained(m: Measured) -> Finding | None:
         f"the model errs {weak[0]:.2f} times as much as a linear denoiser, and has learned "
         f"{max(weak[1], 0):.0%} of what can be bettered on it"
         + (f", after {updates} updates" if updates else ""),
-        "train longer (--resume with more training.steps); if the loss no longer falls, a larger "
-        "network",
+        "train longer (--resume with more training.steps), at a larger training.lr if the loss "
+        "falls slowly; if it no longer falls, a larger network",
     )
 
 
 def classes(m: Measured) -> Finding | None:
     c = m.classes
-    if c is None or not c.linear.below(0.97):
+    if c is None or not c.linear.below(CLASSES_HELP):
         return None  # knowing the class is of no help with these data
     moved = [f"{i} as {j}" for i, j in enumerate(c.best) if i != j]
-    if moved and c.best_over_own.below(0.9):
+    if moved and c.best_over_own.below(EXCHANGED):
         return Finding(
             "labels exchanged",
             f"items are denoised with {c.best_over_own.value:.2f} times the error if told other "
             f"classes than their own: {', '.join(moved[:6])}",
             "use the order of the classes that the network was trained with",
         )
-    if c.right.log + SURE * c.right.stderr > 0.25 * c.linear.log:
+    weak = _weak(m)
+    if weak is not None and weak[1] < LITTLE:
+        return None  # nothing has been learned yet, classes neither
+    if c.right.log + SURE * c.right.stderr > CLASSES_USED * c.linear.log:
         return Finding(
             "labels ignored",
             f"told the right class, the model errs {c.right.value:.3f} times as much as told one "
@@ -164,15 +209,18 @@ def identities(m: Measured) -> Finding | None:
     inside = [v for v in m.seen if INNER[0] < v.at < INNER[1]]
     off = [v for v in inside
            if abs(math.log(max(v.calibration, 1e-9)))
-           > math.log(2) + SURE * v.calibration_stderr / max(v.calibration, 1e-9)]  # fmt: skip
-    turning = [v for v in inside if v.curl > 0.5]
-    if len(off) >= 2 or len(turning) >= 2:
-        at = ", ".join(f"{v.at:.2g}" for v in (off if len(off) >= 2 else turning))
+           > OFF + SURE * v.calibration_stderr / max(v.calibration, 1e-9)]  # fmt: skip
+    turning = [v for v in inside if v.curl > TURNING]
+    sloping = [v for v in inside if v.tweedie.off(TWEEDIE) or v.energy.off(TWEEDIE)]
+    found = next((bad for bad in (off, turning, sloping) if len(bad) >= 2), None)
+    if found is not None:
+        worst = max(inside, key=lambda v: abs(v.tweedie.value - 1))
         return Finding(
             "not a posterior mean",
-            f"at sigma/alpha {at} the denoiser's error is not what its Jacobian says (calibration "
-            f"{max((v.calibration for v in inside), default=1):.2g}), or its field is no gradient "
-            f"(curl {max(v.curl for v in inside):.2g})",
+            f"at sigma/alpha {', '.join(f'{v.at:.2g}' for v in found)} the denoiser's error is not "
+            f"what its Jacobian says (calibration up to {max(v.calibration for v in inside):.2g}), "
+            f"its field is no gradient (curl {max(v.curl for v in inside):.2g}), or the data do "
+            f"not rise with its guesses as they must (slope {worst.tweedie.value:.2g} for 1)",
             "the objective is not denoising score matching of these data with this process: check "
             "weighting, target and guidance baked into the weights; or train longer",
         )

@@ -1,4 +1,4 @@
-"""How else a network's output could be meant: another target, other noise labels, another scale.
+"""How else a network could be meant: another target, other noise labels, another scale, other data.
 
 A network that makes sense under another reading than the declared one was trained under that. Each
 reading's error is set beside a linear denoiser's, on the same items with the same noise: under the
@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from score_sde.diagnosis.closed_forms import Linear
 from score_sde.diagnosis.denoising import (
     Noisy,
-    Ratio,
     Subject,
     denoised,
-    errors_of,
-    linear,
-    mean_ratio,
+    guessed,
     noisy,
-    ratio,
+    output_of,
     times_of,
 )
+from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, mean_ratio, ratio, slope
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
 
@@ -33,6 +32,7 @@ SCALES = (1e-3, 0.1, 0.25, 1 / 3, 0.5, 2.0, 3.0, 4.0, 10.0, 1e3)
 """Factors between the scales of noise labels that people use."""
 INNER = (0.05, 20.0)  # sigma/alpha between which readings are told apart
 MOST = 128  # items at each level
+AGAIN = 32  # items that the network is asked twice of
 
 
 class Reading(NamedTuple):
@@ -47,41 +47,91 @@ class Reading(NamedTuple):
         return {"over_linear": self.over_linear.value, "over_declared": self.over_declared.value}
 
 
-def readings(subject: Subject, n: int) -> dict[str, list[Reading]]:
-    """All other readings of the weights as trained, by kind: target, label scale, time, gain."""
-    model, whole = subject.raw, subject.train.flatten(1).double()
+class Gain(NamedTuple):
+    """The factor that fits the outputs best to what they should be, and the reading with it."""
+
+    factor: Slope
+    reading: Reading
+
+
+class Readings(NamedTuple):
+    """What a network makes of the data: as declared, and read in other ways, by kind.
+
+    by_kind: other targets, label scales, times, and other ways to show it the items. gain: of its
+    outputs. unlike: how far two outputs for the same inputs are apart, over their size, and
+    unlike_alone: those of items in a batch of few and of many.
+    """
+
+    declared: Reading
+    by_kind: Mapping[str, list[Reading]]
+    gain: Gain
+    unlike: float
+    unlike_alone: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        kinds = self.by_kind.items()
+        return {
+            "declared": self.declared.to_dict(),
+            **{kind: {r.name: r.to_dict() for r in found} for kind, found in kinds},
+            "gain": {**self.gain.factor._asdict(), **self.gain.reading.to_dict()},
+            "output twice apart": self.unlike,
+            "output alone apart": self.unlike_alone,
+        }
+
+
+def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
+    """All readings of the weights as trained."""
+    model = subject.raw
     times = [float(t) for t in times_of(model)]
     few = min(max(n // 2, 16), MOST)
-    levels = [noisy(model, subject.train, subject.labels, t, few) for t in times]
-    levels = [v for v in levels if INNER[0] < v.sigma / v.alpha < INNER[1]] or levels
-    usual = [_linear_errors(whole, seen) for seen in levels]
-    declared = [errors_of(seen.x0, denoised(model, seen)) for seen in levels]
+    drawn = [noisy(model, subject.train, subject.labels, t, few, generator) for t in times]
+    levels = [v for v in drawn if INNER[0] < v.sigma / v.alpha < INNER[1]] or drawn
+    usual = [_linear_errors(subject.linear, seen) for seen in levels]
+    outputs = [output_of(model, seen) for seen in levels]
+    own = _errors(model, levels, outputs)
 
-    def of(name: str, errors: Sequence[Tensor]) -> Reading:
-        return Reading(
-            name,
-            mean_ratio([ratio(e, u) for e, u in zip(errors, usual, strict=True)]),
-            mean_ratio([ratio(e, d) for e, d in zip(errors, declared, strict=True)]),
-        )
+    def of(name: str, errors: Sequence[Tensor], others: Sequence[Tensor] = usual) -> Reading:
+        """others: a linear denoiser's errors on the same items."""
+        over_linear = [ratio(e, u) for e, u in zip(errors, others, strict=True)]
+        declared = zip(errors, others, own, usual, strict=True)
+        # Of other items, the declared reading's errors are seen in units of the linear ones.
+        over_own = [ratio(e / o.mean(), d / u.mean()) for e, o, d, u in declared]
+        return Reading(name, mean_ratio(over_linear), mean_ratio(over_own))
 
-    found = {"declared": [of(model.target, declared)]}
-    found["target"] = [
-        of(name, [errors_of(seen.x0, denoised(_as_target(model, name), seen)) for seen in levels])
-        for name in TARGETS
-        if name != model.target
-    ]
-    found["gain"] = [of(*_gained(model, levels))]
+    found: dict[str, list[Reading]] = {
+        "target": [
+            of(name, _errors(_as_target(model, name), levels, outputs))
+            for name in TARGETS
+            if name != model.target
+        ],
+        "items": [],
+    }
+    for name, change in CHANGES.items():
+        items = change(subject.train)
+        if items is not None:
+            shown, best = [_changed(seen, change) for seen in levels], Linear(items)
+            others = [_linear_errors(best, seen) for seen in shown]
+            mine = [errors_of(seen.x0, denoised(model, seen)) for seen in shown]
+            found["items"].append(of(name, mine, others))
     if model.time_table is None:
         found["label scale"] = [
             of(f"{scale:g}", [errors_of(v.x0, denoised(_scaled(model, scale), v)) for v in levels])
             for scale in SCALES
         ]
         found["time"] = [of(*_told_other_times(model, levels, times))]
-    return found
+    factor, errors = _gained(model, levels, outputs)
+    gain = Gain(factor, of(f"{factor.value:.3g}", errors))
+    return Readings(of(model.target, own), found, gain, *_repeated(model, levels, outputs))
 
 
-def _linear_errors(whole: Tensor, seen: Noisy) -> Tensor:
-    guess = linear(whole, seen.x.flatten(1).double(), seen.alpha, seen.sigma)
+def _errors(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(levels, outputs, strict=True)
+    return [errors_of(seen.x0, guessed(model, seen, out)) for seen, out in pairs]
+
+
+def _linear_errors(linear: Linear, seen: Noisy) -> Tensor:
+    guess = linear(seen.x.flatten(1).double(), seen.alpha, seen.sigma)
     return errors_of(seen.x0.flatten(1), guess)
 
 
@@ -123,100 +173,73 @@ def _told_other_times(
     return ", ".join(said), errors
 
 
-def _gained(model: ScoreModel, levels: Sequence[Noisy]) -> tuple[str, list[Tensor]]:
-    """With the output times one factor, by least squares on the target itself."""
-    products = torch.zeros(2, dtype=torch.float64)
-    outputs = []
-    for seen in levels:
-        x0, out = seen.x0.double(), _output(model, seen).double()
-        a, b = (float(v) for v in model.row(torch.tensor(seen.t, dtype=torch.float64)))
-        wanted = a * x0 + b * (seen.x.double() - seen.alpha * x0) / seen.sigma
-        power = float(wanted.square().mean()) or 1.0
-        products += torch.stack([(wanted * out).mean(), out.square().mean()]) / power
-        outputs.append(out)
-    gain = float(products[0] / products[1]) if products[1] > 0 else 1.0
-    errors = []
-    for seen, out in zip(levels, outputs, strict=True):
-        guess = model._split(seen.x.double(), torch.tensor(seen.t).double(), gain * out)[0]
-        errors.append(errors_of(seen.x0, guess))
-    return f"{gain:.3g}", errors
+def _gained(
+    model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]
+) -> tuple[Slope, list[Tensor]]:
+    """With the output times one factor, by least squares on the target itself.
 
-
-def _output(model: ScoreModel, seen: Noisy) -> Tensor:
-    device = next(model.parameters()).device
-    told = model if seen.labels is None else model.bind(class_labels=seen.labels)
-    with torch.no_grad():
-        return told.output(seen.x.to(device), torch.full((len(seen.x),), seen.t).to(device)).cpu()
-
-
-# Classes ------------------------------------------------------------------------------------------
-
-
-class ClassReading(NamedTuple):
-    """What classes do for a conditional network.
-
-    right: its error told the items' own classes over that told classes at random. linear: the same
-    of linear denoisers that know the class, or do not: what there is to gain. best: for each class
-    of the data the one that, told instead, denoises its items best; and its error over that of the
-    own one, pooled over classes.
+    A network whose last layer is linear has the factor 1 as soon as its scale has been learned,
+    long before the rest.
     """
-
-    right: Ratio
-    linear: Ratio
-    best: tuple[int, ...]
-    best_over_own: Ratio
-
-
-def class_reading(subject: Subject, classes: int, n: int) -> ClassReading | None:
-    """At the noise level where knowing the class helps a linear denoiser most."""
-    labels, model = subject.labels, subject.model
-    if labels is None or classes < 2 or len(labels.unique()) < 2:
-        return None
-    candidates = []
-    for t in times_of(model):
-        seen = noisy(model, subject.train, labels, float(t), max(n, 256))
-        if INNER[0] < seen.sigma / seen.alpha < INNER[1]:
-            known = _linear_by_class(subject.train, labels, seen)
-            unknown = _linear_errors(subject.train.flatten(1).double(), seen)
-            candidates.append((ratio(known, unknown), seen))
-    if not candidates:
-        return None
-    gain, seen = min(candidates, key=lambda pair: pair[0].log)
-    assert seen.labels is not None
-    own = errors_of(seen.x0, denoised(model, seen))
-    mixed = seen._replace(labels=seen.labels[torch.randperm(len(seen.labels))])
-    right = ratio(own, errors_of(seen.x0, denoised(model, mixed)))
-    table = torch.stack([
-        errors_of(seen.x0, denoised(model, seen._replace(labels=torch.full_like(seen.labels, c))))
-        for c in range(min(classes, 20))
-    ])  # fmt: skip
-    best, changed = [], own.clone()
-    for c in range(min(classes, 20)):
-        rows = seen.labels == c
-        if not bool(rows.any()):
-            best.append(c)
-            continue
-        best.append(int(table[:, rows].mean(1).argmin()))
-        changed[rows] = table[best[-1], rows]
-    return ClassReading(right, gain, tuple(best), ratio(changed, own))
+    wanted, scaled = [], []
+    for seen, out in zip(levels, outputs, strict=True):
+        a, b = (float(v) for v in model.row(torch.tensor(seen.t, dtype=torch.float64)))
+        x0 = seen.x0.double()
+        right = (a * x0 + b * (seen.x.double() - seen.alpha * x0) / seen.sigma).flatten(1)
+        size = float(right.square().mean()) ** 0.5 or 1.0
+        wanted.append(right / size)
+        scaled.append(out.double().flatten(1) / size)
+    factor = slope(torch.cat(wanted), torch.nan_to_num(torch.cat(scaled)))
+    pairs = zip(levels, outputs, strict=True)
+    guesses = [(v, guessed(model, v, factor.value * out.double())) for v, out in pairs]
+    return factor, [errors_of(v.x0, guess) for v, guess in guesses]
 
 
-def _linear_by_class(items: Tensor, labels: Tensor, seen: Noisy) -> Tensor:
-    assert seen.labels is not None
-    errors = torch.zeros(len(seen.x0), dtype=torch.float64)
-    for c in seen.labels.unique():
-        mine = items[labels == c].flatten(1).double()
-        rows = seen.labels == c
-        part = seen._replace(x0=seen.x0[rows], x=seen.x[rows])
-        if len(mine) > 2:
-            errors[rows] = _linear_errors(mine, part)
-    return errors
+def _repeated(
+    model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]
+) -> tuple[float, float]:
+    """How far outputs for the same items are apart, asked again together and a few at a time."""
+    middle = len(levels) // 2
+    seen = levels[middle].first(AGAIN)
+    first = output_of(model, seen)
+    size = float(first.square().mean().clamp_min(1e-30))
+    others = output_of(model, seen), output_of(model, seen, batch=max(AGAIN // 8, 1))
+    again, alone = (float((v - first).square().mean() / size) ** 0.5 for v in others)
+    return again, alone
 
 
-def misread(found: Mapping[str, list[Reading]], kind: str, better: float) -> Reading | None:
+# Items --------------------------------------------------------------------------------------------
+
+
+def _reversed(x: Tensor) -> Tensor | None:
+    return x.flip(1) if x.shape[1] > 1 else None
+
+
+CHANGES: dict[str, Any] = {
+    "with channels (or coordinates) in reverse order": _reversed,
+    "negated": lambda x: -x,
+    "half as large": lambda x: x / 2,
+    "twice as large": lambda x: 2 * x,
+    "on 0..1 in place of -1..1": lambda x: (x + 1) / 2,
+    "on -1..1 in place of 0..1": lambda x: 2 * x - 1,
+    "mirrored": lambda x: x.flip(-1) if x.ndim == 4 else None,
+    "upside down": lambda x: x.flip(-2) if x.ndim == 4 else None,
+    "transposed": lambda x: x.mT if x.ndim == 4 and x.shape[-1] == x.shape[-2] else None,
+}
+"""Ways in which training may have seen the items; None where one does not apply."""
+
+
+def _changed(seen: Noisy, change: Any) -> Noisy:
+    """The same with the same noise, of changed items."""
+    x0 = change(seen.x0)
+    return seen._replace(x0=x0, x=seen.x + seen.alpha * (x0 - seen.x0))
+
+
+def misread(found: Readings, kind: str, better: float) -> Reading | None:
     """The best reading of a kind if the network makes sense under it and not under the declared."""
-    if not found.get(kind):
+    others = found.by_kind.get(kind)
+    if not others:
         return None
-    best = min(found[kind], key=lambda r: r.over_declared.log)
+    best = min(others, key=lambda r: r.over_declared.log)
     sense = best.over_linear.below(1)
     return best if sense and best.over_declared.below(better) else None

@@ -1,0 +1,121 @@
+"""Causes that lie between the network and what is made of it: its target, noise labels, scale and
+items are other than in training, or it does not use what it is told."""
+
+from __future__ import annotations
+
+import math
+
+from score_sde.diagnosis.findings import Finding, Measured
+from score_sde.diagnosis.readings import misread
+
+OTHER_TARGET = 0.8  # a right target betters a wrong one at least so much (eps as v: 0.3 and less)
+OTHER_LABELS = 0.93  # labels off by a third cost little more
+OTHER_ITEMS = 0.9  # sets that are nearly symmetric are denoised as well turned around
+GAIN = math.log(1.15)  # short training leaves the scale a few per cent off
+GAIN_MATTERS = 0.999  # what the factor must better, surely
+DEAF = 1e-3  # share of the output that changes with t: rounding, or a label of no consequence
+HARDLY_HEARS = 0.02  # trained networks: 0.1 to 1 (benchmarks/diagnosis.py)
+LEARNED = 0.97  # of the trivial guess's error at some level, surely: something has been learned
+RANDOM = 0.02  # two outputs for one input apart; bfloat16 rounds to 0.004
+
+
+def target(m: Measured) -> Finding | None:
+    found = misread(m.readings, "target", better=OTHER_TARGET)
+    if found is None:
+        return None
+    own = m.readings.declared
+    return Finding(
+        "wrong prediction type",
+        f"read as {own.name!r}, as declared, the output errs {own.over_linear.value:.3g} times as "
+        f"much as a linear denoiser; read as {found.name!r}, {found.over_linear.value:.3g} times",
+        f"set model.target={found.name}, or train again as {own.name}",
+    )
+
+
+def labels(m: Measured) -> Finding | None:
+    """Noise labels that are not those of training: another scale, or another process."""
+    found = [misread(m.readings, kind, OTHER_LABELS) for kind in ("label scale", "time")]
+    best = min((r for r in found if r is not None), key=lambda r: r.over_declared.log, default=None)
+    if best is None:
+        return None
+    own = m.readings.declared.over_linear.value
+    said = f"as declared it errs {own:.3g} times as much as a linear denoiser; "
+    if best is found[0]:
+        told = f"told noise labels {best.name} times as large, {best.over_linear.value:.3g} times"
+        scale = float(best.name) * m.subject.raw.time_scale
+        return Finding(
+            "wrong noise labels", said + told,
+            f"set model.time_scale={scale:.4g}; if it is right, model.time_input is not",
+        )  # fmt: skip
+    return Finding(
+        "wrong noise labels",
+        said + f"told other times, {best.over_linear.value:.3g} times: sigma/alpha {best.name}",
+        "give the process (sde.*), time_input and time_shift that the network was trained with",
+    )
+
+
+def items(m: Measured) -> Finding | None:
+    """Data that look otherwise than in training."""
+    found = misread(m.readings, "items", OTHER_ITEMS)
+    if found is None:
+        return None
+    own = m.readings.declared
+    return Finding(
+        "data not as in training",
+        f"shown the items as they are, the network errs {own.over_linear.value:.3g} times as much "
+        f"as a linear denoiser; shown them {found.name}, {found.over_linear.value:.3g} times as "
+        "much as a linear denoiser of those",
+        "give the data, and read the samples, as in training: order of channels, orientation, "
+        "data.scaling and data.range",
+    )
+
+
+def gain(m: Measured) -> Finding | None:
+    factor, read = m.readings.gain
+    size = abs(factor.value)
+    sure = factor.value < 0 or abs(math.log(max(size, 1e-9))) > GAIN
+    if not (sure and factor.off(0) and read.over_linear.below(1)):
+        return None
+    if not read.over_declared.below(GAIN_MATTERS):
+        return None
+    return Finding(
+        "output scaled",
+        f"the output times {factor.value:.3g} +- {factor.stderr:.2g} errs "
+        f"{read.over_declared.value:.3g} times as much as the output as it is: by least squares, "
+        "which training does, the factor is 1",
+        "train and sample with the same scaling of the target, and the same data_std",
+    )
+
+
+def time(m: Measured) -> Finding | None:
+    most = max(v.heard for v in m.levels)
+    learned = any(v.ratio("model", "trivial").below(LEARNED) for v in m.learnable)
+    if most < DEAF or (most < HARDLY_HEARS and learned):
+        return Finding(
+            "ignored t",
+            f"told the same time at all noise levels, the output changes by {most:.2%} at most",
+            "let forward(x, noise_label) use its noise_label: an embedding that is added to or "
+            "scales the features of every block; check model.time_scale",
+        )
+    return None
+
+
+def random_output(m: Measured) -> Finding | None:
+    """Dropout that is on, and normalisation by the batch."""
+    again, alone = m.readings.unlike, m.readings.unlike_alone
+    if again > RANDOM:
+        return Finding(
+            "output is random",
+            f"two outputs for the same inputs are {again:.0%} of their size apart",
+            "switch dropout off outside of training: net.eval(), and F.dropout(x, p, "
+            "training=self.training) in forward",
+        )
+    if alone > RANDOM:
+        return Finding(
+            "output depends on the batch",
+            f"outputs for the same inputs in a larger and a smaller batch are {alone:.0%} of their "
+            "size apart",
+            "normalise within each item (group or layer normalisation), not over the batch, or "
+            "call net.eval()",
+        )
+    return None
