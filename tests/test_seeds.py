@@ -1,8 +1,12 @@
 """A seed counts with all of its 64 bits, wherever one is taken: 1 and 1 + 2^32 are two seeds."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+import score_sde
 from score_sde import VPSDE, Gaussian, GaussianMixture, calibrate, sample, verify
 from score_sde.data.batches import batch_indices
 from score_sde.data.shapes import draw_shapes
@@ -52,3 +56,45 @@ def as_text(value):
 def test_all_bits_of_a_seed_count(name):
     one, again, other = (as_text(DRAWN[name](seed)) for seed in (1, 1, 1 + 2**32))
     assert one == again != other
+
+
+DRAWS = {
+    "rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal", "rand_like",
+    "randn_like", "randint_like", "manual_seed",
+}  # fmt: skip
+STREAMS = {"default_rng", "Generator", "Philox", "SeedSequence"}
+SEEDED = {
+    "noise.py",  # is where streams are seeded
+    "losses.py",  # within `StepRandomness.for_times`; noise is given
+    "checks/memory.py",  # names what makes tensors
+    "evaluation/c2st.py",
+    "evaluation/classifier.py",
+}
+"""What may draw from torch's global generator: files in which `noise.py` has seeded it."""
+
+
+def unseeded(tree):
+    """Lines that draw from a global generator, of torch or numpy, and imports of `random`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and any(name.name == "random" for name in node.names):
+            yield node.lineno
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name, given = node.func.attr, {word.arg for word in node.keywords}
+        of = ast.unparse(node.func.value)
+        if of == "torch" and name in DRAWS and "generator" not in given:
+            yield node.lineno
+        if of in ("np.random", "numpy.random") and name not in STREAMS:
+            yield node.lineno
+
+
+def test_nothing_draws_from_a_global_generator():
+    found = {}
+    for path in sorted(Path(score_sde.__file__).parent.rglob("*.py")):
+        name = str(path.relative_to(Path(score_sde.__file__).parent))
+        if name in SEEDED or name.startswith("nets/"):  # networks: dropout and initial weights
+            continue
+        lines = list(unseeded(ast.parse(path.read_text())))
+        if lines:
+            found[name] = lines
+    assert not found, found

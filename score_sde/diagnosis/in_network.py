@@ -16,6 +16,7 @@ GAIN_MATTERS = 0.999  # what the factor must better, surely
 DEAF = 1e-3  # share of the output that changes with t: rounding, or a label of no consequence
 HARDLY_HEARS = 0.02  # trained networks: 0.1 to 1 (benchmarks/diagnosis.py)
 LEARNED = 0.97  # of the trivial guess's error at some level, surely: something has been learned
+EXPLODED = 10.0  # over the trivial guess's error: such weights hear nothing, but for that reason
 RANDOM = 0.02  # two outputs for one input apart; bfloat16 rounds to 0.004
 
 
@@ -90,6 +91,8 @@ def gain(m: Measured) -> Finding | None:
 def time(m: Measured) -> Finding | None:
     most = max(v.heard for v in m.levels)
     learned = any(v.ratio("model", "trivial").below(LEARNED) for v in m.learnable)
+    if m.pooled("raw", "trivial").above(EXPLODED):
+        return None
     if most < DEAF or (most < HARDLY_HEARS and learned):
         return Finding(
             "ignored t",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_sde.evaluation.jackknife import Estimate
-from score_sde.noise import seed_torch
+from score_sde.noise import generator_of, seed_torch
 
 FOLDS = 5
 
@@ -27,10 +27,11 @@ def two_sample_accuracy(x: Tensor, y: Tensor, most: int = 2000, seed: int = 0) -
     both = torch.cat([x[:n], y[:n]]).double()
     both = ((both - both.mean(0)) / both.std(0).clamp_min(1e-12)).float()
     truth = torch.arange(2 * n) >= n
+    generator = generator_of(seed)
     with torch.random.fork_rng(devices=[]):
-        seed_torch(seed)
-        fold = torch.randperm(n).remainder(FOLDS).repeat(2)
-        right = [_accuracy(both, truth, fold != j) for j in range(FOLDS)]
+        seed_torch(seed)  # for the layers
+        fold = torch.randperm(n, generator=generator).remainder(FOLDS).repeat(2)
+        right = [_accuracy(both, truth, fold != j, generator) for j in range(FOLDS)]
     value = sum(right) / FOLDS
     return Estimate(value, tuple((FOLDS * value - r) / (FOLDS - 1) for r in right), value)
 
@@ -40,7 +41,9 @@ def null_spread(n: int) -> float:
     return 0.5 / math.sqrt(2 * n)
 
 
-def _accuracy(both: Tensor, truth: Tensor, train: Tensor, epochs: int = 60) -> float:
+def _accuracy(
+    both: Tensor, truth: Tensor, train: Tensor, generator: torch.Generator, epochs: int = 60
+) -> float:
     d = both.shape[1]
     width = min(max(10 * d, 20), 512)
     net = nn.Sequential(
@@ -51,7 +54,7 @@ def _accuracy(both: Tensor, truth: Tensor, train: Tensor, epochs: int = 60) -> f
     steps = epochs * -(-len(x) // 128)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(128):
+        for rows in torch.randperm(len(x), generator=generator).split(128):
             loss = F.binary_cross_entropy_with_logits(net(x[rows])[:, 0], label[rows])
             optimizer.zero_grad()
             loss.backward()

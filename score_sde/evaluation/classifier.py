@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from score_sde.data.download import FASHION_CLASSES
 from score_sde.data.spec import DataError
+from score_sde.noise import seed_torch
 
 MEAN, STD = 0.286, 0.353  # of the 60 000 images on [0, 1]
 
@@ -100,7 +101,7 @@ def train_classifier(
     images: Tensor, labels: Tensor, epochs: int = 3, batch: int = 128
 ) -> FashionNet:
     """AdamW with one cycle of its learning rate."""
-    torch.manual_seed(0)
+    seed_torch(0)
     net = FashionNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = len(images) // batch * epochs
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)

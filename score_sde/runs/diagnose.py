@@ -17,6 +17,7 @@ from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.models import ScoreModel
+from score_sde.noise import seed_torch
 from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.items import items_of
@@ -99,7 +100,7 @@ def _trained(run: Run) -> tuple[float, float] | None:
     if not run.config.get("loss"):
         return None  # imported: how it was trained is not known
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_torch(0)
         times = build.build_objective(run.config).draw_times(run.score, 20_000, "cpu").double()
     noise = torch.exp(-0.5 * run.sde.log_snr(times))
     return float(noise.quantile(0.001)), float(noise.quantile(0.999))
