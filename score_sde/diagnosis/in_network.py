@@ -6,15 +6,16 @@ from __future__ import annotations
 import math
 
 from score_sde.diagnosis.findings import Finding, Measured
+from score_sde.diagnosis.ratios import SURE
 from score_sde.diagnosis.readings import misread
 
 OTHER_TARGET = 0.8  # a right target betters a wrong one at least so much (eps as v: 0.3 and less)
 OTHER_LABELS = 0.93  # labels off by a third cost little more
 OTHER_ITEMS = 0.9  # sets that are nearly symmetric are denoised as well turned around
 GAIN = math.log(1.15)  # short training leaves the scale a few per cent off
-GAIN_MATTERS = 0.999  # what the factor must better, surely
-DEAF = 1e-3  # share of the output that changes with t: rounding, or a label of no consequence
-HARDLY_HEARS = 0.02  # trained networks: 0.1 to 1 (benchmarks/diagnosis.py)
+DEAF = 1e-4  # share of the output that changes with t: rounding
+HARDLY_HEARS = 0.02  # networks trained at many noise levels: 0.4 and more; ten updates: 0.06
+MANY_LEVELS = 10.0  # largest over smallest sigma/alpha: trained at fewer, t is of no use
 LEARNED = 0.97  # of the trivial guess's error at some level, surely: something has been learned
 EXPLODED = 10.0  # over the trivial guess's error: such weights hear nothing, but for that reason
 RANDOM = 0.02  # two outputs for one input apart; bfloat16 rounds to 0.004
@@ -74,10 +75,9 @@ def items(m: Measured) -> Finding | None:
 def gain(m: Measured) -> Finding | None:
     factor, read = m.readings.gain
     size = abs(factor.value)
-    sure = factor.value < 0 or abs(math.log(max(size, 1e-9))) > GAIN
-    if not (sure and factor.off(0) and read.over_linear.below(1)):
-        return None
-    if not read.over_declared.below(GAIN_MATTERS):
+    off = math.inf if factor.value < 0 else abs(math.log(max(size, 1e-9)))
+    sure = size > SURE * factor.stderr and off - SURE * factor.stderr / size > GAIN
+    if not (sure and read.over_linear.below(1) and read.over_declared.log < 0):
         return None
     return Finding(
         "output scaled",
@@ -93,7 +93,8 @@ def time(m: Measured) -> Finding | None:
     learned = any(v.ratio("model", "trivial").below(LEARNED) for v in m.learnable)
     if m.pooled("raw", "trivial").above(EXPLODED):
         return None
-    if most < DEAF or (most < HARDLY_HEARS and learned):
+    low, high = m.subject.trained or (0.0, math.inf)
+    if most < DEAF or (most < HARDLY_HEARS and learned and high > MANY_LEVELS * low):
         return Finding(
             "ignored t",
             f"told the same time at all noise levels, the output changes by {most:.2%} at most",

@@ -120,8 +120,11 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
             for scale in SCALES
         ]
         found["time"] = [of(*_told_other_times(model, levels, times))]
-    factor, errors = _gained(model, levels, outputs)
-    gain = Gain(factor, of(f"{factor.value:.3g}", errors))
+    # A small part of the output is what scale shows in: more items.
+    more = [noisy(model, subject.train, subject.labels, v.t, n, generator) for v in levels]
+    factor = _gain(model, more, [output_of(model, seen) for seen in more])
+    scaled = _errors(model, levels, [factor.value * out for out in outputs])
+    gain = Gain(factor, of(f"{factor.value:.3g}", scaled))
     return Readings(of(model.target, own), found, gain, *_repeated(model, levels, outputs))
 
 
@@ -173,10 +176,8 @@ def _told_other_times(
     return ", ".join(said), errors
 
 
-def _gained(
-    model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]
-) -> tuple[Slope, list[Tensor]]:
-    """With the output times one factor, by least squares on the target itself.
+def _gain(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> Slope:
+    """The factor of the outputs that fits them best to the target, by least squares.
 
     A network whose last layer is linear has the factor 1 as soon as its scale has been learned,
     long before the rest.
@@ -189,10 +190,7 @@ def _gained(
         size = float(right.square().mean()) ** 0.5 or 1.0
         wanted.append(right / size)
         scaled.append(out.double().flatten(1) / size)
-    factor = slope(torch.cat(wanted), torch.nan_to_num(torch.cat(scaled)))
-    pairs = zip(levels, outputs, strict=True)
-    guesses = [(v, guessed(model, v, factor.value * out.double())) for v, out in pairs]
-    return factor, [errors_of(v.x0, guess) for v, guess in guesses]
+    return slope(torch.cat(wanted), torch.nan_to_num(torch.cat(scaled)))
 
 
 def _repeated(
