@@ -8,7 +8,7 @@ right one it is below 1, and a network that has learned nothing is below 1 under
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,13 +107,24 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
         ],
         "items": [],
     }
-    for name, change in CHANGES.items():
-        items = change(subject.train)
-        if items is not None:
-            shown, best = [_changed(seen, change) for seen in levels], Linear(items)
-            others = [_linear_errors(best, seen) for seen in shown]
+    for name, turn in TURNS.items():
+        if turn(subject.train[:1]) is not None:
+            shown = [_changed(seen, turn) for seen in levels]
+            # A turn keeps lengths and is its own inverse: the linear denoiser turns with it.
+            back = [seen._replace(x0=turn(seen.x0), x=turn(seen.x)) for seen in shown]
+            others = [_linear_errors(subject.linear, seen) for seen in back]
             mine = [errors_of(seen.x0, denoised(model, seen)) for seen in shown]
             found["items"].append(of(name, mine, others))
+    for name, (scale, shift) in SCALED.items():
+        shown = [_changed(seen, lambda x, a=scale, b=shift: a * x + b) for seen in levels]
+        # As if the noise were smaller by the scale, and errors larger by its square.
+        back = [
+            v._replace(x0=u.x0, x=(v.x - v.alpha * shift) / scale, sigma=v.sigma / scale)
+            for u, v in zip(levels, shown, strict=True)
+        ]
+        others = [scale**2 * _linear_errors(subject.linear, seen) for seen in back]
+        mine = [errors_of(seen.x0, denoised(model, seen)) for seen in shown]
+        found["items"].append(of(name, mine, others))
     if model.time_table is None:
         found["label scale"] = [
             of(f"{scale:g}", [errors_of(v.x0, denoised(_scaled(model, scale), v)) for v in levels])
@@ -209,25 +220,26 @@ def _repeated(
 # Items --------------------------------------------------------------------------------------------
 
 
-def _reversed(x: Tensor) -> Tensor | None:
-    return x.flip(1) if x.shape[1] > 1 else None
-
-
-CHANGES: dict[str, Any] = {
-    "with channels (or coordinates) in reverse order": _reversed,
+Change = Callable[[Tensor], Any]
+TURNS: dict[str, Change] = {
+    "with channels (or coordinates) in reverse order":
+        lambda x: x.flip(1) if x.shape[1] > 1 else None,
     "negated": lambda x: -x,
-    "half as large": lambda x: x / 2,
-    "twice as large": lambda x: 2 * x,
-    "on 0..1 in place of -1..1": lambda x: (x + 1) / 2,
-    "on -1..1 in place of 0..1": lambda x: 2 * x - 1,
     "mirrored": lambda x: x.flip(-1) if x.ndim == 4 else None,
     "upside down": lambda x: x.flip(-2) if x.ndim == 4 else None,
     "transposed": lambda x: x.mT if x.ndim == 4 and x.shape[-1] == x.shape[-2] else None,
-}
+}  # fmt: skip
 """Ways in which training may have seen the items; None where one does not apply."""
+SCALED = {
+    "half as large": (0.5, 0.0),
+    "twice as large": (2.0, 0.0),
+    "on 0..1 in place of -1..1": (0.5, 0.5),
+    "on -1..1 in place of 0..1": (2.0, -1.0),
+}
+"""Others: a and b of a x + b."""
 
 
-def _changed(seen: Noisy, change: Any) -> Noisy:
+def _changed(seen: Noisy, change: Change) -> Noisy:
     """The same with the same noise, of changed items."""
     x0 = change(seen.x0)
     return seen._replace(x0=x0, x=seen.x + seen.alpha * (x0 - seen.x0))
