@@ -93,8 +93,12 @@ def test_wrong_questions_have_sentences(run, tmp_path, capsys):
     images = load_data("fashion_mnist", split="test").raw[:6]
     np.savez(tmp_path / "six.npz", samples=images.numpy())
     np.savez(tmp_path / "eight.npz", samples=images[:, :, 4:-4, 4:-4].numpy())
-    np.savez(tmp_path / "wrong.npz", other=np.zeros(3))
     six = str(tmp_path / "six.npz")
+    grey, colour, plane, space = (str(tmp_path / f"{name}.npz") for name in "gcps")
+    for path, shape in ((grey, (40, 1, 8, 8)), (colour, (40, 3, 8, 8)), (plane, (40, 2)),
+                        (space, (40, 3))):  # fmt: skip
+        drawn = np.random.default_rng(0).integers(0, 255, shape)
+        np.savez(path, train=drawn.astype(np.uint8 if len(shape) == 4 else np.float32))
     for words, said in (
         ([], "needs --workdir RUN, or --samples PATH with --data DATA"),
         (["--samples", six], "needs --workdir RUN"),
@@ -106,12 +110,28 @@ def test_wrong_questions_have_sentences(run, tmp_path, capsys):
         (["--samples", str(tmp_path / "eight.npz"), "--data", "fashion_mnist"], "(1, 20, 20)"),
         (["--samples", six, "--data", "fashion_mnist"], "6 samples are too few"),
         (["--samples", six, "--data", "fashion_mnist", "--num_samples", "7"], "holds 6 samples"),
-        (["--samples", six, "--reference", str(tmp_path / "wrong.npz")], "statistics are mu"),
+        (["--samples", six, "--reference", str(tmp_path / "none.npz")], "does not exist"),
+        (["--samples", six, "--reference", str(tmp_path / "eight.npz")], "(1, 20, 20)"),
+        (["--samples", grey, "--data", colour], "(3, 8, 8)"),
+        (["--samples", plane, "--data", space], "shape (2,)"),
         (["--workdir", str(run), "--num_samples", "2"], "2 samples are too few"),
         (["--workdir", str(run), "--measures", "fid"], "'fid' is unknown"),
     ):
         assert cli.main(["x", "--mode", "evaluate", "--device", "cpu", *words]) == 2, words
         assert said in capsys.readouterr().err, words
+
+
+def test_the_same_set_twice_is_said_and_a_reference_may_be_data(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", train=x)
+    np.savez(tmp_path / "y.npz", train=x + 1)
+    words = ["x", "--mode", "evaluate", "--measures", "frechet", "--device", "cpu"]
+    for reference, same in (("x.npz", True), ("y.npz", False)):
+        given = ["--samples", str(tmp_path / "x.npz"), "--reference", str(tmp_path / reference)]
+        assert cli.main([*words, *given]) == 0
+        assert ("the same set, item for item" in capsys.readouterr().out) == same
+    saved = ["--reference", str(tmp_path / "x.npz"), "--save", str(tmp_path / "kept.npz")]
+    assert cli.main([*words, *saved]) == 0 and "statistics of 60 items" in capsys.readouterr().out
 
 
 def test_a_sweep_says_what_cannot_be_told_apart(run, capsys):

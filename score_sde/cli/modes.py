@@ -178,7 +178,7 @@ MODES: dict[str, Mode] = {
             SAMPLER, STEPS, NFE, GRID, OPTION, BATCH_SIZE, DATA, SPLIT,
             Flag("samples", str, "folder, .zip, .npy or .npz of samples, in place of a run's"),
             Flag("features", str, f"{', '.join(FEATURES)}, or a dotted path; by the images' shape"),
-            Flag("reference", str, "statistics (.npz, .pkl) in place of data"),
+            Flag("reference", str, "statistics (.npz, .pkl), or data as --data takes them"),
             Flag("save", str, "file for the statistics of the reference"),
             Flag("per_class", bool, "and the measures of every class by itself"),
             Flag("few", bool, "a Frechet distance of fewer samples than features, too"),

@@ -28,6 +28,8 @@ from score_sde.evaluation.measures import (
 )
 from score_sde.evaluation.memorisation import Memorisation, memorisation
 
+SAME = "note: the samples and the reference are the same set, item for item."
+
 
 @dataclass(frozen=True)
 class Report:
@@ -224,7 +226,7 @@ def report(
     else:
         facts |= {"n_reference": len(target), "reference_checksum": target.checksum}
         if target.checksum == mine.checksum:
-            notes.append("note: the samples and the reference are the same set, item for item.")
+            notes.append(SAME)
     facts |= protocol or {}
     found = compare(mine, target, measures, blocks, seed, few)
     return Report(found, facts, copies, tuple(notes))

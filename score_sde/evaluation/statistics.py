@@ -36,6 +36,18 @@ def save_statistics(path: Path, reference: Featured, facts: Mapping[str, Any]) -
            facts=json.dumps(said))  # fmt: skip
 
 
+def holds_statistics(path: Path) -> bool:
+    """Whether a file is one of statistics, by its name (.pkl) or by the names of its arrays."""
+    if path.suffix == ".pkl":
+        return True
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = set(getattr(file, "files", ()))
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return False
+    return {"mu", "sigma"} <= names or "pool_3" in names
+
+
 def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
     """Moments from a file, see the module; DataError for one that holds none.
 

@@ -23,8 +23,8 @@ from score_sde.data import Data, DataError
 from score_sde.evaluation.by_class import agreement, by_class
 from score_sde.evaluation.features import facts_of, find_features
 from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured, featured
-from score_sde.evaluation.report import Report, as_items, check_comparable, report
-from score_sde.evaluation.statistics import load_statistics, save_statistics
+from score_sde.evaluation.report import SAME, Report, as_items, check_comparable, report
+from score_sde.evaluation.statistics import holds_statistics, load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.copies import Copies, copies_of, neighbour_grid
 from score_sde.runs.directory import RunDirectory
@@ -72,7 +72,8 @@ def evaluate_to_files(
     workdir: a run; what is missing of its num_samples (2000) samples is drawn.
     samples: instead of a run, a folder of images, a .zip, .npy or .npz file, or a set's name.
     data: the reference, in place of the run's own; of split train or test.
-    reference: an .npz file of statistics in place of data, for the Frechet distance alone.
+    reference: a file of statistics in place of data, for the Frechet distance alone; what holds
+        none is data.
     save: write the statistics of the reference to this file; without workdir and samples, only so.
     features: see `evaluation.features`; measures: names with commas. few: see `evaluate`.
     sweep, values: the same for several points of an axis, see `sweep`; the last report is returned.
@@ -84,6 +85,8 @@ def evaluate_to_files(
         return _sweep(sweep, values, given)
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     _check_sources(workdir, samples, data, reference, save)
+    if reference is not None and not holds_statistics(Path(reference)):
+        data, reference = str(reference), None
     if per_class and reference is not None:
         raise RunError("--per_class needs real items (--data); --reference has only their moments.")
     wanted = _known_measures(measures)
@@ -104,6 +107,10 @@ def evaluate_to_files(
             mine = draw(run, n, first_seed, weights, changes, class_labels, guidance)
         else:
             mine = _read_samples(str(samples), num_samples)
+        if real is not None:
+            check_comparable(
+                as_items(mine.items, "samples"), as_items(stored_items(real, 1), "items")
+            )
         copies = copies_of(run, real, split, mine.items)
         result = _judged(run, real, mine, copies, features, reference, save, wanted, few, per_class)
         distributed.say(str(result))
@@ -136,8 +143,6 @@ def _judged(
     """The report of samples, against real data or, where these are None, statistics of them."""
     facts = dict(mine.facts)
     items = as_items(mine.items, "samples")
-    if real is not None:
-        check_comparable(items, as_items(stored_items(real, 1), "items"))
     extractor = find_features(features, mine.items)
     found = featured(extractor, items)
     if real is None:
@@ -150,6 +155,8 @@ def _judged(
         _save(Path(save), target, real)
     result = report(found, target, measures, few=few, protocol=facts,
                     copies=None if copies is None else copies.found)  # fmt: skip
+    if len(items) == len(real) and torch.equal(items, as_items(stored_items(real), "items")):
+        result = replace(result, notes=(*result.notes, SAME))
     theirs = real.condition_items(range(len(real))).get("class_labels")
     if mine.labels is not None and getattr(extractor, "classes", None) == real.spec.classes:
         agrees = agreement(found, mine.labels, target, theirs)
