@@ -26,7 +26,8 @@ WEAK = 0.93  # over a linear denoiser where the optimum betters that by a tenth
 HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
 FEW_DIMS, MANY_ITEMS = 20, 1000  # where it is
 LITTLE = 0.2  # of the possible gain: nothing to speak of
-NEGLECTED, NEGLECTED_INSIDE = 1.2, 1.5  # over a linear denoiser at one level, outside of training's
+NEGLECTED = 1.2  # over a linear denoiser at one level outside of training's
+NEGLECTED_INSIDE, LEVELS_INSIDE = 2.0, 2  # and at so many inside; x0 errs so at the smallest noise
 CLASSES_HELP = 0.97  # a linear denoiser that knows the class over one that does not
 CLASSES_USED = 0.25  # of that help, in logarithms
 EXCHANGED = 0.9  # told another class over told the own one
@@ -138,7 +139,7 @@ def coverage(m: Measured) -> Finding | None:
     inside = [v for v in matter if v not in outside]
     bad = [v for v in inside if v.ratio("model", "linear").above(NEGLECTED_INSIDE)]
     good = [v for v in inside if v.ratio("model", "linear").below(WEAK)]
-    if bad and good:
+    if len(bad) >= LEVELS_INSIDE and good:
         return Finding(
             "noise levels neglected",
             f"at sigma/alpha {', '.join(f'{v.at:.2g}' for v in good)} the model betters a linear "
