@@ -109,14 +109,14 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
     }
     for name, turn in TURNS.items():
         if turn(subject.train[:1]) is not None:
-            shown = [_changed(seen, turn) for seen in levels]
+            shown = [_shown(seen, turn(seen.x0)) for seen in levels]
             # A turn keeps lengths and is its own inverse: the linear denoiser turns with it.
             back = [seen._replace(x0=turn(seen.x0), x=turn(seen.x)) for seen in shown]
             others = [_linear_errors(subject.linear, seen) for seen in back]
             mine = [errors_of(seen.x0, denoised(model, seen)) for seen in shown]
             found["items"].append(of(name, mine, others))
     for name, (scale, shift) in SCALED.items():
-        shown = [_changed(seen, lambda x, a=scale, b=shift: a * x + b) for seen in levels]
+        shown = [_shown(seen, scale * seen.x0 + shift) for seen in levels]
         # As if the noise were smaller by the scale, and errors larger by its square.
         back = [
             v._replace(x0=u.x0, x=(v.x - v.alpha * shift) / scale, sigma=v.sigma / scale)
@@ -239,9 +239,8 @@ SCALED = {
 """Others: a and b of a x + b."""
 
 
-def _changed(seen: Noisy, change: Change) -> Noisy:
-    """The same with the same noise, of changed items."""
-    x0 = change(seen.x0)
+def _shown(seen: Noisy, x0: Tensor) -> Noisy:
+    """The same with the same noise, of other items."""
     return seen._replace(x0=x0, x=seen.x + seen.alpha * (x0 - seen.x0))
 
 
