@@ -149,6 +149,7 @@ def broken(fault: str, config: dict[str, Any], dice: random.Random) -> None:
         config["sde"] = {"name": "vp", "beta_max": dice.choice([0.7, 1.5, 3.0])}
     elif fault == "learning rate too high":
         training |= {"lr": dice.choice([0.1, 0.3, 1.0]), "grad_clip": 0.0, "decay": 0.0}
+        training |= {"muon_lr": 1.0} if "muon_lr" in training else {}  # of matrices, by Muon
     elif fault == "few updates":
         training |= {"steps": dice.choice([10, 20, 40]), "warmup_steps": 5}
     elif fault == "few items":
