@@ -66,6 +66,7 @@ STREAMS = {"default_rng", "Generator", "Philox", "SeedSequence"}
 SEEDED = {
     "noise.py",  # is where streams are seeded
     "losses.py",  # within `StepRandomness.for_times`; noise is given
+    "training/map_matching.py",  # as losses
     "checks/memory.py",  # names what makes tensors
     "evaluation/c2st.py",
     "evaluation/classifier.py",
