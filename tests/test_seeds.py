@@ -64,14 +64,13 @@ DRAWS = {
 }  # fmt: skip
 STREAMS = {"default_rng", "Generator", "Philox", "SeedSequence"}
 SEEDED = {
-    "noise.py",  # is where streams are seeded
     "losses.py",  # within `StepRandomness.for_times`; noise is given
     "training/map_matching.py",  # as losses
     "checks/memory.py",  # names what makes tensors
     "evaluation/c2st.py",
     "evaluation/classifier.py",
 }
-"""What may draw from torch's global generator: files in which `noise.py` has seeded it."""
+"""Files that may draw from the global generator, which `noise` has seeded; networks may too."""
 
 
 def unseeded(tree):
@@ -93,7 +92,7 @@ def test_nothing_draws_from_a_global_generator():
     found = {}
     for path in sorted(Path(score_sde.__file__).parent.rglob("*.py")):
         name = str(path.relative_to(Path(score_sde.__file__).parent))
-        if name in SEEDED or name.startswith("nets/"):  # networks: dropout and initial weights
+        if name in SEEDED or name.startswith(("nets/", "noise/")):
             continue
         lines = list(unseeded(ast.parse(path.read_text())))
         if lines:
