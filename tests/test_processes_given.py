@@ -166,6 +166,8 @@ def test_numbers_are_tensors_whatever_holds_them():
     for given in (want, array, array.astype(">f4"), array[::-1][::-1], array.T.copy().T,
                   array.astype(">i2"), want.tolist()):  # fmt: skip
         torch.testing.assert_close(real_tensor(given, "x").float(), want)
+    assert real_tensor([0.1, 0.2], "x").tolist() == [0.1, 0.2]  # in float64, as Python's are
+    assert LAW.weights.tolist() == [0.3, 0.7] and Gaussian([0.1], 0.3).mean().tolist() == [0.1]
     for wrong in (
         "a",
         None,
