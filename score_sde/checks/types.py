@@ -42,8 +42,9 @@ def _known(device: torch.device | str) -> torch.device | str:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError("a device: cpu, cuda, cuda:0 or mps") from error
-    here = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "meta": int}
-    count = here[found.type]() if found.type in here else 1
+    count = {"cuda": torch.cuda.device_count(), "mps": torch.mps.device_count(), "meta": 0}.get(
+        found.type, 1
+    )
     if count <= (found.index or 0):
         raise ValueError(f"a device that is here; of {found.type} there are {count}")
     return device

@@ -71,7 +71,7 @@ def construct(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     if hasattr(cls.__init__, "is_checked") or not options:  # type: ignore[misc]
         return cls(**options)
     made = cls.__new__(cls)
-    _initialiser(cls, where)(made, **options)
+    _initialiser(cls, where)(made, **options)  # type: ignore[arg-type]
     return made
 
 

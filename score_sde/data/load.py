@@ -102,7 +102,12 @@ def load_data(
             f"Data has {found} channel{'s' * (found > 1)}, data.channels says {channels}. "
             f"Set data.channels={found}{advice}."
         )
-    of_images = {"size": size, "resize": resize, "channels": channels, "flip": flip or None}
+    of_images: dict[str, object] = {
+        "size": size,
+        "resize": resize,
+        "channels": channels,
+        "flip": flip or None,
+    }
     of_images["convert"] = None if convert == "auto" else convert
     wrong = [f"data.{key}" for key, value in of_images.items() if value is not None]
     if wrong and len(data.spec.shape) != 3:

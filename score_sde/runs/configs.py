@@ -80,14 +80,11 @@ def load_config(argument: str) -> Config:
         values = get_config(variant) if variant else get_config()
     except UserError:
         raise
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever somebody's file raises; its own sentence where it has one
+    except (Exception, SystemExit) as error:  # whatever a file raises; its own sentence if it has
         if type(error) is ValueError:
             raise ConfigError(str(error)) from error
-        own = isinstance(error, SyntaxError)
-        line = error.lineno if own else traceback.extract_tb(error.__traceback__)[-1].lineno
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config {argument} failed in line {line}: {what}.") from error
     if not is_section(values):
