@@ -48,7 +48,7 @@ def test_states_of_integers_are_states(dtype):
 WRONG_TIMES = ["a", None, 1j, [0.1, "b"], torch.tensor([1j]), object()]
 
 
-@pytest.mark.parametrize("t", WRONG_TIMES, ids=str)
+@pytest.mark.parametrize("t", WRONG_TIMES, ids=lambda t: type(t).__name__)
 def test_what_is_no_time_is_a_sentence(t):
     x = torch.zeros(2, 2)
     for ask in (
