@@ -145,7 +145,7 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split=validation"], "split must be train or test"),
+        (["--split=validation"], "split must be 'train' or 'test'"),
         (["--num_samples=0"], "num_samples must be at least 1"),
         (["--bound=elbo"], "--bound must be one of none, chain"),
         (["--repeats=0"], "repeats must be at least 1"),

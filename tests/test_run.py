@@ -285,7 +285,7 @@ def test_bad_command_lines_get_a_sentence_and_exit_2(work, capsys, arguments, me
     ("arguments", "message"),
     [
         (["--steps", "0"], "steps must be at least 1 \\(got 0\\)"),
-        (["--num_samples", "0"], "num_samples must be >= 1"),
+        (["--num_samples", "0"], "num_samples must be at least 1"),
         (["--steps", "3", "--nfe", "3"], "not both"),
         (["--sampler", "heun", "--option", "eta=1"], "option of heun: 'eta' is unknown"),
         (["--option", "eta"], "must read name=value"),

@@ -25,7 +25,10 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 
 def is_huggingface(name: str) -> bool:
     """Whether this is a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
-    return any((Path(name).expanduser() / mark).is_file() for mark in MARKS)
+    try:
+        return any((Path(name).expanduser() / mark).is_file() for mark in MARKS)
+    except (OSError, RuntimeError):  # no name of a file, or of no home
+        return False
 
 
 class TableItems(Dataset):

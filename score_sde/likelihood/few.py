@@ -84,9 +84,12 @@ class Few:
     def scaled(self, solve: Solve, nats: Tensor, error: Tensor) -> Tensor:
         """Estimates of the solver's error (B,), the first of these samples, by a finer solution.
 
-        nats: (few, K), what was found of these.
+        nats: (few, K), what was found of these. Samples that have steps of their own keep what
+        these say at least: the few tell little of others.
         """
         better = solve.finer()(Counted(self.score), self.frame, self.clock, self.x, self.seeds)
         off = (better.nats - nats).mean(1).square().mean().sqrt() / REVEALED
         size = error[: len(nats)].square().mean().sqrt()
-        return error * (off / size) if float(size) > 0 else torch.full_like(error, float(off))
+        if float(size) == 0:
+            return torch.full_like(error, float(off))
+        return error * (off / size if solve.solver == "adams" else (off / size).clamp(min=1))
