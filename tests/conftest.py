@@ -28,7 +28,8 @@ from score_sde import (
 from score_sde.runs.run import pick_device
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # else a core is for each of pytest's processes
-os.environ.setdefault("OMP_NUM_THREADS", "2" if ALONE else "1")  # also of the commands started
+# Of the commands started, too; what the first process says is not for those that it starts.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "2") if ALONE else "1"
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key of the tests'
 
