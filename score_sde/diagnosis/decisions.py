@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Count, UserError, checked
+from score_sde.diagnosis.closed_forms import posterior_mean
 from score_sde.noise import SeededNoise
-from score_sde.processes.expand import as_time, expand
+from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
 from score_sde.sampling import sample
 from score_sde.scores import ScoreFn
@@ -110,11 +111,10 @@ class Closeness:
 @checked
 def optimal_denoiser(sde: SDE, data: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
     """D*(x, t), the mean of items (N, ...) weighed by how likely they are given x (B, ...)."""
-    time, flat = as_time(t), data.flatten(1).to(x)
-    alpha, sigma = expand(sde.alpha(time), x), expand(sde.sigma(time), x)
-    distance = torch.cdist(x.flatten(1), alpha.reshape(-1)[0] * flat)
-    weights = (-0.5 * (distance / sigma.reshape(-1)[0]) ** 2).softmax(1)
-    return (weights @ flat).reshape(x.shape)
+    time = as_time(t).double().reshape(-1)[0]  # in float64: distances over sigma^2 are large
+    items, points = data.flatten(1).to(x.device).double(), x.flatten(1).double()
+    guess = posterior_mean(items, points, float(sde.alpha(time)), float(sde.sigma(time)))
+    return guess.reshape(x.shape).to(x)
 
 
 @checked
