@@ -150,6 +150,25 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
+def test_no_module_needs_an_extra_to_be_imported():
+    """`pip install score-sde` alone is enough for every module, the command's above all."""
+    code = """
+import importlib, pkgutil, sys
+
+extras = ["matplotlib", "gradio", "transformers", "diffusers", "webdataset", "datasets", "pyarrow",
+          "huggingface_hub", "wandb", "IPython", "ipywidgets", "torchvision", "timm"]
+sys.modules.update(dict.fromkeys(extras))  # None: cannot be imported
+import score_sde
+
+found = [m.name for m in pkgutil.walk_packages(score_sde.__path__, "score_sde.")]
+assert "score_sde.cli.command" in found and "score_sde.explorer.page" in found
+for name in found:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
 if __name__ == "__main__":  # python tests/test_layers.py draws the house
     house = arrows()
     floor = floors(house)

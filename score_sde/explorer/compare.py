@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 from score_sde.checks import UserError
 from score_sde.explorer.widgets import import_gradio, spoken
 from score_sde.plotting.style import CYCLE, legend, subplots
 from score_sde.runs.listing import HEAD, RunSummary, curve, differences, find_runs, rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def runs_tab(root: Path) -> None:
