@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
+from tqdm.auto import tqdm
+
 from score_sde.data.spec import DataError
 
 # A member of a zip may be so many times its compressed size, once it is larger than the free size.
@@ -110,27 +112,29 @@ def _list_folder(root: Path) -> FolderFiles:
     """Every real folder is read once: links to folders are followed after all that lie here."""
     names: list[str] = []
     notes: list[str] = []
+
+    def said(error: OSError) -> None:
+        notes.append(f"{printable(str(error.filename))}: {error.strerror}; skipped")
+
     above = {_identity(folder) for folder in root.resolve().parents}
     entered: set[tuple[int, int]] = set()
     waiting = [root]
-    while waiting:
-        links: list[Path] = []
-        for start in waiting:
-            if start != root and _identity(start) in entered | above:
-                name = printable(start.relative_to(root).as_posix())
-                notes.append(f"{name} links to a folder that is read already or that holds it")
-                continue
-            for folder, below, files in os.walk(start, onerror=lambda e: notes.append(_said(e))):
-                entered.add(_identity(Path(folder)))
-                links += [Path(folder, d) for d in below if Path(folder, d).is_symlink()]
-                names += [Path(folder, file).relative_to(root).as_posix() for file in files]
-        waiting = sorted(links)
+    with tqdm(desc=f"looking through {printable(str(root))}", unit=" files", delay=3.0) as bar:
+        while waiting:
+            links: list[Path] = []
+            for start in waiting:
+                if start != root and _identity(start) in entered | above:
+                    name = printable(start.relative_to(root).as_posix())
+                    notes.append(f"{name} links to a folder that is read already or that holds it")
+                    continue
+                for folder, below, files in os.walk(start, onerror=said):
+                    entered.add(_identity(Path(folder)))
+                    links += [Path(folder, d) for d in below if Path(folder, d).is_symlink()]
+                    names += [Path(folder, file).relative_to(root).as_posix() for file in files]
+                    bar.update(len(files))
+            waiting = sorted(links)
     kept = without_hidden(names, notes)
     return FolderFiles(root, kept, tuple(notes))
-
-
-def _said(error: OSError) -> str:
-    return f"{printable(str(error.filename))}: {error.strerror}; skipped"
 
 
 def _identity(folder: Path) -> tuple[int, int]:
