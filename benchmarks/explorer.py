@@ -96,7 +96,7 @@ def measure(url: str, process: psutil.Process, rounds: int) -> None:
         show(name, min(c for c, _ in found), min(c for _, c in found))
 
     best("16 garments, 10 steps", lambda: client.predict(
-        "dpmpp_2m_sde", 10, 0, 16, "ema", "any", "", "", 1, "nothing", 10, "ema", api_name="/draw"
+        "dpmpp_2m_sde", 10, "ema", 0, 16, "any", "", "", 1, "nothing", 10, "ema", api_name="/draw"
     ))  # fmt: skip
     best("a field", lambda: client.predict("moons", "vp", 0.3, api_name="/move"))
     ring = [[1.5 * math.cos(a / 100), 1.5 * math.sin(a / 100)] for a in range(628)]

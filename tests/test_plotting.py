@@ -1,13 +1,11 @@
 """Figures show what they say: arrows are scores, paths are runs, colours are the samplers'."""
 
 import sys
-import time
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from score_sde import SDE, VPSDE, FlowSDE, GaussianMixture, sample, verify
 from score_sde.checks import UserError
@@ -15,8 +13,6 @@ from score_sde.data import DataSpec
 from score_sde.nets import MLP
 from score_sde.plotting import (
     PlottingError,
-    animate,
-    explore_score_field,
     image_grid,
     plot_convergence,
     plot_map,
@@ -236,56 +232,6 @@ def test_subplots_are_transparent():
     label = axes[0, 0].xaxis.label.get_color()
     assert matplotlib.colors.to_hex(label) == style.TEXT
     assert matplotlib.rcParams["figure.facecolor"] != "none"  # nobody else's figures change
-
-
-def test_a_gif_has_a_picture_a_frame(mixture, tmp_path):
-    score = mixture.score(VP)
-    times = [0.9, 0.4, 0.1]
-    path = animate(
-        lambda ax, t: plot_score_field(score, t, ax=ax), times, tmp_path / "new" / "f.gif", fps=5
-    )
-    with Image.open(path) as film:
-        assert film.n_frames == 3 and film.info["duration"] == 200
-        first = np.asarray(film.convert("L"), dtype=float)
-        film.seek(2)
-        assert np.abs(np.asarray(film.convert("L"), dtype=float) - first).mean() > 1
-    with pytest.raises(PlottingError, match=r"\.gif or an \.mp4"):
-        animate(lambda ax, t: None, times, tmp_path / "f.avi")
-    with pytest.raises(PlottingError, match="at least one frame"):
-        animate(lambda ax, t: None, [], tmp_path / "g.gif")
-
-
-def test_an_mp4_is_written_with_ffmpeg_or_refused_in_a_sentence(tmp_path, monkeypatch):
-    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
-    monkeypatch.setitem(matplotlib.rcParams, "animation.ffmpeg_path", ffmpeg)
-    path = animate(lambda ax, i: ax.plot([0, i]), range(4), tmp_path / "f.mp4", width=3.33)
-    assert path.read_bytes()[4:8] == b"ftyp"
-    monkeypatch.setitem(matplotlib.rcParams, "animation.ffmpeg_path", "/nowhere/ffmpeg")
-    with pytest.raises(PlottingError, match=r"needs the program ffmpeg.*write a \.gif"):
-        animate(lambda ax, i: None, range(4), tmp_path / "g.mp4")
-
-
-def test_the_slider_draws_its_time_within_300_ms(mixture):
-    pytest.importorskip("ipywidgets")
-    box = explore_score_field(mixture.score(VP), [0.1, 0.5, 0.9])
-    slider, image = box.children
-    before = image.value
-    slider.value = 2
-    assert image.value != before and image.value[:8] == b"\x89PNG\r\n\x1a\n"
-    seconds = []
-    for i in (0, 1, 2, 1, 0):
-        started = time.process_time()
-        box.update(i)
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.3  # of CPU time: the machine may be busy
-    assert image.value == before  # back at the first time: the same picture
-
-
-def test_the_slider_is_a_still_figure_without_the_extra(mixture, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    figure = explore_score_field(mixture.score(VP), [0.1, 0.2, 0.3, 0.4, 0.5, 0.9])
-    titles = [ax.get_title() for ax in figure.axes]
-    assert titles == ["t = 0.1", "t = 0.3", "t = 0.4", "t = 0.9"]
 
 
 def test_no_matplotlib_is_an_error_that_names_the_extra(mixture, monkeypatch):

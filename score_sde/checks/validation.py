@@ -177,6 +177,8 @@ def _instances(hint: Any) -> Any:
     if origin is Sequence:
         items: Any = types.GenericAlias(tuple, (_instances(inside[0]), ...))
         return Annotated[items, Strict(False), WrapValidator(_sequence)]
+    if origin is Iterable:  # its items are taken later, one by one
+        hint, origin = Iterable, None
     if origin is tuple and inside:  # a list will do
         parts = tuple(p if p is Ellipsis else _instances(p) for p in inside)
         loose: Any = types.GenericAlias(tuple, parts)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from score_sde.checks import UserError
-from score_sde.explorer.widgets import import_gradio, spoken
+from score_sde.explorer.library import import_gradio
+from score_sde.explorer.widgets import spoken
 from score_sde.plotting.style import CYCLE, legend, subplots
 from score_sde.runs.listing import HEAD, RunSummary, curve, differences, find_runs, rows
 

@@ -6,6 +6,7 @@ elsewhere. A tab is there if the run can do what is in it.
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 from score_sde.checks import UserError
 from score_sde.explorer.compare import runs_tab
 from score_sde.explorer.draw import draw_tab
+from score_sde.explorer.library import import_gradio, without_collection
 from score_sde.explorer.likelihoods import likelihood_tab
 from score_sde.explorer.plane import plane_tab
 from score_sde.explorer.restoring import restore_tab
 from score_sde.explorer.runs_here import Subject
-from score_sde.explorer.widgets import import_gradio
 from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.listing import find_runs
@@ -55,19 +56,18 @@ def explore(
 
     Raises UserError for a port in use, a workdir that is neither, and without gradio.
     """
-    import_gradio()
-    import matplotlib
-
-    matplotlib.use("Agg")  # figures are drawn for the page: no display is needed
-    port = free_port(host, port)
-    page = make_page(workdir, device)
     gr = import_gradio()
-    page.launch(
-        server_name=host, server_port=port, share=False, quiet=True, show_error=True, pwa=False,
-        ssr_mode=False, prevent_thread_lock=True, footer_links=[], enable_monitoring=False,
-        css=CSS, theme=gr.themes.Base(font=["system-ui", "sans-serif"],
-                                      font_mono=["ui-monospace", "monospace"]),
-    )  # fmt: skip
+    os.environ["MPLBACKEND"] = "Agg"  # figures are drawn for the page: no display is needed
+    port = free_port(host, port)
+    with without_collection():
+        page = make_page(workdir, device)
+        page.launch(
+            server_name=host, server_port=port, share=False, quiet=True, show_error=True,
+            pwa=False, ssr_mode=False, prevent_thread_lock=True, footer_links=[],
+            enable_monitoring=False, css=CSS,
+            theme=gr.themes.Base(font=["system-ui", "sans-serif"],
+                                 font_mono=["ui-monospace", "monospace"]),
+        )  # fmt: skip
     print(f"the page is at http://{host}:{port}; stop it with Ctrl-C", flush=True)
     if host not in (HOST, "localhost", "::1"):
         print(f"anyone who reaches {host} can use it", flush=True)

@@ -3,8 +3,6 @@
 const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d"), draws = props.draws;
 let scene = {}, shade = null, stroke = false;
 
-function colour(name) { return getComputedStyle(canvas).getPropertyValue(name) || "#20242b"; }
-
 function paint() {
   const size = canvas.clientWidth || 480, dense = window.devicePixelRatio || 1;
   canvas.width = canvas.height = Math.round(size * dense);

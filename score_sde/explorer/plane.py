@@ -7,19 +7,20 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from score_sde.checks import UserError
+from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
-from score_sde.explorer.widgets import canvas, data_url, import_gradio, spoken, whole
+from score_sde.explorer.widgets import canvas, data_url, spoken, whole
 from score_sde.plotting.fields import arrow_scale, density_on, evaluate, lattice, own_density
 from score_sde.plotting.paths import record_trajectory
-from score_sde.plotting.style import density_map, limits, sampler_style
+from score_sde.plotting.style import limits, sampler_style, shaded
 from score_sde.runs.plane import PROCESSES, Field, closed_forms, learn
 
 EXTENT = 3.0
 ARROWS = 21
+START = 0.15  # of the time at first
 FOLLOWED = ("heun", "ddim", "adams", "dpmpp_2m", "euler_maruyama", "ancestral")
 THIS_RUN, DRAWN = "this run", "what you drew"
 
@@ -37,7 +38,7 @@ def scene(field: Field, t: float, paths: Sequence[dict] = ()) -> str:
     density = own_density(score)
     if density is not None:
         shade = density_on(density, lattice(EXTENT, 96), t).reshape(96, 96)[::-1]
-        found["shade"] = data_url((255 * density_map()(shade)[..., :3]).astype(np.uint8))
+        found["shade"] = data_url(shaded(shade))
     if points is not None:
         found["points"] = points[:1500].numpy().round(3).tolist()
     return json.dumps(found)
@@ -94,10 +95,7 @@ class Fields:
 def plane_tab(subject: Subject | None) -> None:
     """The tab: the field on the left, a drawing on the right."""
     gr = import_gradio()
-    fields, paths = Fields(subject), list[dict]()
-    first = fields.names[0]
-    start = scene(fields.get(first, "vp"), 0.15)
-
+    plane = Plane(Fields(subject))
     if subject is not None and not subject.in_the_plane:
         gr.Markdown(
             f"This run's items have shape {subject.run().data_spec.shape}; a field can be shown of "
@@ -106,16 +104,7 @@ def plane_tab(subject: Subject | None) -> None:
         )
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
-            with gr.Row():
-                data = gr.Dropdown(fields.names, value=first, label="data", min_width=130)
-                process = gr.Dropdown(list(PROCESSES), value="vp", label="process", min_width=90,
-                                      visible=first != THIS_RUN)  # fmt: skip
-            t = gr.Slider(0.0, 1.0, value=0.15, step=0.005, label="t: 0 is data, 1 is noise",
-                          elem_id="time")  # fmt: skip
-            field = canvas(
-                "plane.js", "the score at t; a click starts a path", "field", draws=False
-            )
-            field.value = start
+            of_field, t, field = _field_controls(plane.fields)
             with gr.Row():
                 sampler = gr.Dropdown(FOLLOWED, value="heun", label="paths by", min_width=130)
                 steps = gr.Slider(2, 200, value=40, step=1, label="steps", min_width=120)
@@ -130,50 +119,74 @@ def plane_tab(subject: Subject | None) -> None:
             said = gr.Markdown("A small network learns the score of what you draw; its field "
                                "appears as it learns.", elem_id="learned")  # fmt: skip
 
-    def now(name: str, process: str, t: float) -> str:
-        shown = fields.get(name, process)
-        return scene(shown, shown.time(t), paths)
+    data, process = of_field
+    asked = [data, process, t]
+    for changed in of_field:
+        changed.input(spoken(plane.choose), asked, [field, process])
+    t.input(spoken(plane.move), asked, field, show_progress="hidden", trigger_mode="always_last")
+    Plane.click.__annotations__["event"] = gr.EventData  # by which gradio hands the event over
+    field.click(spoken(plane.click), [*asked, sampler, steps], field, show_progress="hidden")
+    wipe.click(spoken(plane.forget), asked, field)
+    clear.click(lambda: "", None, drawing)
+    learned = [field, said, data, process]
+    train.click(spoken(plane.learned), [drawing, t], learned, show_progress="hidden")
 
-    @spoken
-    def choose(name: str, process: str, t: float) -> Any:
-        paths.clear()
-        return now(name, process, t), gr.update(visible=name not in (THIS_RUN, DRAWN))
 
-    @spoken
-    def move(name: str, process: str, t: float) -> str:
-        return now(name, process, t)
+def _field_controls(fields: Fields) -> tuple[tuple[Any, Any], Any, Any]:
+    """What the field is of (data, process), its time, and its canvas with the first field."""
+    gr = import_gradio()
+    first = fields.names[0]
+    with gr.Row():
+        data = gr.Dropdown(fields.names, value=first, label="data", min_width=130)
+        process = gr.Dropdown(list(PROCESSES), value="vp", label="process", min_width=90,
+                              visible=first != THIS_RUN)  # fmt: skip
+    t = gr.Slider(0.0, 1.0, value=START, step=0.005, label="t: 0 is data, 1 is noise",
+                  elem_id="time")  # fmt: skip
+    field = canvas("plane.js", "the score at t; a click starts a path", "field", draws=False)
+    shown = fields.get(first, "vp")
+    field.value = scene(shown, shown.time(START))
+    return (data, process), t, field
 
-    def click(name: str, process: str, t: float, method: str, steps: Any, event: Any) -> str:
-        shown, count = fields.get(name, process), whole(steps, "steps", 2, 1000)
+
+class Plane:
+    """What the tab's controls do; the paths are those of the page's one user."""
+
+    def __init__(self, fields: Fields):
+        self.fields = fields
+        self.paths: list[dict] = []
+
+    def move(self, name: str, process: str, t: float) -> str:
+        """The field at another time, and the paths."""
+        shown = self.fields.get(name, process)
+        return scene(shown, shown.time(t), self.paths)
+
+    def choose(self, name: str, process: str, t: float) -> list[Any]:
+        """Another field, and whether it asks for a process."""
+        gr = import_gradio()
+        return [self.forget(name, process, t), gr.update(visible=name not in (THIS_RUN, DRAWN))]
+
+    def click(self, name: str, process: str, t: float, method: str, steps: Any, event: Any) -> str:
+        """A path from where the field was clicked."""
+        shown, count = self.fields.get(name, process), whole(steps, "steps", 2, 1000)
         here = shown.time(max(t, 0.01))
-        paths.append(follow(shown, event.at, here, method, count, len(paths)))
-        return now(name, process, t)
+        self.paths.append(follow(shown, event.at, here, method, count, len(self.paths)))
+        return self.move(name, process, t)
 
-    click.__annotations__["event"] = gr.EventData  # by which gradio hands the event over
+    def forget(self, name: str, process: str, t: float) -> str:
+        """The field without paths."""
+        self.paths.clear()
+        return self.move(name, process, t)
 
-    @spoken
-    def forget(name: str, process: str, t: float) -> str:
-        paths.clear()
-        return now(name, process, t)
-
-    @spoken
-    def learned(text: str, t: float) -> Iterator[Any]:
+    def learned(self, text: str, t: float) -> Iterator[list[Any]]:
+        """The field of what was drawn, as it is learned."""
+        gr = import_gradio()
         points = torch.tensor(json.loads(text or "{}").get("drawn") or [], dtype=torch.float32)
-        paths.clear()
+        self.paths.clear()
         for found in learn(points, PROCESSES["vp"]):
-            fields.drawn = found.field
+            self.fields.drawn = found.field
             state = "done: click on the field" if found.done else "learning"
-            yield (
+            yield [
                 scene(found.field, found.field.time(t)),
                 f"{state}; {len(points)} points, update {found.step}, loss {found.loss:.3f}",
-                gr.update(choices=fields.names, value=DRAWN), gr.update(visible=False),
-            )  # fmt: skip
-
-    asked = [data, process, t]
-    data.input(choose, asked, [field, process])
-    process.input(choose, asked, [field, process])
-    t.input(move, asked, field, show_progress="hidden", trigger_mode="always_last")
-    field.click(spoken(click), [*asked, sampler, steps], field, show_progress="hidden")
-    wipe.click(forget, asked, field)
-    clear.click(lambda: "", None, drawing)
-    train.click(learned, [drawing, t], [field, said, data, process], show_progress="hidden")
+                gr.update(choices=self.fields.names, value=DRAWN), gr.update(visible=False),
+            ]  # fmt: skip

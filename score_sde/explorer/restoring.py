@@ -10,11 +10,11 @@ from torch import Tensor
 
 from score_sde.checks import UserError
 from score_sde.data.pictures import grid_array, image_array
+from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import (
     canvas,
     data_url,
-    import_gradio,
     picture,
     shown,
     spoken,

@@ -1,10 +1,9 @@
-"""What the tabs share: gradio, found late, canvases, pictures, and errors as sentences."""
+"""What the tabs share: canvases, pictures, and errors as sentences."""
 
 from __future__ import annotations
 
 import base64
 import functools
-import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,30 +17,13 @@ from PIL import Image
 
 from score_sde.checks import UserError, sentence_of
 from score_sde.data.pictures import enlarged, png_bytes
+from score_sde.explorer.library import import_gradio
 
 if TYPE_CHECKING:
     import gradio
 
 BUSY = threading.Lock()
 """One thing at a time: networks use all cores, and matplotlib is not for several threads."""
-
-
-def import_gradio() -> Any:
-    """gradio, told to call nobody; UserError if it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError(
-            "the page needs gradio, which is not installed: pip install 'score-sde[explore]'."
-        ) from error
-    if int(gradio.__version__.split(".")[0]) < 6:
-        raise UserError(
-            f"the page needs gradio 6 or newer (here is {gradio.__version__}): "
-            "pip install --upgrade 'score-sde[explore]'."
-        )
-    return gradio
 
 
 def spoken(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from torch import Tensor
 
+from score_sde.checks import checked, real_tensor
 from score_sde.plotting.fields import (
     Extent,
     LogDensity,
+    Side,
     arrow_scale,
     density_on,
     evaluate,
@@ -20,25 +25,27 @@ from score_sde.plotting.fields import (
     own_density,
     plot_score_field,
 )
-from score_sde.plotting.style import PlottingError, import_pyplot, limits, subplots
+from score_sde.plotting.style import Inches, PlottingError, import_pyplot, limits, subplots
 from score_sde.scores import ScoreFn
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Frame = TypeVar("Frame")
+MOST_FRAMES = 10_000
+FramesASecond = Annotated[int, Field(ge=1, le=100)]
+Dots = Annotated[int, Field(ge=10, le=1000)]
 
 
+@checked
 def animate(
-    draw: Callable[[Axes, Frame], Any],
-    frames: Iterable[Frame],
+    draw: Callable[..., Any],
+    frames: Iterable[Any],
     path: str | Path,
     *,
-    fps: int = 10,
-    width: float = 3.6,
-    height: float | None = None,
-    dpi: int = 90,
+    fps: FramesASecond = 10,
+    width: Inches = 3.6,
+    height: Inches | None = None,
+    dpi: Dots = 90,
 ) -> Path:
     """Write a film: `draw(ax, frame)` on empty Axes for each of ``frames``; returns its path.
 
@@ -47,9 +54,10 @@ def animate(
 
         animate(lambda ax, t: plot_score_field(score, t, ax=ax), [1.0, 0.5, 0.1], "field.gif")
     """
-    path, frames = Path(path), list(frames)
-    if not frames:
-        raise PlottingError("a film needs at least one frame.")
+    path, frames = Path(path), list(itertools.islice(frames, MOST_FRAMES + 1))
+    if not 1 <= len(frames) <= MOST_FRAMES:
+        found = f"more than {MOST_FRAMES}" if frames else "none"
+        raise PlottingError(f"a film has 1 to {MOST_FRAMES} frames (got {found}).")
     plt = import_pyplot()
     from matplotlib.animation import FFMpegWriter, PillowWriter
 
@@ -69,6 +77,7 @@ def animate(
     figure, ax = subplots(width=width, height=height)
     figure.set_facecolor("white")  # neither format fades into the page
     try:
+        draw(ax, frames[0])  # what is wrong with it is said before anything is written
         with writer.saving(figure, str(path), dpi):
             for frame in frames:
                 ax.clear()
@@ -79,20 +88,21 @@ def animate(
     return path
 
 
+@checked
 def explore_score_field(
     score: ScoreFn,
-    times: Sequence[float],
+    times: Sequence[float] | Tensor,
     *,
     density: LogDensity | None = None,
     extent: Extent = 3.0,
-    arrows: int = 17,
+    arrows: Side = 17,
 ) -> Any:
     """A slider over ``times`` above the score field, for notebooks.
 
     Needs ipywidgets (the extra `notebooks`); without it, a Figure of the field at up to four of
     the times. ``.update(i)`` of the result draws the i-th time, as the slider does.
     """
-    times = [float(t) for t in times]
+    times = real_tensor(times, "times").reshape(-1).tolist()
     if not times:
         raise PlottingError("explore_score_field needs at least one time.")
     try:

@@ -15,6 +15,7 @@ from score_sde.plotting.fields import Extent, LogDensity, density_on, draw_densi
 from score_sde.plotting.style import (
     CARD,
     INK,
+    Colour,
     PlottingError,
     axes_or_new,
     density_map,
@@ -23,7 +24,7 @@ from score_sde.plotting.style import (
     sampler_style,
 )
 from score_sde.processes.sdes import SDE
-from score_sde.sampling import sample
+from score_sde.sampling import Predictor, sample
 from score_sde.sampling.plan import check_shape
 from score_sde.scores import ScoreFn
 
@@ -67,16 +68,17 @@ def record_trajectory(
     return torch.tensor(times, dtype=torch.float64), torch.stack(states).cpu()
 
 
+@checked
 def plot_trajectories(
     sde: SDE,
     score: ScoreFn,
     shape: tuple[int, ...] = (24, 2),
     *,
     x_T: Tensor | None = None,
-    method: str = "heun",
+    method: str | Predictor[Any] = "heun",
     density: LogDensity | None = None,
     extent: Extent | None = None,
-    colour: str | None = None,
+    colour: Colour | None = None,
     ax: Axes | None = None,
     **settings: Any,
 ) -> Axes:
