@@ -5,8 +5,8 @@
     python main.py --config arrays:volumes --data scans.npy
 
     arrays           by an MLP, which takes any item as one long vector
-    arrays:signals   (C, L), or (L,) with --config.data.layout=L, by a U-Net of one dimension
-    arrays:volumes   (C, D, H, W) or (D, H, W), by a U-Net of three
+    arrays:signals   (L,), (C, L) or (L, C), by a U-Net of one dimension
+    arrays:volumes   (D, H, W), (C, D, H, W) or (D, H, W, C), by a U-Net of three
 
 Each column of a table and each channel of a signal is brought to mean 0 and standard deviation 1,
 and back in what is sampled. A column called label, class, target, species or y is the class of its
@@ -50,9 +50,10 @@ def get_config(variant: str = "vectors") -> ConfigDict:
     config.sampling.method, config.sampling.nfe = "dpmpp_2m", 25
     config.net.attention = ()
     if variant == "signals":
-        config.data.layout = "auto"
+        config.data.layout = "signal"
         config.net.patch, config.net.multipliers, config.net.width = 4, (1, 2), 64
     else:
+        config.data.layout = "volume"
         config.net.patch, config.net.multipliers, config.net.width = 2, (1, 2), 32
         config.training.batch_size = 32
     return config

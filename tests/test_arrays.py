@@ -53,6 +53,29 @@ def test_layouts_are_said_and_can_be_said_otherwise(tmp_path):
         load_data(path, layout="HW")
 
 
+@pytest.mark.parametrize(
+    "shape, kind, found",
+    [
+        ((128,), "signal", (1, 128)), ((2, 128), "signal", (2, 128)),
+        ((128, 2), "signal", (2, 128)), ((16, 16), "signal", (16, 16)),
+        ((4, 16, 16), "volume", (1, 4, 16, 16)), ((2, 8, 8, 8), "volume", (2, 8, 8, 8)),
+        ((8, 8, 8, 2), "volume", (2, 8, 8, 8)),
+    ],
+)  # fmt: skip
+def test_a_kind_is_enough_of_a_layout(tmp_path, shape, kind, found):
+    path = saved(tmp_path, np.random.default_rng(0).normal(size=(5, *shape)))
+    assert load_data(path, layout=kind).spec.shape == found
+
+
+def test_rows_of_a_table_may_be_signals_and_a_kind_that_does_not_fit_is_named(tmp_path):
+    data = load_data(table(tmp_path, "a,b,c\n1,2,3\n4,5,6\n"), layout="signal")
+    assert data.raw.tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
+    with pytest.raises(DataError, match=r"volume is of items \(D, H, W\).* shape \(7,\)"):
+        load_data(saved(tmp_path, noise(5, 7)), layout="volume")
+    with pytest.raises(DataError, match=r"signal is of items \(L,\).* shape \(3, 8, 8\)"):
+        load_data(saved(tmp_path, noise(5, 3, 8, 8)), layout="signal")
+
+
 def test_signals_and_volumes(tmp_path):
     signal = np.random.default_rng(0).normal(size=(9, 1, 128)) * 40
     data = load_data(saved(tmp_path, signal))
@@ -227,7 +250,8 @@ def test_tables_with_any_separator_and_their_label(tmp_path, sign):
 
 def test_text_and_gaps_in_tables_are_named(tmp_path):
     for text, message in (
-        ("a,b\n1,x\n2,y\n", r"columns with text are no numbers: 'b' \('x'\)"),
+        ("a,b\n1,x\n2,y\n", r"columns with text are no numbers: 'b' \('x' in row 1\)"),
+        ("a,b\n1,2\n,3\n4,x\n", r"'b' \('x' in row 3\).*empty or NaN in 'a' \(1 of them, .*row 2"),
         ("a,b\n1,\n2,3\n", r"empty or NaN in 'b' \(1 of them, the first in row 1\)"),
         ("a,b\n1,2\n2,nan\n", r"'b' \(1 of them, the first in row 2\)"),
         ("a,b\n1,2\n3\n", "row 2 has 1 cells, not 2"),

@@ -42,8 +42,14 @@ def test_a_port_in_use_and_a_folder_without_runs_are_sentences(tmp_path, capsys)
         port = taken.getsockname()[1]
         assert main(f"x --mode explore --port {port}".split()) == 2
         assert f"port {port}" in capsys.readouterr().err
-    with pytest.raises(UserError, match="70000"):
-        pages.free_port("127.0.0.1", 70000)
+    for wrong in (0, -1, 70000):
+        with pytest.raises(UserError, match=r"port must be .* \(got "):
+            pages.explore("fashion", port=wrong)
+    for wrong in ("nonsense.invalid", "999.1.1.1", "a" * 70):
+        with pytest.raises(UserError, match="is no address of this computer"):
+            pages.free_port(wrong, None)
+    with pytest.raises(UserError, match=r"of 192\.0\.2\.1 cannot be used"):
+        pages.free_port("192.0.2.1", None)
     with pytest.raises(UserError, match="no run and holds none"):
         pages.make_page(tmp_path)
 

@@ -209,6 +209,11 @@ def test_image_grid_shows_the_pixels():
         image_grid(torch.zeros(3, 2))
     with pytest.raises(PlottingError, match="3 row labels for 2 rows"):
         image_grid(pixels, columns=3, row_labels="abc")
+    with pytest.raises(PlottingError, match="2 column labels for 3 columns"):
+        image_grid(pixels, columns=3, column_labels=["a", "b"])
+    halves = image_grid(torch.zeros(4, 1, 4, 4), columns=4, column_labels=["left", "right"])
+    assert [t.get_text() for t in halves.get_xticklabels()] == ["left", "right"]
+    assert halves.get_xticks().tolist() == [5.0, 17.0]  # the middles of two pictures and their gap
 
 
 def test_colours_stand_out_on_both_pages_and_do_not_repeat():

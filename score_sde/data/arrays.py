@@ -30,11 +30,10 @@ def from_arrays(
     check_numbers(items, name)
     items = items[:, None] if items.ndim == 1 else items
     notes = []
-    if layout == "auto":
-        layout, certain = layout_of(items.shape[1:])
-        if not certain:
-            shape = items.shape[1:]
-            notes.append(f"{name}: items {shape} are read as {layout}; data.layout says otherwise")
+    layout, certain = layout_of(items.shape[1:], layout)
+    if not certain:
+        shape = items.shape[1:]
+        notes.append(f"{name}: items {shape} are read as {layout}; data.layout says otherwise")
     check_fits(layout, items.shape[1:])
     items = arranged(items, layout)
     is_picture = items.ndim == 4

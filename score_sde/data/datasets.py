@@ -181,7 +181,7 @@ def from_items(
         items.mode = "L" if all(p.mode in GREY_MODES for p in pictures) else "RGB"
     else:
         shape = as_array(first[0].value, f"item 0 of {dotted}").shape
-        found, certain = layout_of(shape) if layout == "auto" else (layout, True)
+        found, certain = layout_of(shape, layout)
         items.layout = found
         if not certain:
             notes.append(f"items {shape} are read as {found}; data.layout says otherwise")

@@ -2,7 +2,8 @@
 
 A layout names the axes of one item: D (a vector); CL, LC, L (signals); HW, CHW, HWC (pictures);
 DHW, CDHW, DHWC (volumes). Items are brought to channels first; what has no axis of channels gets
-one. ``vector`` makes one long vector of any item.
+one. ``vector`` makes one long vector of any item; ``signal`` and ``volume`` say of what kind it is,
+and the axis of channels, if there is one, is found.
 """
 
 from __future__ import annotations
@@ -14,18 +15,29 @@ import numpy as np
 
 from score_sde.data.spec import DataError
 
-Layout = Literal["auto", "vector", "D", "L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC"]
+Layout = Literal[
+    "auto", "vector", "signal", "volume",
+    "D", "L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC",
+]  # fmt: skip
 USUAL_CHANNELS = (1, 3, 4)
 MOST_CHANNELS = 16
 Shape = Sequence[int]
+KINDS = {"signal": "(L,), (C, L) or (L, C)", "volume": "(D, H, W), (C, D, H, W) or (D, H, W, C)"}
 
 
-def layout_of(shape: Shape) -> tuple[str, bool]:
+def layout_of(shape: Shape, layout: str = "auto") -> tuple[str, bool]:
     """The likeliest layout of items of this shape, and whether there is no doubt about it.
 
     Of two readings of a picture the one with 1, 3 or 4 channels is taken, else the one that is
     nearer to a square; an axis is that of channels if it has at most 16 and is the shortest.
+    layout: that of the user's, which is taken, but for auto, signal and volume.
     """
+    if layout == "signal" and len(shape) <= 2:
+        return ("L" if len(shape) == 1 else "CL" if shape[0] <= shape[1] else "LC"), True
+    if layout == "volume" and len(shape) == 3:
+        return "DHW", True
+    if layout != "auto" and not (layout == "volume" and len(shape) == 4):
+        return layout, True
     if len(shape) == 1:
         return "D", True
     if len(shape) == 2:
@@ -67,6 +79,10 @@ def _elongation(sides: Shape) -> float:
 
 def check_fits(layout: str, shape: Shape) -> None:
     """Raises DataError if items of this shape cannot have the layout."""
+    if layout in KINDS:
+        raise DataError(
+            f"data.layout={layout} is of items {KINDS[layout]}; these have shape {tuple(shape)}."
+        )
     if layout != "vector" and len(layout) != len(shape):
         raise DataError(
             f"data.layout={layout} is of items with {len(layout)} axes; these have shape "

@@ -172,7 +172,7 @@ def _found(
         data.split, data.notes = read.split, (*data.notes, *read.notes)
         return data
     if suffix in TABLES:
-        return _from_table(_existing(name), said, bounds, shaping["scaling"])
+        return _from_table(_existing(name), said, layout, bounds, shaping["scaling"])
     if name.startswith(HUB) or is_huggingface(name):
         return from_huggingface(name, split, said, layout, bounds, workers, **shaping)
     if suffix == ".zip" or is_shards(name) or _looks_like_path(name) or Path(name).is_dir():
@@ -226,16 +226,20 @@ def _built_in(name: str, split: str, shaping: dict[str, Any], balanced: bool = F
 
 
 def _from_table(
-    path: Path, options: dict[str, Any], bounds: tuple[float, float] | None, scaling: str
+    path: Path,
+    options: dict[str, Any],
+    layout: str,
+    bounds: tuple[float, float] | None,
+    scaling: str,
 ) -> ArrayData:
     table = read_table(path, options)
     data = from_arrays(
-        table.items, table.labels, str(path), layout="D", bounds=bounds, scaling=scaling
+        table.items, table.labels, str(path), layout=layout, bounds=bounds, scaling=scaling
     )
     label = f"; the column {table.label_column} is the label" if table.label_column else ""
     columns = ", ".join(table.columns[:20]) + (", ..." if len(table.columns) > 20 else "")
     data.notes = (*data.notes, f"{len(table.columns)} columns: {columns}{label}")
-    constant = (data.raw == data.raw[0]).all(0).tolist()
+    constant = (data.raw == data.raw[0]).all(0).flatten().tolist()
     still = [name for name, same in zip(table.columns, constant, strict=True) if same]
     if still:
         data.notes = (*data.notes, f"columns that never change: {listed(still, 10)}")

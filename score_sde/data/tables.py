@@ -58,7 +58,10 @@ def read_table(path: Path, options: Mapping[str, Any]) -> Table:
 
 
 class Column(NamedTuple):
-    """A column as it is read: numbers while all cells are, the texts, and the rows of gaps."""
+    """A column as it is read: numbers while all cells are, the texts, and the rows of gaps.
+
+    first_text: the first cell that is no number, and its row; None if all are.
+    """
 
     numbers: array | np.ndarray
     texts: list[str]
@@ -79,18 +82,21 @@ def _rows(gaps: list[int]) -> str:
 
 
 def _check_columns(path: Path, columns: Mapping[str, Column]) -> None:
-    texts = [f"{n!r} ({c.first_text!r})" for n, c in columns.items() if c.first_text is not None]
-    if texts:
-        raise DataError(
-            f"{path}: columns with text are no numbers: {listed(texts, 20)}. Make one of them the "
-            "classes with data.options.label=NAME, leave others out with data.options.drop=NAME."
-        )
+    texts = [f"{name!r} ({c.first_text})" for name, c in columns.items() if c.first_text]
     gaps = [f"{name!r} ({_rows(c.gaps)})" for name, c in columns.items() if c.gaps]
-    if gaps:
-        raise DataError(
-            f"{path}: cells are empty or NaN in {listed(gaps, 20)}. Fill them, remove these rows, "
-            "or leave the columns out with data.options.drop=NAME."
+    faults = []
+    if texts:
+        faults.append(
+            f"columns with text are no numbers: {listed(texts, 20)}. Make one of them the classes "
+            "with data.options.label=NAME, leave others out with data.options.drop=NAME."
         )
+    if gaps:
+        faults.append(
+            f"cells are empty or NaN in {listed(gaps, 20)}. Fill them, remove these rows, or leave "
+            "the columns out with data.options.drop=NAME."
+        )
+    if faults:
+        raise DataError(f"{path}: {' Also, '.join(faults)}")
     if not columns or not len(next(iter(columns.values())).numbers):
         raise DataError(f"{path} holds no rows of numbers.")
 
@@ -130,7 +136,7 @@ def _columns(path: Path, rows: Iterable[list[str]]) -> dict[str, Column]:
             if cell.strip().lower() in GAPS or value != value:
                 gaps[k].append(i)
             elif value is None and first_texts[k] is None:
-                first_texts[k] = cell.strip()[:40]
+                first_texts[k] = f"{cell.strip()[:40]!r} in row {i + 1}"
             numbers[k].append(0.0 if value is None else value)
             texts[k].append(cell.strip())
     return {
@@ -169,5 +175,6 @@ def _arrow_column(column: Any) -> Column:
         return Column(values, [], np.flatnonzero(np.isnan(values)).tolist(), None)
     cells = [None if cell is None else str(cell) for cell in column.to_pylist()]
     gaps = [i for i, cell in enumerate(cells) if cell is None]
-    first = next((cell for cell in cells if cell is not None), "")
-    return Column(np.zeros(len(cells)), ["" if c is None else c for c in cells], gaps, first[:40])
+    first = next((i for i, cell in enumerate(cells) if cell is not None), None)
+    said = None if first is None else f"{str(cells[first])[:40]!r} in row {first + 1}"
+    return Column(np.zeros(len(cells)), ["" if c is None else c for c in cells], gaps, said)

@@ -6,12 +6,15 @@ elsewhere. A tab is there if the run can do what is in it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from score_sde.checks import UserError
+from pydantic import Field
+
+from score_sde.checks import UserError, checked
 from score_sde.explorer.compare import runs_tab
 from score_sde.explorer.draw import draw_tab
 from score_sde.explorer.library import import_gradio, without_collection
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import gradio
 
 HOST, PORT = "127.0.0.1", 7860
+Port = Annotated[int, Field(ge=1, le=65535)]
 CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: min(1200px, 100vw) !important; margin: 0 auto; }
@@ -41,10 +45,11 @@ footer { display: none !important; }
 """
 
 
+@checked("")
 def explore(
     workdir: str | Path = "pretrained/fashion",
     device: str = "auto",
-    port: int | None = None,
+    port: Port | None = None,
     host: str = HOST,
     wait: bool = True,
 ) -> gradio.Blocks:
@@ -114,17 +119,22 @@ def make_page(workdir: str | Path, device: str = "auto") -> gradio.Blocks:
 def free_port(host: str, port: int | None) -> int:
     """``port``, or the first free one from 7860 on; UserError for one in use."""
     for candidate in range(PORT, PORT + 100) if port is None else [port]:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            family, *_, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
+        except (OSError, UnicodeError) as error:
+            raise UserError(
+                f"host {host!r} is no address of this computer ({error}): leave out --host, or "
+                "give 0.0.0.0 for all who reach it."
+            ) from error
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, candidate))
-            except OverflowError as error:
-                raise UserError(f"port must lie in 1 to 65535 (got {candidate}).") from error
+                probe.bind(address)
             except OSError as error:
-                if port is None:
+                if port is None and error.errno != errno.EADDRNOTAVAIL:
                     continue
                 raise UserError(
-                    f"port {port} of {host} cannot be used ({error.strerror}): give another "
+                    f"port {candidate} of {host} cannot be used ({error.strerror}): give another "
                     "--port, or none for the first free one."
                 ) from error
         return candidate

@@ -126,6 +126,7 @@ def image_grid(
     *,
     columns: Depth | None = None,
     row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
@@ -134,6 +135,7 @@ def image_grid(
     spec: the `DataSpec` of the run, which knows the model's range; without one, uint8 images are
         pixels and others have the range [-1, 1].
     columns: as square as can be unless given. row_labels: written at the left of the rows.
+    column_labels: above the columns, or, if they are fewer, above as many equal parts of them.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4) or len(images) == 0:
         raise PlottingError(
@@ -152,12 +154,16 @@ def image_grid(
         inches = min(max(width / 45, 2.5), 8.0)
         ax = axes_or_new(None, inches, inches * height / width)
     ax.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    pitch = images.shape[2] + GAP
-    if len(row_labels) > -(-height // pitch):
-        raise PlottingError(f"{len(row_labels)} row labels for {-(-height // pitch)} rows.")
-    ticks = [i * pitch + images.shape[2] / 2 for i in range(len(row_labels))]
-    ax.set_yticks(ticks, list(row_labels))
-    ax.set_xticks([])
+    down, across = images.shape[2] + GAP, images.shape[3] + GAP
+    rows, columns = -(-height // down), -(-width // across)
+    if len(row_labels) > rows:
+        raise PlottingError(f"{len(row_labels)} row labels for {rows} rows.")
+    if column_labels and columns % len(column_labels):
+        raise PlottingError(f"{len(column_labels)} column labels for {columns} columns.")
+    part = columns // len(column_labels) * across if column_labels else 0
+    ax.set_yticks([i * down + images.shape[2] / 2 for i in range(len(row_labels))], row_labels)
+    ax.set_xticks([(i + 0.5) * part - GAP / 2 for i in range(len(column_labels))], column_labels)
+    ax.xaxis.tick_top()
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)

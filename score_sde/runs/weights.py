@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.narrow import widened
 from score_sde.training import CheckpointError
 from score_sde.training.checkpoints import (
     State,
@@ -44,7 +45,7 @@ def _exported(run: RunDirectory, weights: str) -> tuple[int, State]:
     """The weights of an exported folder, which has one set of them."""
     if weights not in ("ema", "model"):
         raise RunError(f"{run.path} has one set of weights; leave out weights={weights!r}.")
-    return 0, load_tensors(run.exported)
+    return 0, widened(load_tensors(run.exported))
 
 
 def _find_weights(run: RunDirectory, weights: str, wanted: int | str | None) -> tuple[int, State]:
