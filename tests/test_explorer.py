@@ -4,6 +4,8 @@ import importlib.util
 import json
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_a_port_in_use_and_a_folder_without_runs_are_sentences(tmp_path, capsys)
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert main("x --mode explore".split()) == 2
     assert "score-sde[explore]" in capsys.readouterr().err
 
@@ -88,6 +90,24 @@ def test_a_scene_is_the_field_and_a_path_ends_at_the_data():
     ends = [follow(field, at, 1.0, "heun", 60, 0)["points"][-1]
             for at in ([-1.5, 0.3], [0.1, -2.0], [1.0, 1.0])]  # fmt: skip
     assert float(data.log_prob(torch.tensor(ends).double()).min()) > -5
+
+
+START = """
+import gc, sys
+from pathlib import Path
+from score_sde.explorer.page import make_page
+written = []
+Path.write_text = lambda path, text, *rest, **more: written.append(path)
+make_page("fashion", "cpu")
+print(written, gc.isenabled(), "matplotlib" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_the_start_writes_nothing_and_leaves_matplotlib_for_later():
+    """gradio writes stubs of its classes where it is installed: a second of each start."""
+    found = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True)
+    assert found.stdout.strip() == "[] True False", found.stderr
 
 
 @pytest.mark.slow
