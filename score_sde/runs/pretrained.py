@@ -1,8 +1,10 @@
-"""Small models that ship with the package: `load("fashion")`, `--workdir pretrained/fashion`.
+"""Small models that ship with the package: `load("fashion")`, `--workdir pretrained/emoji`.
 
-score_sde/pretrained/fashion/
-    config.json, model.safetensors    as `--mode export --dtype bfloat16` wrote them
+score_sde/pretrained/<name>/
+    config.json, model.safetensors    as `--mode export --dtype bfloat16` (or int8) wrote them
     card.json                         the commands that made it, its seed, and its figures
+
+`fashion` draws garments, `emoji` what a prompt says.
 
 They are read from the package and never written to: what is made of one goes to
 pretrained/<name>/ where you are.
@@ -18,7 +20,10 @@ from typing import Any
 from score_sde.runs.directory import RunDirectory
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
-CONFIGS = {"fashion": "042123f969969e6debcc24efe538c0ab5dfa56270606891aa04e9af785d47ef3"}
+CONFIGS = {
+    "fashion": "042123f969969e6debcc24efe538c0ab5dfa56270606891aa04e9af785d47ef3",
+    "emoji": "9a43a6f381b58fefd27f15c2107c5f18999344c20dc6a91e92fb7e276855dc73",
+}
 """Of each model, the SHA-256 of its config.json: what the names in it may run is known to us."""
 
 

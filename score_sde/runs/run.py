@@ -39,9 +39,10 @@ from score_sde.runs.weights import find_weights
 from score_sde.runs.wish import Prompt, Wish
 from score_sde.sampling import SampleResult, SamplingSettings, change_sampling
 from score_sde.sampling.loop import Hook
-from score_sde.training.checkpoints import strays
+from score_sde.training.checkpoints import steps_of, strays
 
 if TYPE_CHECKING:
+    from score_sde.evaluation import Report
     from score_sde.runs.classifier import Classifier
 
 
@@ -79,6 +80,7 @@ class Run:
     trusted: whether the config may name classes of other packages, see `load`.
     codec: of a run whose states are latents, what makes them pictures; None for other runs.
     eye: of a run that is told pictures by their latents (conditioning.embedding), their codec.
+    weights: the name of those that it was loaded with.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class Run:
     trusted: bool = True
     codec: RunCodec | None = None
     eye: RunCodec | None = None
+    weights: str = "ema"
 
     @property
     def codecs(self) -> dict[str, RunCodec]:
@@ -245,6 +248,19 @@ class Run:
         spec = self.item_spec if pixels else None
         return RunSamples(x, result.nfe, result.seconds, settings, spec)
 
+    def evaluate(self, **words: Any) -> Report:
+        """What `--mode evaluate` says of this run, by its words: num_samples=500, nfe=20, ...
+
+        See `score_sde.runs.evaluate.evaluate_to_files`, of which workdir, weights, step and device
+        are those of this run unless given.
+        """
+        from score_sde.runs.evaluate import evaluate_to_files
+
+        step = self.step if steps_of(RunDirectory(self.path).checkpoints) else None
+        device = str(next(self.score.parameters()).device)
+        own = {"weights": self.weights, "step": step, "device": device}
+        return evaluate_to_files(self.path, **own | words)
+
     def sample_shared(
         self,
         n: int,
@@ -306,7 +322,8 @@ def load(
     model = model.to(pick_device(device)).eval().requires_grad_(False)
     config, spec, codec = dict(facts.config), facts.data_spec, codec_of_run(path, trusted)
     eye = codec_of_run(path, trusted, EMBEDDING)
-    return Run(path, model.sde, model, spec, config, at, facts.data_std, trusted, codec, eye)
+    std = facts.data_std
+    return Run(path, model.sde, model, spec, config, at, std, trusted, codec, eye, weights)
 
 
 def load_score(
