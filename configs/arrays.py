@@ -46,7 +46,7 @@ def get_config(variant: str = "vectors") -> ConfigDict:
         config.sampling.batch_size = 500
         return config
     config.training.minutes, config.training.save_every = 5.0, 500
-    config.training.sample_every = 0  # they are no pictures
+    config.training.sample_every, config.training.sample_images = 500, 16
     config.sampling.method, config.sampling.nfe = "dpmpp_2m", 25
     config.net.attention = ()
     if variant == "signals":

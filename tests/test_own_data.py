@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde.data import DataError, load_data
+from score_sde import train
+from score_sde.data import DataError, DataSpec, load_data
+from score_sde.data.pictures import curves_array, pairs_array, picture_of, slices_array
 from score_sde.runs.run import load
+from score_sde.runs.sample import sample_to_files
 from score_sde.runs.train import train_as_asked
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -112,3 +115,33 @@ def test_what_has_no_test_split_is_never_called_one(tmp_path, capsys):
     likelihood_to_files(tmp_path / "run", "test", 4, device="cpu")
     printed = capsys.readouterr().out
     assert "(test)" not in printed and "(all)" in printed
+
+
+def test_samples_of_a_table_are_a_table_again(tmp_path):
+    rows = [f"{150 + i},{0.1 * i:.2f},{'xyz'[i % 3]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("height,weight,species\n" + "\n".join(rows) + "\n")
+    changes = {"data.name": str(tmp_path / "t.csv"), "net.width": 16, "net.depth": 1}
+    changes |= {"training.steps": 5, "training.tensorboard": False, "sampling.batch_size": 20}
+    train("arrays", tmp_path / "run", **changes)
+    sample_to_files(tmp_path / "run", 7, nfe=5)
+    (path,) = (tmp_path / "run").glob("samples/*/samples.csv")
+    head, *lines = path.read_text().splitlines()
+    assert head == "height,weight" and len(lines) == 7
+    written = np.array([[float(cell) for cell in line.split(",")] for line in lines])
+    np.testing.assert_allclose(written, np.load(path.with_suffix(".npz"))["samples"], rtol=1e-5)
+
+
+def test_signals_volumes_and_many_columns_have_pictures():
+    """A curve goes up where its signal does; a slice is the middle one; pairs are panels."""
+    ramp = torch.linspace(-1, 1, 50).expand(2, 1, 50)
+    frame = curves_array(ramp, 200, 96)[:, :200]
+    ink = (frame[3:-3] < 150).any(2)
+    rows = np.arange(len(ink))[:, None]
+    left, right = ((ink * rows)[:, c].sum() / ink[:, c].sum() for c in (20, 180))
+    assert left > 75 and right < 20
+    volume = torch.zeros(1, 1, 3, 4, 5)
+    volume[0, 0, 1, 2, 3] = 1.0
+    picture = slices_array(volume)
+    assert picture.max() == 255 and (picture == 255).mean() == pytest.approx(1 / 20)
+    assert pairs_array(torch.randn(50, 3)).shape == (392, 392)  # three panels of 192
+    assert picture_of(torch.randn(5, 1), DataSpec((1,))) is None

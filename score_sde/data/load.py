@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,6 +237,8 @@ def _from_table(
     data = from_arrays(
         table.items, table.labels, str(path), layout=layout, bounds=bounds, scaling=scaling
     )
+    if len(data.spec.shape) == 1:
+        data.spec = replace(data.spec, columns=table.columns)
     label = f"; the column {table.label_column} is the label" if table.label_column else ""
     columns = ", ".join(table.columns[:20]) + (", ..." if len(table.columns) > 20 else "")
     data.notes = (*data.notes, f"{len(table.columns)} columns: {columns}{label}")

@@ -1,8 +1,9 @@
-"""Samples as files: PNG images, grids of them, and maps of points in the plane."""
+"""Samples as pictures: grids of images, maps of points, curves of signals, slices of volumes."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from score_sde.data.spec import DataSpec
+
+CURVES = ("#0395ec", "#fe5322", "#13a461", "#b86afd", "#a78e10", "#d7058c")
+MOST_CURVES, MOST_COLUMNS = 36, 4
 
 
 def image_array(pixels: Tensor) -> np.ndarray:
@@ -78,13 +82,48 @@ def captioned_grid(pixels: Tensor, captions: Sequence[str], least: int = 96) -> 
     return np.asarray(sheet)
 
 
+def pairs_array(x: Tensor) -> np.ndarray:
+    """Vectors (N, D) as a histogram of each pair of their first columns, in the model's range."""
+    if x.shape[1] == 2:
+        return density_array(x)
+    pairs = itertools.combinations(range(min(x.shape[1], MOST_COLUMNS)), 2)
+    panels = np.stack([density_array(x[:, list(pair)], 192) for pair in pairs])
+    panels[:, [0, -1]] = panels[:, :, [0, -1]] = 200  # a frame around each
+    return grid_array(torch.from_numpy(panels)[:, None], gap=8)
+
+
+def curves_array(x: Tensor, width: int = 200, height: int = 96) -> np.ndarray:
+    """Signals (N, C, L) as curves on one scale, a frame each and a colour a channel."""
+    x = x[:MOST_CURVES].double().cpu().nan_to_num()
+    fine, (_, _, length) = 3, x.shape  # drawn larger, so that the lines are smooth
+    y = (0.5 - 0.46 * x / x.abs().max().clamp(min=1e-9)) * fine * height
+    places = torch.linspace(0, fine * width, length).tolist()
+    panels = []
+    for curves in y.tolist():
+        panel = Image.new("RGB", (fine * width, fine * height), "white")
+        draw = ImageDraw.Draw(panel)
+        draw.rectangle((0, 0, fine * width - 1, fine * height - 1), outline="#d0d0d0", width=fine)
+        for i, curve in enumerate(curves):
+            line = list(zip(places, curve, strict=True))
+            draw.line(line, fill=CURVES[i % len(CURVES)], width=fine + 1, joint="curve")
+        panels.append(np.asarray(panel.resize((width, height), Image.Resampling.LANCZOS)))
+    return grid_array(torch.from_numpy(np.stack(panels)).permute(0, 3, 1, 2), gap=6)
+
+
+def slices_array(x: Tensor) -> np.ndarray:
+    """The middle slices of the first channel of volumes (N, C, D, H, W), from black to white."""
+    middle = x[:, 0, x.shape[2] // 2].float().nan_to_num()
+    low, high = middle.aminmax()
+    pixels = (middle - low) / (high - low).clamp(min=1e-9) * 255
+    return enlarged(grid_array(pixels.round().to(torch.uint8)[:, None]))
+
+
 def picture_of(x: Tensor, spec: DataSpec) -> np.ndarray | None:
     """One picture of samples (B, ...) in the model's range; None if they are not to be pictured."""
     if spec.is_image:
         return enlarged(grid_array(spec.to_uint8(x)))
-    if len(spec.shape) == 1 and spec.shape[0] >= 2:
-        return density_array(spec.to_raw(x))
-    return None
+    draw = {1: pairs_array, 2: curves_array, 4: slices_array}.get(len(spec.shape))
+    return None if draw is None or spec.shape == (1,) else draw(x)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -26,6 +26,7 @@ class DataSpec:
     levels: number of discrete values between them (256 for 8-bit images), None if continuous.
     classes: names of the classes; () without labels. name: for people. shifts, scales: instead of
     shift and scale, one for each column of a table or channel of a signal; () for most data.
+    columns: the names of a table's columns.
     """
 
     shape: ItemShape
@@ -38,14 +39,16 @@ class DataSpec:
     name: str = "data"
     shifts: tuple[float, ...] = ()
     scales: tuple[Positive, ...] = ()
+    columns: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def __post_init__(self) -> None:
-        for values in (self.shifts, self.scales):
+        for values in (self.shifts, self.scales, self.columns):
             if values and len(values) != self.shape[0]:
                 raise DataError(
-                    f"shifts and scales are one for each of {self.shape[0]} (got {len(values)})."
+                    f"shifts, scales and names of columns are one for each of {self.shape[0]} (got "
+                    f"{len(values)})."
                 )
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise DataError(f"low ({self.low:g}) must be below high ({self.high:g}).")
@@ -90,7 +93,7 @@ class DataSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`, also of what JSON made of it."""
-        keys = ("shape", "classes", "shifts", "scales")
+        keys = ("shape", "classes", "shifts", "scales", "columns")
         lists = {key: tuple(values[key]) for key in keys if key in values}
         return cls(**{**values, **lists})
 

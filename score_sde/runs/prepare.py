@@ -95,8 +95,8 @@ def prepare(
     trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)
     pictures, facts = None, facts_of(config, data, data_std)
     if codec is not None or picture_of(data.reference(4), data.spec) is not None:
-        images = codec is not None or data.spec.is_image
-        count = settings.sample_images if images else 5 * sampling.batch_size
+        points = codec is None and len(data.spec.shape) == 1
+        count = 5 * sampling.batch_size if points else settings.sample_images
         pictures = _pictures(trainer, sampler, data, conditioning, count, codec)
     codecs = {n: c for n, c in ((CODEC, codec), (EMBEDDING, eye)) if c is not None}
     facts |= {Path(name).stem: found.facts() for name, found in codecs.items()}

@@ -67,7 +67,10 @@ class RunSamples(SampleResult):
     spec: DataSpec | None = None
 
     def _repr_png_(self) -> bytes | None:
-        picture = None if self.spec is None else picture_of(self.x[:64].cpu(), self.spec)
+        if self.spec is None:
+            return None
+        shown = self.x if len(self.spec.shape) == 1 else self.x[:64]
+        picture = picture_of(shown.cpu(), self.spec)
         return None if picture is None else png_bytes(picture)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -261,12 +262,16 @@ def _write_samples(
     """samples.npz and pictures; returns the names of the files."""
     more: dict[str, Any] = {} if labels is None else {"class_labels": labels.numpy()}
     if not spec.is_image:
-        write_npz(folder / "samples.npz", {"samples": spec.to_raw(x).numpy()} | more)
+        raw, files = spec.to_raw(x).numpy(), ["samples.npz"]
+        write_npz(folder / "samples.npz", {"samples": raw} | more)
+        if spec.columns:
+            _write_table(folder / "samples.csv", raw, spec, labels)
+            files.append("samples.csv")
         picture = picture_of(x, spec)
-        if picture is None:
-            return ["samples.npz"]
-        write_png(folder / "grid.png", picture)
-        return ["samples.npz", "grid.png"]
+        if picture is not None:
+            write_png(folder / "grid.png", picture)
+            files.append("grid.png")
+        return files
     pixels = spec.to_uint8(x)
     images = pixels.permute(0, 2, 3, 1).numpy()
     write_npz(folder / "samples.npz", {"samples": images} | more, compress=True)
@@ -281,3 +286,14 @@ def _write_samples(
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     return ["samples.npz", "grid.png", "metadata.jsonl", *names]
+
+
+def _write_table(path: Path, rows: np.ndarray, spec: DataSpec, labels: Tensor | None) -> None:
+    """Rows under the names of the columns, and the class of each where they were told one."""
+    numbers = [] if labels is None else labels.tolist()
+    names = [spec.classes[i] if spec.classes else i for i in numbers]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*spec.columns, *(["class"] if names else [])])
+        for i, row in enumerate(rows.tolist()):
+            table.writerow([*(f"{value:.6g}" for value in row), *names[i : i + 1]])
