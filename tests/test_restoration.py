@@ -129,18 +129,30 @@ def test_posterior_score_of_gaussian_data_is_exact_and_samplers_take_it(sde):
     torch.testing.assert_close(whole, parts, atol=1e-9, rtol=1e-9)
 
 
-def test_a_tilt_is_exact_for_any_data_where_noise_is_white_and_the_same_without_matrices():
-    """And `System.shared` by directions is about what it is by matrices."""
+@pytest.mark.parametrize("method", ["tilted", "hybrid"])
+def test_white_noise_on_all_of_a_state_is_exact_for_any_data(method):
     sde, y, t = VPSDE(), torch.tensor([0.4, -0.7]), torch.tensor(0.5)
     x = normal(20, 2, seed=6)
     whole = Matrix(1.3 * torch.linalg.qr(normal(2, 2, seed=7))[0])
     exact = RING.measured(whole.M, 0.8, y).score(sde)(x, t)
-    common = dict(noise_std=0.8, gaussian=RING_GAUSSIAN, method="tilted")
+    common = dict(noise_std=0.8, gaussian=RING_GAUSSIAN, method=method)
     post = posterior_score(sde, RING.score(sde), y, whole, **common)
     torch.testing.assert_close(post(x, t), exact, atol=1e-8, rtol=1e-8)
+
+
+def test_the_white_part_of_a_measurement_leaves_as_much_unknown_as_all_of_it():
     measurement = make_measurement(Matrix(A), Y, 0.2, (6,))
-    dense, free = (System(DATA, measurement, dense=d).shared(0.7) for d in (True, False))
-    assert free == pytest.approx(dense, rel=0.4)
+    dense, free = (System(DATA, measurement, dense=d).white(0.7) for d in (True, False))
+    assert free == pytest.approx(dense, rel=1e-4) and 0 < dense.missed < 1
+    unknown = torch.linalg.inv(DATA.covariance()) + torch.eye(6) / 0.7**2
+    white = torch.linalg.inv(unknown + dense.precision * torch.eye(6))
+    left = torch.linalg.inv(unknown + A.T @ A / 0.2**2)
+    assert float(white.trace()) == pytest.approx(float(left.trace()), rel=1e-6)
+    missed = (left - white).norm() / (torch.linalg.inv(unknown) - left).norm()
+    assert dense.missed == pytest.approx(float(missed), rel=1e-6)
+    whole = make_measurement(Matrix(0.3 * torch.eye(6)), torch.zeros(6), 0.2, (6,))
+    precision, missed = System(DATA, whole).white(0.7)
+    assert precision == pytest.approx((0.3 / 0.2) ** 2, rel=1e-6) and missed < 1e-9
 
 
 def test_the_guard_takes_over_where_the_jacobian_is_no_covariance():

@@ -22,6 +22,7 @@ from score_sde.restoration.measurement import Measurement
 from score_sde.restoration.operators import DENSE
 from score_sde.restoration.reference import Reference
 from score_sde.restoration.residuals import Residuals
+from score_sde.restoration.white import WhitePart, white_part
 
 LINEARISED = 2**26
 """Entries up to which the derivatives of a nonlinear A at all states are kept as matrices."""
@@ -170,7 +171,7 @@ class System:
     _kept: dict[float, Dense] = field(default_factory=dict)
     residuals: Residuals | None = None
     _last: list[Tensor] = field(default_factory=list)
-    _shared: dict[float, float] = field(default_factory=dict)
+    _white: dict[float, WhitePart] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         m, y = self.measurement, self.measurement.y
@@ -178,7 +179,7 @@ class System:
         self.mean = self.gaussian.mean().to(y).flatten()
         if self.dense is None:
             small = math.prod(m.shape) <= DENSE and y.shape[1] <= DENSE
-            self.dense = m.operator.linear and len(m.variance) == 1 and small
+            self.dense = self.alike and small
 
     def with_measurement(self, measurement: Measurement) -> System:
         """The same for other rows of y: what has been factored is shared."""
@@ -186,7 +187,7 @@ class System:
 
     def with_residuals(self, residuals: Residuals | None) -> System:
         """The same with measured variances."""
-        return replace(self, residuals=residuals, _kept={}, _shared={})
+        return replace(self, residuals=residuals, _kept={}, _white={})
 
     def matrix(self) -> Tensor:
         """A along the axes of the Gaussian, (m, D)."""
@@ -214,6 +215,11 @@ class System:
     def weighable(self, count: int) -> bool:
         """Whether ``count`` particles can be weighed: |S_nu| is known, or the same for all."""
         return self.measurement.operator.linear or self.small(count)
+
+    @property
+    def alike(self) -> bool:
+        """Whether A is linear, and the noise the same for all samples."""
+        return self.measurement.operator.linear and len(self.measurement.variance) == 1
 
     @property
     def normalised(self) -> bool:
@@ -244,26 +250,17 @@ class System:
         """C_nu, S_nu and G_nu; D (B, D) is where a nonlinear A is linearised."""
         return self._level(nu, self.variances(nu), D)
 
-    def shared(self, nu: float) -> float:
-        """The precision delta that y adds to all directions alike, by the reference.
-
-        That of white noise which would leave as much of C_nu unknown as y does: the trace of
-        (C_nu^{-1} + delta I)^{-1} is that of C_nu - G_nu A C_nu. By 32 random directions where S_nu
-        is no matrix; for linear A.
-        """
-        if nu not in self._shared:
-            c, none = self.variances(nu), torch.zeros_like(self.mean)[None]
+    def white(self, nu: float) -> WhitePart:
+        """What y tells as white noise on all of the state would, for linear A."""
+        if nu not in self._white:
+            none = torch.zeros_like(self.mean)[None]
             level = self.at(nu, none)
-            if isinstance(level, Dense):
-                white = torch.linalg.solve_triangular(level.root, level.CA.mT, upper=False)
-                known = float(white.square().sum())
-            else:
-                g = torch.Generator().manual_seed(0)
-                e = torch.randn(32, len(c), generator=g, dtype=torch.float64).sign().to(c)
-                seen = level.spread(e)
-                known = float((e * level.gain(self.measurement.jvp(none, seen))).sum()) / len(e)
-            self._shared[nu] = _precision(c, float(c.sum()) - known)
-        return self._shared[nu]
+            self._white[nu] = white_part(
+                self.gaussian,
+                self.variances(nu),
+                lambda v: level.gain(self.measurement.jvp(none, v)),
+            )
+        return self._white[nu]
 
     def isotropic(self, variance: float, D: Tensor) -> Level:
         """The same for x_0 ~ N(D, variance I)."""
@@ -282,13 +279,3 @@ class System:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = Dense(self.gaussian, variances, root, self.gaussian.from_axes(AC).mT)
         return self._kept[key]
-
-
-def _precision(variances: Tensor, total: float) -> float:
-    """delta with sum of 1 / (1/variances + delta) equal to total; 0 where that is all of it."""
-    low, high = 0.0, len(variances) / max(total, 1e-300)
-    for _ in range(60):
-        middle = (low + high) / 2
-        left = float((variances / (1 + variances * middle)).sum())
-        low, high = (middle, high) if left > total else (low, middle)
-    return low

@@ -32,8 +32,11 @@ from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import VJP
 
 TRUSTED = (0.02, 4.0)
-FARTHEST = 10.0  # times the reference's step, beyond which a step is not believed
 """Curvature over that of the reference within which a Jacobian is believed to be a covariance."""
+FARTHEST = 10.0
+"""Times the reference's step, beyond which a step is not believed."""
+WHITE = 0.43
+"""What the white part of a measurement may miss (`white.WhitePart`) where the hybrid is `tilted`."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +135,20 @@ def tilted(p: Point) -> Tensor:
         D' = D(tau^2 (x/nu^2 + g + delta m), tau),   1/tau^2 = 1/nu^2 + delta.
 
     The rest is flat at m and is left to the reference: D' + (G_nu A - delta K)(m - D'), with K the
-    covariance C_nu - G_nu A C_nu given y. delta: `System.shared`. For Gaussian data that is m; for
+    covariance C_nu - G_nu A C_nu given y. delta: `WhitePart`. For Gaussian data that is m; for
     white noise on all of a state it is exact for any data. No derivative of the network. Linear A;
     the reference's mean where the step is not to be believed. 2 evaluations.
     """
     system, level, r = p.system, p.level, p.residual
     assert p.x is not None
     mean, slope = p.D + level.gain(r), system.measurement.vjp(p.D, level.solve(r))
-    if not system.measurement.operator.linear:
-        raise UserError('method="tilted" needs a linear measurement; use method="hybrid".')
+    if not system.alike:
+        raise UserError(
+            'method="tilted" needs a linear measurement with the same noise for all samples; use '
+            'method="hybrid".'
+        )
     least = p.denoiser.range[0]
-    delta = min(system.shared(p.nu), max(0.0, 1 / least**2 - 1 / p.nu**2))
+    delta = min(system.white(p.nu).precision, max(0.0, 1 / least**2 - 1 / p.nu**2))
     tau2 = 1 / (1 / p.nu**2 + delta)
     moved = p.denoiser(tau2 * (p.x / p.nu**2 + slope + delta * mean), math.sqrt(tau2))
     off = mean - moved
@@ -267,6 +273,8 @@ def mean_at(
     method: Method, options: dict[str, Any], system: System, denoiser: Any, x: Tensor, nu: float
 ) -> tuple[Tensor, Tensor]:
     """(D, D_y) at flat x (B, D): what the prior says, and what the method makes of it and y."""
+    if method.mean is hybrid and system.alike and system.white(nu).missed < WHITE:
+        method, options = MEANS["tilted"], {}
     if method.products and not method.again:
         D, product = denoiser.with_products(x, nu)
         return D, method.mean(Point(nu, D, system, product), **options)
