@@ -16,7 +16,17 @@ from score_sde import (
     SubVPSDE,
     restore,
 )
-from score_sde.restoration import Covariance, Linear, Matrix, posterior_score
+from score_sde.restoration import (
+    Blur,
+    Covariance,
+    Linear,
+    Matrix,
+    Nonlinear,
+    Poisson,
+    Pool,
+    Radon,
+    posterior_score,
+)
 
 F64 = torch.float64
 SDE, G = VPSDE(), torch.Generator().manual_seed(0)
@@ -64,11 +74,46 @@ def adjoint(factor):
         (dict(method="sdedit", strength=2), "strength must be at most 1"),
         (dict(method="mmps", iterations=0), "iterations must be at least 1"),
         (dict(n=10**12), "so many draws would take"),
+        (dict(operator=adjoint(lambda v: v @ A.to(v))), "the adjoint fails on one measurement"),
+        (dict(operator=lambda x: x.detach()[:, :3]), "cannot be differentiated"),
+        (dict(operator=Nonlinear(lambda x: (x - x.mean(0))[:, :3])), "if there is another"),
+        (dict(dtype=torch.int32), "states are of floating point"),
+        (dict(y=Y - 9, noise_std=Poisson(5.0, offset=1.0)), "counts are gain"),
     ],
 )  # fmt: skip
 def test_it_is_a_sentence(changes, message):
     with pytest.raises(ValueError, match=message):
         given(**changes)
+
+
+@pytest.mark.parametrize(
+    "x, t, message",
+    [
+        (torch.zeros(2, 6), math.nan, "t must be one time or 2"),
+        (torch.zeros(2, 6), 0.0, "t must be one time or 2"),
+        (torch.zeros(2, 6), torch.ones(3), "t must be one time or 2"),
+        (torch.zeros(2, 5), 0.5, r"states are \(6,\) each"),
+    ],
+)
+def test_where_a_posterior_score_is_none(x, t, message):
+    post = posterior_score(SDE, SCORE, Y, Matrix(A), noise_std=0.2, gaussian=DATA)
+    with pytest.raises(ValueError, match=message):
+        post(x, t)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Linear(lambda x: x, 3), "adjoint must be a function"),
+        (lambda: Pool(0), "factor must be at least 1"),
+        (lambda: Pool(2.5), "factor must be a whole number"),
+        (lambda: Radon([]), "at least one angle"),
+        (lambda: Blur(torch.ones(31, 31), "reflect")(torch.ones(1, 1, 8, 8)), "at most 15 x 15"),
+    ],
+)
+def test_operators_that_are_none(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_posterior_score_asks_for_noise_that_can_be_told_from_none():

@@ -161,7 +161,8 @@ class System:
     """The reference Gaussian and a measurement, at any noise level.
 
     dense: whether S_nu is kept as a matrix; chosen by size unless given. residuals: what is left
-    unknown by measure, in place of C_nu along the axes.
+    unknown by measure, in place of C_nu along the axes. alike: whether A is linear and the
+    noise the same for all measurements, so that one S_nu is for all.
     """
 
     gaussian: Reference
@@ -172,11 +173,14 @@ class System:
     residuals: Residuals | None = None
     _last: list[Tensor] = field(default_factory=list)
     _white: dict[float, WhitePart] = field(default_factory=dict)
+    alike: bool | None = None
 
     def __post_init__(self) -> None:
         m, y = self.measurement, self.measurement.y
         self.lam = self.gaussian.axis_variances.to(y)
         self.mean = self.gaussian.mean().to(y).flatten()
+        if self.alike is None:
+            self.alike = m.operator.linear and len(m.variance) == 1
         if self.dense is None:
             small = math.prod(m.shape) <= DENSE and y.shape[1] <= DENSE
             self.dense = self.alike and small
@@ -215,11 +219,6 @@ class System:
     def weighable(self, count: int) -> bool:
         """Whether ``count`` particles can be weighed: |S_nu| is known, or the same for all."""
         return self.measurement.operator.linear or self.small(count)
-
-    @property
-    def alike(self) -> bool:
-        """Whether A is linear, and the noise the same for all samples."""
-        return self.measurement.operator.linear and len(self.measurement.variance) == 1
 
     @property
     def normalised(self) -> bool:

@@ -31,7 +31,14 @@ def check_problem(
     measured = _measured(operator, shape)
     check_y(y, measured, shape)
     check_noise(noise, math.prod(measured))
+    if isinstance(noise, Poisson) and float(y.min()) + noise.offset < -1e-6:
+        raise UserError(
+            f"y goes down to {float(y.min()):.3g}, but counts are gain (y + offset) and not "
+            f"negative: Poisson noise of offset {noise.offset:g} gives no such y. Set offset=1 for "
+            "states in [-1, 1]."
+        )
     check_linear(operator, shape)
+    check_rows(operator, shape)
 
 
 def _measured(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -125,7 +132,7 @@ def check_linear(operator: Operator, shape: tuple[int, ...]) -> None:
             "the operator is not linear, A(u + 2 v) is not A(u) + 2 A(v): give Nonlinear(fn)."
         )
     w = torch.randn(both.shape, generator=g, dtype=torch.float64)
-    pulled = operator.adjoint(w, shape)
+    pulled = pulled_back(operator, w, shape)
     if pulled.shape != u.shape:
         raise UserError(
             f"the adjoint gives {tuple(pulled.shape)} of one measurement {tuple(w.shape)}; it must "
@@ -136,6 +143,35 @@ def check_linear(operator: Operator, shape: tuple[int, ...]) -> None:
         raise UserError(
             f"the adjoint is none: <A u, w> is {float(there):g}, <u, A'w> is {float(back):g}. "
             "Leave it out: it is then found by differentiation."
+        )
+
+
+def pulled_back(operator: Linear, w: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A'w; UserError for an adjoint that fails, or a function that cannot be differentiated."""
+    try:
+        return operator.adjoint(w, shape)
+    except Exception as error:
+        if operator.given_adjoint is None:
+            raise UserError(
+                f"the operator cannot be differentiated ({error}), so that its adjoint is not "
+                "known: write it in operations of torch, or give Linear(fn, adjoint)."
+            ) from error
+        raise UserError(
+            f"the adjoint fails on one measurement {tuple(w.shape)}: {error}. Leave it out: it is "
+            "then found by differentiation."
+        ) from error
+
+
+def check_rows(operator: Operator, shape: tuple[int, ...]) -> None:
+    """UserError for an operator that makes something else of a state if there is another."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2, *shape, generator=g)
+    both, alone = operator(x), torch.cat([operator(x[:1]), operator(x[1:])])
+    size = TOLERANCE * float(alone.nan_to_num().abs().max())
+    if both.shape != alone.shape or not torch.allclose(both, alone, 0.01, size, equal_nan=True):
+        raise UserError(
+            "the operator measures a state otherwise if there is another in the batch, or at "
+            "random: it must give (B, *measured) of B states, of each what it gives of it alone."
         )
 
 

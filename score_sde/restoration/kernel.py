@@ -21,7 +21,7 @@ from score_sde.noise import SeededNoise
 from score_sde.restoration.algebra import Level, System
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.levels import humped, starting_level
-from score_sde.restoration.means import Method, mean_at
+from score_sde.restoration.means import Method, Point, mean_at
 from score_sde.restoration.measurement import Measurement
 
 KERNELS = ("gaussian", "seen", "ddpm", "renoise")
@@ -56,12 +56,18 @@ def given_spread(level: Level, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
     return spread - level.gain(m.jvp(D, spread))
 
 
-def seen_part(level: Level, m: Measurement, D: Tensor, noise: Tensor) -> Tensor:
-    """What A sees of noise (B, D): A^+ A e where A A' is diagonal, else G_nu A e."""
+def seen_part(level: Level, p: Point, noise: Tensor) -> Tensor:
+    """What A sees of noise (B, D): A^+ A e where A A' is diagonal, else G_nu A e.
+
+    As narrow as the method found it: noise of C_nu about a mean of V would be too wide together.
+    """
+    m = p.system.measurement
     if not m.operator.linear or m.operator.gram(m.shape) is None:
-        return level.gain(m.jvp(D, noise))
-    seen = m.operator(noise.reshape(-1, *m.shape))
-    return m.operator.pinv(seen, m.shape).flatten(1)
+        seen = level.gain(m.jvp(p.D, noise))
+    else:
+        measured = m.operator(noise.reshape(-1, *m.shape))
+        seen = m.operator.pinv(measured, m.shape).flatten(1)
+    return seen if p.narrow is None else p.narrow * seen
 
 
 @checked
@@ -100,14 +106,14 @@ def run_kernel(
     x = start + levels[0] * draws.state()
     foretold, share = None, 0.0
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
-        D, D_y = mean_at(method, options, system, denoiser, x, nu)
-        level, k = system.at(nu, D), (s / nu) ** 2
+        p, D_y = mean_at(method, options, system, denoiser, x, nu)
+        D, level, k = p.D, p.level, (s / nu) ** 2
         if kernel == "gaussian" and foretold is not None:
             x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
         x0 = D_y
         if kernel in ("gaussian", "seen"):
             noise = given_noise(level, m, D, draws)
-            x0 = D_y + (noise if kernel == "gaussian" else seen_part(level, m, D, noise))
+            x0 = D_y + (noise if kernel == "gaussian" else seen_part(level, p, noise))
         if s == 0:
             return x0
         e = draws.state()

@@ -7,7 +7,8 @@ With r = y - A D and p(y | x_t) ~ N(A D, S), all of them are D + V A' S^{-1} r w
     reference   V = C_nu, the Gaussian's                             no product
     tilted      no V: a second evaluation, at x shifted and shortened as y would   (one product)
     pcg         V itself, one conjugate-gradient step preconditioned by S_nu
-    hybrid      the same, and the reference for what the step leaves over of r
+    hybrid      the same, and the reference for what the step leaves over of r; tilted where y tells
+                all directions about alike
     mmps        V itself, plain conjugate gradients                  2405.13712
     tmpd        S = diag(row sums of A V A') + S_y                   2310.06721
     pigdm       S = nu^2/(1 + nu^2) A A' + S_y                       ICLR 2023, 9_gsMA8MRKQ
@@ -35,15 +36,17 @@ TRUSTED = (0.02, 4.0)
 """Curvature over that of the reference within which a Jacobian is believed to be a covariance."""
 FARTHEST = 10.0
 """Times the reference's step, beyond which a step is not believed."""
-WHITE = 0.43
-"""What the white part of a measurement may miss (`white.WhitePart`) where the hybrid is `tilted`."""
+WHITE = 0.6
+"""What the white part of a measurement may miss (`WhitePart`) where the hybrid is `tilted`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Point:
     """What is known at a noise level: D (B, D) flat, and u -> V u if a method asked for it.
 
     x, denoiser: where D was evaluated, and by what, for methods that evaluate it once more.
+    narrow: what a method that knows V found besides: along y - A D, the standard deviation of A x_0
+    given y by V over that by C_nu (B, 1), at most 1.
     """
 
     nu: float
@@ -52,6 +55,7 @@ class Point:
     product: VJP | None = None
     x: Tensor | None = None
     denoiser: Any = None
+    narrow: Tensor | None = None
 
     @property
     def level(self) -> Level:
@@ -99,7 +103,10 @@ def pcg(p: Point, guard: tuple[NonNegative, Positive] = TRUSTED) -> Tensor:
 
 @checked
 def hybrid(p: Point, guard: tuple[NonNegative, Positive] = TRUSTED) -> Tensor:
-    """`pcg`, and the reference for the rest: D + a w + G_nu (r - a (S_y q + A w))."""
+    """`pcg`, and the reference for the rest: D + a w + G_nu (r - a (S_y q + A w)).
+
+    `mean_at` takes `tilted` in its place where a measurement is about as white noise.
+    """
     return _pcg(p, guard, rest=True)
 
 
@@ -108,9 +115,9 @@ def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     q = level.solve(r)
     w = p.V_adjoint(q)
     Aw, noise = p.A(w), p.S_y(q)
-    curvature = _dot(q, Aw)
-    foretold = _dot(q, r) - _dot(q, noise)  # q.A C_nu A'q, as S_nu q = r
-    step = _dot(r, q) / (curvature + _dot(q, noise)).clamp_min(1e-300)
+    curvature, of_noise = _dot(q, Aw), _dot(q, noise)
+    foretold = _dot(q, r) - of_noise  # q.A C_nu A'q, as S_nu q = r
+    step = _dot(r, q) / (curvature + of_noise).clamp_min(1e-300)
     left = r - step * (noise + Aw)
     mean = p.D + step * w
     if rest:
@@ -122,6 +129,9 @@ def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
         dim=1, keepdim=True
     )
     trusted = trusted & within & torch.isfinite(mean).all(1, keepdim=True)
+    # A V A' + S_y leaves curvature of_noise / (curvature + of_noise) of A x_0 unknown along q.
+    narrow = step * curvature / foretold.clamp_min(1e-300)
+    p.narrow = torch.where(trusted, narrow.clamp(0, 1).sqrt(), torch.ones_like(narrow))
     return torch.where(trusted, mean, p.D + reference)
 
 
@@ -271,12 +281,13 @@ MEANS: dict[str, Method] = {
 
 def mean_at(
     method: Method, options: dict[str, Any], system: System, denoiser: Any, x: Tensor, nu: float
-) -> tuple[Tensor, Tensor]:
-    """(D, D_y) at flat x (B, D): what the prior says, and what the method makes of it and y."""
+) -> tuple[Point, Tensor]:
+    """What is known at flat x (B, D), and D_y, what the method makes of it and y."""
     if method.mean is hybrid and system.alike and system.white(nu).missed < WHITE:
         method, options = MEANS["tilted"], {}
     if method.products and not method.again:
         D, product = denoiser.with_products(x, nu)
-        return D, method.mean(Point(nu, D, system, product), **options)
-    D = denoiser(x, nu)
-    return D, method.mean(Point(nu, D, system, None, x, denoiser), **options)
+        point = Point(nu, D, system, product)
+    else:
+        point = Point(nu, denoiser(x, nu), system, None, x, denoiser)
+    return point, method.mean(point, **options)

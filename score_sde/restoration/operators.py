@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, real_tensor, shown
+from score_sde.checks import UserError, checked, real_tensor, shown
 
 Shape = tuple[int, ...]
 DENSE = 4096
@@ -148,6 +148,7 @@ class Linear(Operator):
     `checks.check_operator` tries both once: that fn is linear, that the adjoint is one.
     """
 
+    @checked("Linear")
     def __init__(
         self,
         fn: Callable[[Tensor], Tensor],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Count, UserError, checked, real_tensor, require
 from score_sde.restoration.operators import Operator, Shape, check_mask
 
 
@@ -37,7 +37,8 @@ class Grey(Operator):
 class Pool(Operator):
     """Means of blocks of factor x factor pixels: what super-resolution measures."""
 
-    def __init__(self, factor: int):
+    @checked("")
+    def __init__(self, factor: Count):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ class Pool(Operator):
 class Downsample(Operator):
     """Every factor-th pixel, without a filter (`Compose(Blur(kernel), Downsample(f))` has one)."""
 
-    def __init__(self, factor: int):
+    @checked("")
+    def __init__(self, factor: Count):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,6 +116,12 @@ class Blur(Operator):
         if self.padding == "periodic":
             return self._by_waves(x, self.transfer(tuple(x.shape)))
         rows, columns = self.kernel.shape
+        most = 2 * min(x.shape[-2:]) - 1
+        require(
+            self.padding != "reflect" or max(rows, columns) <= most,
+            f"a kernel {rows} x {columns} is too large to reflect states {tuple(x.shape[1:])}: "
+            f"at most {most} x {most}, or padding='zeros'.",
+        )
         pads = (columns // 2, columns // 2, rows // 2, rows // 2)
         padded = F.pad(x, pads, mode="constant" if self.padding == "zeros" else "reflect")
         channels = x.shape[1]
@@ -162,7 +170,9 @@ class Radon(Operator):
     """Means along parallel rays at some angles (degrees): (B, C, H, H) to (B, C, angles, H)."""
 
     def __init__(self, angles: Sequence[float]):
-        self.angles = torch.as_tensor(angles, dtype=torch.float64)
+        self.angles = real_tensor(angles, "the angles").double()
+        finite = self.angles.ndim == 1 and len(angles) > 0 and bool(self.angles.isfinite().all())
+        require(finite, f"give at least one angle in degrees, finite (got {angles}).")
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[-1] != x.shape[-2]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, require
 from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
@@ -49,6 +49,13 @@ class PosteriorScore:
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x, y] as the method has it, like x; t () or (B,)."""
         t = torch.as_tensor(t, dtype=torch.float64)
+        shape = self.system.measurement.shape
+        require(tuple(x.shape[1:]) == shape, f"states are {shape} each; got {tuple(x.shape)}.")
+        require(
+            bool(((t > 0) & (t <= self.sde.t_max * (1 + 1e-9))).all())
+            and t.shape in ((), (len(x),)),
+            f"t must be one time or {len(x)}, within (0, {self.sde.t_max:g}]; got {t.tolist()}.",
+        )
         if t.ndim == 0:
             return self._denoise(x, t)
         out = torch.empty_like(x)

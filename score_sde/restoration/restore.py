@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import Count, Device, check_size, checked, whole_seeds
+from score_sde.checks import Count, Device, check_size, checked, require, whole_seeds
 from score_sde.exact import Gaussian
 from score_sde.noise import fresh_seeds
 from score_sde.processes.sdes import SDE
-from score_sde.restoration.algebra import System
 from score_sde.restoration.checks import (
     Budget,
     check_memory,
@@ -25,24 +24,20 @@ from score_sde.restoration.checks import (
     check_seeds,
     doubts,
 )
-from score_sde.restoration.denoiser import Denoiser, least_nu, rows_at_once
-from score_sde.restoration.kernel import run_kernel
+from score_sde.restoration.denoiser import least_nu
+from score_sde.restoration.job import OF_KERNEL, Group, Job, Part
 from score_sde.restoration.means import MEANS, options_of
 from score_sde.restoration.measurement import Noise
 from score_sde.restoration.operators import Operator
-from score_sde.restoration.particles import count_levels, effective, plan, run_particles
+from score_sde.restoration.particles import count_levels
 from score_sde.restoration.posterior import find_mean, make_system
 from score_sde.restoration.published import SAMPLERS
 from score_sde.restoration.reference import SmoothGaussian
 from score_sde.restoration.residuals import Residuals
-from score_sde.scores import ScoreFn, take
+from score_sde.scores import ScoreFn
 
 AnyOperator = Operator | Callable[[Tensor], Tensor]
 METHODS = tuple(dict.fromkeys(["particles", *MEANS, *SAMPLERS]))
-OF_KERNEL = ("kernel", "fresh", "levels")
-UNEVEN, FEW = 20.0, 50
-"""Unevenness of weights (`particles.Cloud`) above which particles give way to the hybrid, and the
-number of particles below which they do without a pilot, where `restore` may choose."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +134,7 @@ def restore(
     seeds = fresh_seeds(n) if seeds is None else whole_seeds(seeds)
     name = method or "particles"
     check_seeds(n, seeds)
+    require(dtype.is_floating_point, f"states are of floating point; dtype is {dtype}.")
     check_method(name, METHODS, gaussian is not None)
     check_options(name, list(options), _options(name))
     if name in MEANS:
@@ -147,7 +143,7 @@ def restore(
     if name == "particles":
         check_memory(system, size, size * nfe // count_levels(nfe), method is not None)
     told = system.with_residuals(residuals)
-    job = _Job(sde, score, system, told, nfe, batch_size, dtype, options)
+    job = Job(sde, score, system, told, nfe, batch_size, dtype, options)
     started = time.perf_counter()
     several = tuple(y.shape) != system.measurement.operator.measured(system.measurement.shape)
     groups = [
@@ -155,7 +151,8 @@ def restore(
         for which in range(len(system.measurement.y))
         for first in range(0, n, size)
     ]
-    parts = [job.run(name, method is None, *groups[i]) for i in distributed.share(len(groups))]
+    mine = [groups[i] for i in distributed.share(len(groups))]
+    parts = job.run_all(name, method is None, mine)
     result = _collected(parts, groups, job, name, several, started)
     return result if return_info else result.x
 
@@ -169,108 +166,10 @@ def _options(name: str) -> list[str]:
     return options_of(SAMPLERS[name])
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What one group came to; facts: ess, temper, log_evidence, nfe, products, collapsed."""
-
-    x: Tensor
-    facts: list[float]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is the same for all groups; told: the system with residuals."""
-
-    sde: SDE
-    score: ScoreFn
-    system: System
-    told: System
-    nfe: int
-    batch_size: int | None
-    dtype: torch.dtype
-    options: dict[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one state."""
-        return self.system.measurement.shape
-
-    def _denoiser(self, which: int) -> Denoiser:
-        score = _Repeated(self.score, which)
-        return Denoiser(self.sde, score, self.shape, self.batch_size, self.dtype)
-
-    def _one(self, system: System, which: int) -> System:
-        """The system of one measurement."""
-        measurement = system.measurement
-        rows = torch.tensor([which], device=measurement.y.device)
-        return system.with_measurement(measurement.rows(rows))
-
-    def run(self, name: str, may_choose: bool, which: int, seeds: Sequence[int]) -> _Part:
-        """One group of draws of one measurement."""
-        system, denoiser = self._one(self.system, which), self._denoiser(which)
-        n, collapsed = len(seeds), False
-        facts, nfe, planned = [1.0, 1.0, float("nan")], self.nfe, None
-        if may_choose:
-            collapsed = n * nfe < FEW * count_levels(nfe)
-            collapsed |= not system.weighable(n * nfe // count_levels(nfe))
-            if not collapsed:
-                planned = plan(system, denoiser, n * nfe, nfe, seeds, always=True)
-                collapsed = planned.unevenness > UNEVEN
-                nfe -= -(-planned.spent // n) * collapsed
-            name = "hybrid" if collapsed else name
-        if name == "particles":
-            options = {**self.options, "planned": planned}
-            x, cloud = run_particles(system, denoiser, n, nfe, seeds, **options)
-            facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
-        elif name not in SAMPLERS:
-            x = self._independent(which, denoiser, name, seeds, nfe, collapsed)
-        else:
-            x = SAMPLERS[name](system, denoiser, seeds, nfe, **self.options)
-        spent = [denoiser.rows / n, denoiser.products / n]
-        return _Part(x, [*facts, *spent, float(collapsed)])
-
-    def _independent(
-        self,
-        which: int,
-        denoiser: Denoiser,
-        name: str,
-        seeds: Sequence[int],
-        nfe: int,
-        chosen: bool,
-    ) -> Tensor:
-        told, options = self._one(self.told, which), self.options
-        if chosen and len(self.shape) == 3 and told.residuals is None:
-            options = {"kernel": "seen"}  # pictures: no grain, see `kernel`
-        of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
-        own = {key: v for key, v in options.items() if key not in OF_KERNEL}
-        size = rows_at_once(self.batch_size, self.system.lam.numel())
-        chunks = [
-            run_kernel(told, denoiser, MEANS[name], own, seeds[i : i + size], nfe, **of_kernel)
-            for i in range(0, len(seeds), size)
-        ]
-        return torch.cat(chunks)
-
-
-@dataclass(frozen=True)
-class _Repeated:
-    """The score of one of the measurements, for any number of states."""
-
-    score: ScoreFn
-    which: int
-
-    def take(self, rows: Any) -> _Repeated:
-        return self
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        if not hasattr(self.score, "take"):
-            return self.score(x, t)
-        return take(self.score, torch.full((len(x),), self.which))(x, t)
-
-
 def _collected(
-    parts: list[_Part],
-    groups: list[tuple[int, list[int]]],
-    job: _Job,
+    parts: list[Part],
+    groups: list[Group],
+    job: Job,
     name: str,
     several: bool,
     started: float,

@@ -1,7 +1,7 @@
 r"""What a measurement tells as white noise on all of a state would.
 
-A likelihood exp(g'x_0 - delta |x_0|^2 / 2) only moves the noise of x_t and shortens it: whatever the
-data, the posterior's mean is then that of the prior at another place and a lower level, exactly.
+A likelihood exp(g'x_0 - delta |x_0|^2 / 2) only moves the noise of x_t and shortens it: whatever
+the data, the posterior's mean is then that of the prior at another place and a lower level.
 A measurement has such a part, of some precision delta, and another that no white noise tells:
 
     K = C_nu - G_nu A C_nu           what is unknown of x_0 given x_t and y, by the reference
