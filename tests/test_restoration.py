@@ -99,6 +99,9 @@ def test_every_method_runs_is_finite_counted_and_depends_on_its_seeds_alone(meth
     assert 1 < whole.nfe + whole.products <= 20
     part = restore(sde, RING.score(sde), y, Matrix(M), n=2, seeds=[4, 1], batch_size=1, **common)
     torch.testing.assert_close(part, whole.x[[4, 1]], atol=1e-9, rtol=1e-9)
+    both = restore(sde, RING.score(sde), torch.stack([-y, y]), Matrix(M), n=2, seeds=[4, 1],
+                   batch_size=3, **common)  # fmt: skip
+    torch.testing.assert_close(both[1], part, atol=1e-9, rtol=1e-9)
 
 
 def test_groups_of_particles_depend_on_their_seeds_and_measurement_alone():

@@ -14,6 +14,7 @@ from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser, rows_at_once
 from score_sde.restoration.kernel import run_kernel
 from score_sde.restoration.means import MEANS
+from score_sde.restoration.measurement import Measurement
 from score_sde.restoration.particles import count_levels, effective, plan, run_particles
 from score_sde.restoration.published import SAMPLERS
 from score_sde.scores import ScoreFn, take
@@ -72,7 +73,7 @@ class Job:
         """All groups: those of independent draws together, wherever rows of y do not meet."""
         few = may_choose and all(self._too_few(len(seeds)) for _, seeds in groups)
         name = "hybrid" if few else name
-        if name in MEANS and self.system.alike:
+        if name != "particles" and self.system.alike:
             return self._independent(name, groups, self.nfe, few) if groups else []
         return [self.run(name, may_choose, group) for group in groups]
 
@@ -92,18 +93,14 @@ class Job:
                 planned = plan(system, denoiser, n * self.nfe, self.nfe, seeds, always=True)
                 collapsed = planned.unevenness > UNEVEN
             name = "hybrid" if collapsed else name
-        if name in MEANS:
+        if name != "particles":
             tried = denoiser.rows
             [part] = self._independent(name, [group], self.nfe - -(-tried // n), collapsed)
             part.facts[3] += tried / n
             return part
-        facts = [1.0, 1.0, float("nan")]
-        if name == "particles":
-            options = {**self.options, "planned": planned}
-            x, cloud = run_particles(system, denoiser, n, self.nfe, seeds, **options)
-            facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
-        else:
-            x = SAMPLERS[name](system, denoiser, seeds, self.nfe, **self.options)
+        options = {**self.options, "planned": planned}
+        x, cloud = run_particles(system, denoiser, n, self.nfe, seeds, **options)
+        facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
         return Part(x, [*facts, denoiser.rows / n, denoiser.products / n, 0.0])
 
     def _independent(self, name: str, groups: list[Group], nfe: int, chosen: bool) -> list[Part]:
@@ -111,25 +108,39 @@ class Job:
 
         chosen: the method was, by `restore`, in place of particles.
         """
-        options = self.options
-        if chosen and len(self.shape) == 3 and self.told.residuals is None:
-            options = {"kernel": "seen"}  # pictures: no grain, see `kernel`
-        of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
-        own = {key: v for key, v in options.items() if key not in OF_KERNEL}
-        measurement, size = self.told.measurement, rows_at_once(self.batch_size, self.entries)
+        measurement, size = self.system.measurement, rows_at_once(self.batch_size, self.entries)
         which = torch.tensor([g for g, seeds in groups for _ in seeds], device=measurement.y.device)
         seeds = [seed for _, seeds in groups for seed in seeds]
         chunks, rows, products = [], 0, 0
         for i in range(0, len(seeds), size):
             at = which[i : i + size]
-            told, denoiser = self.told.with_measurement(measurement.rows(at)), self._denoiser(at)
-            method, some = MEANS[name], seeds[i : i + size]
-            chunks.append(run_kernel(told, denoiser, method, own, some, nfe, **of_kernel))
+            measured, denoiser = measurement.rows(at), self._denoiser(at)
+            chunks.append(self._draw(name, measured, denoiser, seeds[i : i + size], nfe, chosen))
             rows, products = rows + denoiser.rows, products + denoiser.products
         spent = [rows / len(seeds), products / len(seeds)]
         facts = [1.0, 1.0, float("nan"), *spent, float(chosen)]
         split = torch.cat(chunks).split([len(seeds) for _, seeds in groups])
         return [Part(x, list(facts)) for x in split]
+
+    def _draw(
+        self,
+        name: str,
+        measured: Measurement,
+        denoiser: Denoiser,
+        seeds: Sequence[int],
+        nfe: int,
+        chosen: bool,
+    ) -> Tensor:
+        """A draw (B, D) for each seed and row of the measurement."""
+        if name in SAMPLERS:
+            system = self.system.with_measurement(measured)
+            return SAMPLERS[name](system, denoiser, seeds, nfe, **self.options)
+        options, told = self.options, self.told.with_measurement(measured)
+        if chosen and len(self.shape) == 3 and told.residuals is None:
+            options = {"kernel": "seen"}  # pictures: no grain, see `kernel`
+        of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
+        own = {key: v for key, v in options.items() if key not in OF_KERNEL}
+        return run_kernel(told, denoiser, MEANS[name], own, seeds, nfe, **of_kernel)
 
 
 @dataclass(frozen=True)
