@@ -132,6 +132,18 @@ def test_posterior_score_of_gaussian_data_is_exact_and_samplers_take_it(sde):
     torch.testing.assert_close(whole, parts, atol=1e-9, rtol=1e-9)
 
 
+def test_samplers_begin_where_all_is_gaussian():
+    sde, n = VPSDE(), 2000
+    post = posterior_score(sde, DATA.score(sde), Y, Matrix(A), noise_std=0.2, gaussian=DATA)
+    x_T, times = post.begin(range(n), 20, dtype=F64)
+    alone, _ = post.begin([7], 20, dtype=F64)
+    torch.testing.assert_close(alone[0], x_T[7])
+    x, exact = sample(sde, post, x_T=x_T, grid=times, method="dpmpp_2m"), DATA.measured(A, 0.2, Y)
+    off = (x.mean(0) - exact.mean()) / exact.covariance().diagonal().sqrt()
+    assert float(off.abs().max()) < 5 / math.sqrt(n)
+    torch.testing.assert_close(torch.cov(x.T), exact.covariance(), atol=0.05, rtol=0.1)
+
+
 @pytest.mark.parametrize("method", ["tilted", "hybrid"])
 def test_white_noise_on_all_of_a_state_is_exact_for_any_data(method):
     sde, y, t = VPSDE(), torch.tensor([0.4, -0.7]), torch.tensor(0.5)

@@ -50,6 +50,14 @@ def given_noise(level: Level, m: Measurement, D: Tensor, draws: SampleDraws) -> 
     return off + level.gain(m.noise(draws.measured()) - m.jvp(D, off))
 
 
+def gaussian_start(system: System, draws: SampleDraws, n: int, nu: float) -> Tensor:
+    """n draws (n, D) of the reference Gaussian given y, with noise of level nu."""
+    m, mean = system.measurement, system.mean.expand(n, -1)
+    level = system.at(math.inf, mean)
+    x0 = mean + level.gain(m.residual(mean)) + given_noise(level, m, mean, draws)
+    return x0 + nu * draws.state()
+
+
 def given_spread(level: Level, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
     """(C_nu - G_nu A C_nu) v: the covariance given y times v (B, D)."""
     spread = level.spread(v)
@@ -100,10 +108,7 @@ def run_kernel(
     require(falling and len(levels) > 0, f"levels must fall, sigma/alpha (got {list(levels)}).")
     m = system.measurement
     draws = SampleDraws(seeds, system.lam, system.lam.numel(), m.y.shape[1])
-    mean = system.mean.expand(len(seeds), -1)
-    level = system.at(math.inf, mean)
-    start = mean + level.gain(m.residual(mean)) + given_noise(level, m, mean, draws)
-    x = start + levels[0] * draws.state()
+    x = gaussian_start(system, draws, len(seeds), levels[0])
     foretold, share = None, 0.0
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
         p, D_y = mean_at(method, options, system, denoiser, x, nu)

@@ -9,7 +9,7 @@ as docs/restoration.md tells; `restore` has methods that are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from score_sde.processes.sdes import SDE
 from score_sde.restoration.algebra import System
 from score_sde.restoration.checks import check_options, check_problem, check_reach, check_scale
 from score_sde.restoration.denoiser import Denoiser, least_nu
+from score_sde.restoration.kernel import SampleDraws, gaussian_start
+from score_sde.restoration.levels import humped, starting_level
 from score_sde.restoration.means import MEANS, Method, mean_at, options_of
 from score_sde.restoration.measurement import Noise, make_measurement
 from score_sde.restoration.operators import Operator
@@ -73,6 +75,26 @@ class PosteriorScore:
         flat = x.flatten(1).to(measurement.y) / alpha
         _, D = mean_at(self.method, self.options, self.system, denoiser, flat, sigma / alpha)
         return D.to(x.dtype).reshape(x.shape)
+
+    def begin(
+        self, seeds: Sequence[int], steps: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """x_T (B, *shape), one for each seed, and falling times (steps + 1,) for `sample`.
+
+        At five standard deviations of the data and above, all is Gaussian: there is nothing to
+        evaluate the score for, and times from t_max on would be spent on it. Here x_T is a draw of
+        the reference Gaussian given y with that much noise, and times are dense where the data
+        decide (`levels.humped`): ``sample(sde, post, x_T=x_T, grid=times, method="dpmpp_2m")``.
+        """
+        system, size = self.system, self.system.lam.numel()
+        denoiser = Denoiser(self.sde, self.score, system.measurement.shape)
+        (low, high), largest = denoiser.range, float(system.lam.max().sqrt())
+        levels = humped(starting_level(largest, high), low, steps + 1, largest)
+        draws = SampleDraws(seeds, system.lam, size, system.measurement.y.shape[1])
+        x = gaussian_start(system, draws, len(seeds), levels[0])
+        times = torch.stack([denoiser.time(nu) for nu in levels])
+        x_T = float(self.sde.alpha(times[0])) * x
+        return x_T.to(dtype).reshape(-1, *system.measurement.shape), times
 
     def residual(self, x: Tensor) -> Tensor:
         """Mean squared residual of states x_0 over the noise's variance, (B,); 1 is right."""
