@@ -7,7 +7,7 @@ Lower half hidden, and means of 4 x 4 pixels, noise 0.05. residual: of the draws
 is right. PSNR of the mean of the draws, of the mean of the method's law (the mean's error less the
 draws' variance over their number, over all items), and of single draws. energy: mean |x - x0| less
 half of mean |x - x'|, a proper score, so that spread that is right is rewarded; lower is better.
-spread: mean standard deviation of draws. behind: dB of the PSNR of the mean behind the first
+spread: root mean square deviation of draws. behind: dB of the PSNR of the mean behind the first
 method's on the same items, and its standard error.
 --clock: instead, the processor time of 64 draws of one measurement at --nfe evaluations, over that
 of as many plain evaluations, rounds of both in turn; and with a score that costs nothing.
@@ -34,7 +34,7 @@ def figures(x0, x, span):
         float(-10 * (of_law / span**2).log10()),
         float(-10 * (off.square().mean(2) / span**2).log10().mean()),
         float((off.norm(dim=2).mean(1) - pairs / 2).mean()),
-        float(x.std(1).mean()),
+        float(x.var(1).mean().sqrt()),
     ]
 
 
