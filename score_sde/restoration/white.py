@@ -18,8 +18,8 @@ from torch import Tensor
 
 from score_sde.restoration.reference import Reference
 
-DIRECTIONS = 64
-"""How many are tried; all of them for states of so few entries."""
+ALL, SOME = 64, 16
+"""Entries of a state up to which all directions are tried, and how many at random beyond."""
 
 
 class WhitePart(NamedTuple):
@@ -41,10 +41,10 @@ def white_part(
     """
     c, D = variances, len(variances)
     e = torch.eye(D).to(c)
-    if D > DIRECTIONS:
+    if D > ALL:
         g = torch.Generator().manual_seed(0)
-        e = torch.randn(DIRECTIONS, D, generator=g, dtype=torch.float64).sign().to(c)
-        e = e / DIRECTIONS**0.5
+        e = torch.randn(SOME, D, generator=g, dtype=torch.float64).sign().to(c)
+        e = e / SOME**0.5
     known = gaussian.to_axes(told(gaussian.from_axes(c * e)))  # (C_nu - K) e
     total = float(c.sum())
     precision = _precision(c, total - min(float((e * known).sum()), 0.999999 * total))
