@@ -54,7 +54,7 @@ def white_part(
 
 def _precision(variances: Tensor, total: float) -> float:
     """delta with sum of 1 / (1/variances + delta) equal to total; 0 where that is all of it."""
-    low, high = 0.0, len(variances) / max(total, 1e-300)
+    variances, low, high = variances.cpu(), 0.0, len(variances) / max(total, 1e-300)
     for _ in range(60):
         middle = (low + high) / 2
         left = float((variances / (1 + variances * middle)).sum())
