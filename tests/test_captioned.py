@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from score_sde.checks import cache_dir
 from score_sde.data import DataError, emoji, load, load_data
-from score_sde.data.download import cache_dir
 from score_sde.data.shapes import (
     COLOURS,
     HELD_OUT,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from score_sde.checks import UserError
 from score_sde.data import DataError, download, load_data
 
 
@@ -104,7 +105,7 @@ def test_the_cache_is_found_without_a_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download.cache_dir() == tmp_path / "score_sde"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    with pytest.raises(DataError, match="no home folder .* Set SCORE_SDE_CACHE"):
+    with pytest.raises(UserError, match="no home folder .* Set SCORE_SDE_CACHE"):
         download.cache_dir()
 
 

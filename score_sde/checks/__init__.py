@@ -38,7 +38,15 @@ from score_sde.checks.errors import (
     shown,
     unknown,
 )
-from score_sde.checks.files import LOOSE, from_json, json_lines, objects, read_json, try_json
+from score_sde.checks.files import (
+    LOOSE,
+    cache_dir,
+    from_json,
+    json_lines,
+    objects,
+    read_json,
+    try_json,
+)
 from score_sde.checks.memory import check_size, machine_memory, memory_for
 from score_sde.checks.names import lookup, named, trusting, trusts_files
 from score_sde.checks.types import (
@@ -85,6 +93,7 @@ __all__ = [
     "Sizes",
     "UserError",
     "as_it_looks",
+    "cache_dir",
     "check_size",
     "checked",
     "construct",

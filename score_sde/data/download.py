@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from score_sde.checks import cache_dir
 from score_sde.data.spec import DataError
 from score_sde.writing import replacing
 
@@ -41,20 +41,6 @@ CIFAR_SHA256 = {
 }
 MEMBER_BYTES = 1 << 26  # no file of either archive is larger
 Arrays = dict[str, np.ndarray]
-
-
-def cache_dir() -> Path:
-    """Where fetched data is kept: $SCORE_SDE_CACHE, or score_sde in the user's cache folder."""
-    if os.environ.get("SCORE_SDE_CACHE"):
-        return Path(os.environ["SCORE_SDE_CACHE"])
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "score_sde"
-    try:
-        return Path.home() / ".cache" / "score_sde"
-    except RuntimeError as error:  # an account without a home
-        raise DataError(
-            "There is no home folder to keep fetched data in. Set SCORE_SDE_CACHE to a folder."
-        ) from error
 
 
 def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from score_sde.data.download import cache_dir, npm_pack
+from score_sde.checks import cache_dir
+from score_sde.data.download import npm_pack
 from score_sde.data.spec import DataError
 from score_sde.writing import replacing
 

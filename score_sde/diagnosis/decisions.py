@@ -26,8 +26,7 @@ from score_sde.diagnosis.closed_forms import posterior_mean
 from score_sde.noise import SeededNoise
 from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
-from score_sde.sampling import sample
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn, sample
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from score_sde.evaluation import distances
 from score_sde.evaluation.jackknife import block_of
 from score_sde.evaluation.memorisation import FEWEST, memorisation
 from score_sde.likelihood import log_likelihood
-from score_sde.ode.solve import ODEError
+from score_sde.sampling import ODEError
 
 MOST_REAL = 2000
 LIKELY = 32  # samples whose likelihood is looked at

@@ -38,7 +38,7 @@ from score_sde.noise import SeededNoise
 from score_sde.ode.divergence import products
 from score_sde.processes.expand import as_time, expand
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 
 EXACT_UP_TO = 64  # coordinates
 PROBES = 8

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.data.download import cache_dir
+from score_sde.checks import cache_dir
 from score_sde.data.spec import DataError
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.data.download import cache_dir
+from score_sde.checks import cache_dir
 from score_sde.data.spec import DataError
 from score_sde.evaluation.inception import as_rgb
 from score_sde.writing import replacing

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import real_tensor
-from score_sde.data.download import cache_dir
+from score_sde.checks import cache_dir, real_tensor
 from score_sde.data.spec import DataError
 from score_sde.evaluation.measures import Featured, Statistics
 from score_sde.evaluation.moments import Moments

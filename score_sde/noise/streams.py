@@ -19,7 +19,6 @@ from torch import Tensor
 from score_sde.checks import UserError, whole_seeds
 from score_sde.devices import moved
 from score_sde.noise.philox import normal
-from score_sde.processes.sdes import SDE
 
 # Numbers drawn per generator call, at first and later: small states would otherwise pay for the
 # calls, not the numbers.
@@ -37,6 +36,18 @@ class NoiseSource(Protocol):
 
         which: places (n,) of the samples that draw, if not all do; then the result is (n, ...).
         """
+
+
+class LogSNR(Protocol):
+    """What a Brownian path needs of a process: log(alpha^2/sigma^2) of times, and its ends."""
+
+    @property
+    def t_min(self) -> float: ...
+
+    @property
+    def t_max(self) -> float: ...
+
+    def log_snr(self, t: Tensor) -> Tensor: ...
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -164,7 +175,7 @@ class BrownianNoise:
         shape: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        sde: SDE | None = None,
+        sde: LogSNR | None = None,
     ):
         if sde is None:
             raise UserError("Brownian noise needs the process whose log-SNR is its clock.")

@@ -22,8 +22,7 @@ from score_sde.plotting.style import (
     sampler_style,
     subplots,
 )
-from score_sde.processes.sdes import SDE
-from score_sde.sampling import SAMPLERS
+from score_sde.sampling import SAMPLERS, SDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

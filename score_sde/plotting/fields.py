@@ -21,7 +21,7 @@ from score_sde.plotting.style import (
     limits,
     square,
 )
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

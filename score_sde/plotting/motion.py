@@ -26,7 +26,7 @@ from score_sde.plotting.fields import (
     plot_score_field,
 )
 from score_sde.plotting.style import Inches, PlottingError, import_pyplot, limits, subplots
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

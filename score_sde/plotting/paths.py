@@ -23,10 +23,8 @@ from score_sde.plotting.style import (
     limits,
     sampler_style,
 )
-from score_sde.processes.sdes import SDE
-from score_sde.sampling import Predictor, sample
+from score_sde.sampling import SDE, Predictor, ScoreFn, sample
 from score_sde.sampling.plan import check_shape
-from score_sde.scores import ScoreFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

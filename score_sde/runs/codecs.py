@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import from_json, trusting, trusts_files
+from score_sde.checks import cache_dir, from_json, trusting, trusts_files
 from score_sde.convert import ConversionError
 from score_sde.convert.live_autoencoder import codec_of, read_autoencoder
 from score_sde.data import Data, DataError, DataSpec
-from score_sde.data.download import cache_dir
 from score_sde.data.latent import LatentData
 from score_sde.nets.autoencoder import latent_statistics
 from score_sde.nets.codec import Codec, Moments

@@ -19,9 +19,8 @@ from torch import Tensor
 from score_sde.data import DataError, DataSpec, decoding
 from score_sde.data.files import FolderFiles
 from score_sde.noise import SeededNoise
-from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunError
-from score_sde.sampling import SamplingSettings, make_sampler
+from score_sde.sampling import SDE, SamplingSettings, make_sampler
 from score_sde.sampling.grids import make_grid
 
 Picture = str | Path | Tensor

@@ -17,7 +17,6 @@ from score_sde.checks import Count, checked
 from score_sde.data import DataSpec
 from score_sde.data.pictures import enlarged, picture_of
 from score_sde.noise import SeededNoise
-from score_sde.processes.expand import expand
 from score_sde.runs.directory import RunError
 from score_sde.runs.run import Run
 from score_sde.runs.steering import steer
@@ -73,7 +72,7 @@ def film(
 def state_picture(x: Tensor, spec: DataSpec):
     """x_t as a picture (H, W[, 3]): brought to the contrast of pictures, or as points."""
     if spec.is_image:
-        x = x / expand(x.flatten(1).std(1), x).clamp(min=1)
+        x = x / x.std(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     return picture_of(x, spec)
 
 

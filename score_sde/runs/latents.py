@@ -19,7 +19,7 @@ from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, to_model
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png
 from score_sde.runs.run import Run, load_score
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 
 BATCH = 64
 Points = Annotated[int, Field(ge=2, le=2**53)]

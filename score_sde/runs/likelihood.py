@@ -38,7 +38,7 @@ from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, refuse_latents, to_model
 from score_sde.runs.outputs import Output, open_output, write_json, write_npz
 from score_sde.runs.run import Run, load_score, pick_device
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 from score_sde.writing import replacing
 
 # Of `log_likelihood`, that a command may set; the others follow from the run.

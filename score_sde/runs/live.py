@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.build import build_sde
 from score_sde.checks import UserError, checked
 from score_sde.conditioning.guidance import guide
 from score_sde.convert.live_autoencoder import codec_of
@@ -27,9 +28,7 @@ from score_sde.convert.parts import ConversionError
 from score_sde.convert.schedulers import process_of
 from score_sde.models import ScoreModel
 from score_sde.nets.codec import Codec
-from score_sde.processes.sdes import SDE, FlowSDE, TableSDE
-from score_sde.sampling import sample
-from score_sde.scores import ScoreFn
+from score_sde.sampling import SDE, ScoreFn, sample
 
 
 @dataclass(eq=False)
@@ -143,8 +142,7 @@ def load_diffusers(source: Any, device: str = "cpu") -> LiveRun:
             "them with torch_dtype=torch.float32, or give a device."
         )
     sde_options, model_options = process_of(_said(pipeline.scheduler), [])
-    name = sde_options.pop("name")
-    sde = PROCESSES[name](**sde_options)
+    name, sde = sde_options["name"], build_sde({"sde": sde_options})
     if kind == "FluxTransformer2DModel":
         model_options["time_scale"] = 1.0  # it multiplies by a thousand itself
     channels = getattr(module.config, "in_channels", None) or module.config.in_channels
@@ -160,9 +158,6 @@ def load_diffusers(source: Any, device: str = "cpu") -> LiveRun:
 def _said(scheduler: Any) -> dict[str, Any]:
     """Its config with its class, which the config of a live one need not name."""
     return {"_class_name": type(scheduler).__name__, **dict(scheduler.config)}
-
-
-PROCESSES: dict[str, type[SDE]] = {"table": TableSDE, "flow": FlowSDE}
 
 
 def _size(said: Any) -> tuple[int, int]:

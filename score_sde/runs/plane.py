@@ -9,17 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_sde.build import SDES, build_objective
 from score_sde.checks import UserError
-from score_sde.data import TOYS
-from score_sde.exact import GaussianMixture
-from score_sde.losses import ScoreMatching
+from score_sde.diagnosis.known import closed_forms as closed_forms
 from score_sde.models import ScoreModel
 from score_sde.nets import MLP
 from score_sde.noise import generator_of, seed_torch
-from score_sde.processes.sdes import SDE, VPSDE, CosineSDE, FlowSDE, SubVPSDE
-from score_sde.scores import ScoreFn
+from score_sde.sampling import SDE, ScoreFn
 
-PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "cosine": CosineSDE(), "flow": FlowSDE()}
+PROCESSES: dict[str, SDE] = {name: SDES[name]() for name in ("vp", "subvp", "cosine", "flow")}
 FEWEST, LR = 20, 4e-3
 
 
@@ -33,20 +31,6 @@ class Field(NamedTuple):
     def time(self, share: float) -> float:
         """The time at a share of the way from the data, 0, to noise, 1."""
         return self.sde.t_min + share * (self.sde.t_max - self.sde.t_min)
-
-
-def closed_forms() -> dict[str, GaussianMixture]:
-    """Data whose score is known: mixtures, and toy sets as a small Gaussian around each point."""
-    three = GaussianMixture(
-        [0.5, 0.3, 0.2],
-        [[-1.0, 0.3], [0.8, 0.9], [0.2, -1.1]],
-        [[[0.10, 0.05], [0.05, 0.08]], [[0.05, -0.03], [-0.03, 0.12]], [[0.20, 0.0], [0.0, 0.02]]],
-    )
-    found = {"three Gaussians": three}
-    for name, draw in TOYS.items():
-        points = draw(200, torch.Generator().manual_seed(0))
-        found[name] = GaussianMixture([1.0] * len(points), points.double(), 0.06**2)
-    return found
 
 
 class Learned(NamedTuple):
@@ -77,7 +61,7 @@ def learn(
         net = MLP(dim=2, width=96)
     noise = generator_of(seed)
     model = ScoreModel(net, sde, target="v", data_std=float(points.std()))
-    objective = ScoreMatching(stratified=True)
+    objective = build_objective({"loss": {"stratified": True}})
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)
     begun, losses = time.monotonic(), []
     for step in range(1, steps + 1):

@@ -16,7 +16,6 @@ from score_sde.checks import Count, NonNegative, Seed, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.data.pictures import enlarged, grid_array
-from score_sde.processes.expand import expand
 from score_sde.restoration import Mask, Restored, restore
 from score_sde.runs.directory import RunError
 from score_sde.runs.measuring import (
@@ -180,10 +179,15 @@ def _row(measured: Measured, x: Tensor, mean: Tensor, deviation: Tensor) -> Tens
         back = operator.pinv(y, shape)
     else:  # Fourier and blur: what A' makes of it, at the scale of the picture
         back = operator.adjoint(y, shape)
-        back = back * expand(mean.flatten(1).norm(dim=1) / back.flatten(1).norm(dim=1), back)
+        back = back * (_norm(mean) / _norm(back))
     first = [] if measured.originals is None else [measured.originals.cpu()]
     parts = [torch.stack([*first, back, mean]), deviation[None], x.transpose(0, 1)[:12]]
     return torch.cat([part.float() for part in parts])
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Of each picture (G, C, H, W), to go with them."""
+    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
 
 
 def _facts(result: Restored) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from score_sde.conditioning.classes import (
 from score_sde.data import Data, DataSpec
 from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.models import FlowMap, ScoreModel
-from score_sde.processes.sdes import SDE
 from score_sde.restoration.reference import ReferenceGaussian
 from score_sde.restoration.residuals import Residuals
 from score_sde.runs import pretrained
@@ -37,7 +36,7 @@ from score_sde.runs.signature import is_signed
 from score_sde.runs.steering import said_of_classes, steer
 from score_sde.runs.weights import find_weights
 from score_sde.runs.wish import Prompt, Wish
-from score_sde.sampling import SampleResult, SamplingSettings, change_sampling
+from score_sde.sampling import SDE, SampleResult, SamplingSettings, change_sampling
 from score_sde.sampling.loop import Hook
 from score_sde.training.checkpoints import steps_of, strays
 

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from score_sde import distributed
 from score_sde.checks import UserError
 from score_sde.models import FlowMap, ScoreModel
-from score_sde.processes.sdes import SDE
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import Start
 from score_sde.sampling import (
+    SDE,
     Recipe,
     SampleResult,
     SamplingSettings,
+    ScoreFn,
+    batches,
     load_recipe,
     needs_data_std,
     sample,
     sample_to_tolerance,
 )
 from score_sde.sampling.loop import Hook
-from score_sde.scores import ScoreFn, batches
 
 MOST = 500  # evaluations of a sample drawn to a tolerance
 

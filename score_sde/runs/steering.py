@@ -17,7 +17,7 @@ from score_sde.conditioning.rules import make_rule
 from score_sde.conditioning.text import encode, said_of
 from score_sde.nets import packed
 from score_sde.runs.wish import Wish, check_wish, labels_of
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 
 if TYPE_CHECKING:
     from score_sde.runs.run import Run

@@ -19,7 +19,7 @@ from score_sde.runs.codecs import RunCodec
 from score_sde.runs.directory import RunError
 from score_sde.runs.run import Run, load
 from score_sde.runs.wish import trained_without
-from score_sde.scores import ScoreFn
+from score_sde.sampling import ScoreFn
 from score_sde.training.checkpoints import tensor_sum
 
 

@@ -11,7 +11,6 @@ from score_sde.build import build_sde
 from score_sde.checks import Count, Index, as_it_looks, checked
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
-from score_sde.processes.sdes import VPSDE
 from score_sde.runs.outputs import check_place, json_text, write_beside
 from score_sde.sampling import options_from_text
 from score_sde.writing import replacing
@@ -38,7 +37,7 @@ def verify_to_files(
     and 60 when None), and its calibration over ``calibrate`` measurements.
     """
     check_place(out)
-    sde = VPSDE() if config is None else build_sde(config)
+    sde = build_sde(config or {})  # VP unless told
     if restoration is not None:
         given = {k: as_it_looks(v) for k, v in (options or {}).items()}
         costs = (20, 60) if nfe is None else (nfe,)

@@ -2,6 +2,7 @@
 
 from score_sde.ode.solve import ODEError as ODEError
 from score_sde.ode.solve import solve_ode as solve_ode
+from score_sde.processes.sdes import SDE as SDE
 from score_sde.sampling.calibration import calibrate as calibrate
 from score_sde.sampling.catalogue import SAMPLERS as SAMPLERS
 from score_sde.sampling.catalogue import list_samplers as list_samplers
@@ -24,3 +25,5 @@ from score_sde.sampling.settings import SamplingSettings as SamplingSettings
 from score_sde.sampling.settings import change_sampling as change_sampling
 from score_sde.sampling.tolerance import ToleranceResult as ToleranceResult
 from score_sde.sampling.tolerance import sample_to_tolerance as sample_to_tolerance
+from score_sde.scores import ScoreFn as ScoreFn
+from score_sde.scores import batches as batches
