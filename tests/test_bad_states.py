@@ -28,7 +28,10 @@ def test_a_bad_item_is_named_with_its_step_and_noise_level_and_its_steps_skipped
     skipped = [
         b["skipped_steps"] - a["skipped_steps"] for a, b in zip(lines, lines[1:], strict=False)
     ]
-    assert trainer.skipped_steps == 2 and sum(skipped) in (1, 2)  # 8 batches of 8 of 30 items
+    assert trainer.outcomes.skipped_steps == 2 and sum(skipped) in (
+        1,
+        2,
+    )  # 8 batches of 8 of 30 items
     printed = capsys.readouterr().out
     assert printed.count("the loss of 1 of 8 items is not finite (noise level ") == 2
     assert printed.count("; img_11.png); skipped, 1 in a row") == 2
@@ -46,7 +49,7 @@ def test_non_finite_steps_are_skipped_and_end_the_run_in_the_end(optimizer):
     for _ in range(4):
         trainer.update(bad)
     train(trainer, 1)  # a good step in between starts the count anew
-    assert trainer.bad_steps == 0 and trainer.skipped_steps == 4
+    assert trainer.outcomes.bad_steps == 0 and trainer.outcomes.skipped_steps == 4
     before = {k: v.clone() for k, v in trainer.model.net.state_dict().items()}
     moments = [s for o in trainer.optimizers for s in o.state_dict()["state"].values()]
     moments = [{k: v.clone() for k, v in s.items()} for s in moments]
@@ -69,8 +72,10 @@ def test_what_came_of_updates_is_read_together(capsys):
         train(trainer, 2)
         trainer.update(torch.full((8, 1, 8, 8), float("nan")))
         train(trainer, 3)
-        assert not trainer.unread
-        said.append((trainer.smooth_loss, trainer.skipped_steps, capsys.readouterr().out))
+        assert not trainer.outcomes.unread
+        said.append(
+            (trainer.outcomes.smooth_loss, trainer.outcomes.skipped_steps, capsys.readouterr().out)
+        )
     assert said[0] == said[1] and said[0][1] == 1 and "step 2: the loss of 8 of 8" in said[0][2]
 
 
@@ -82,7 +87,7 @@ def test_a_gradient_that_is_not_finite_though_the_loss_is(capsys):
     assert "the gradient is not finite though the loss is; skipped" in capsys.readouterr().out
     handle.remove()
     train(trainer, 1)
-    assert trainer.bad_steps == 0 and torch.isfinite(weight).all()
+    assert trainer.outcomes.bad_steps == 0 and torch.isfinite(weight).all()
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_scaled_gradients_are_unscaled_clipped_saved_and_skipped(tmp_path, capsy
     assert again.scaler.get_scale() == 2.0**11
     before = [p.clone() for p in again.model.net.parameters()]
     again.update(torch.full((8, 1, 8, 8), float("inf")))
-    assert again.scaler.get_scale() == 2.0**10 and again.skipped_steps == 1
+    assert again.scaler.get_scale() == 2.0**10 and again.outcomes.skipped_steps == 1
     pairs = zip(before, again.model.net.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
 

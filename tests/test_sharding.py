@@ -138,7 +138,7 @@ def update_in_all_ways() -> None:
                 for net in (trainer.model.net, trainer.ema.net):
                     assert all(map(is_sharded, net.parameters()))
             log = updates(trainer, steps, bad=3)
-            assert trainer.skipped_steps == 1 and trainer.bad_steps == 0
+            assert trainer.outcomes.skipped_steps == 1 and trainer.outcomes.bad_steps == 0
             results[name] = log, states(trainer), local_bytes(trainer)
             x, t = torch.ones(2, 1, 8, 8), torch.tensor(0.5)
             with torch.no_grad():

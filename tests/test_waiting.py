@@ -111,5 +111,5 @@ def test_no_update_of_training_waits(monkeypatch, optimizer, objective):
         for _ in range(3):
             values = trainer.update(next(batches).x0)
     assert waits.found == []
-    assert values["loss"].device.type == "meta" and len(trainer.unread) == 4
+    assert values["loss"].device.type == "meta" and len(trainer.outcomes.unread) == 4
     assert all(p.grad.device.type == "meta" for p in trainer.model.net.parameters())

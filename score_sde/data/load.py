@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -95,31 +95,36 @@ def load_data(
         name, split, dict(size=box, resize=resize, convert=convert, scaling=scaling), layout, range,
         strict, workers, dict(options or {}),
     )  # fmt: skip
-    found = data.spec.shape[0]
-    if channels is not None and len(data.spec.shape) == 3 and found != channels:
-        fix = {1: "grey", 3: "rgb", 4: "rgba"}.get(channels)
-        advice = f" (or data.convert={fix})" if fix else ""
-        raise DataError(
-            f"Data has {found} channel{'s' * (found > 1)}, data.channels says {channels}. "
-            f"Set data.channels={found}{advice}."
-        )
-    of_images: dict[str, object] = {
-        "size": size,
-        "resize": resize,
-        "channels": channels,
-        "flip": flip or None,
-    }
-    of_images["convert"] = None if convert == "auto" else convert
-    wrong = [f"data.{key}" for key, value in of_images.items() if value is not None]
-    if wrong and len(data.spec.shape) != 3:
-        raise DataError(
-            f"{' and '.join(wrong)} needs images; items of {name} have shape {data.spec.shape}."
-        )
+    if len(data.spec.shape) == 3:
+        _check_channels(data.spec.shape[0], channels)
+    else:
+        converted = None if convert == "auto" else convert
+        asked = dict(size=size, resize=resize, channels=channels, flip=flip or None)
+        _refuse_of_images(name, data.spec.shape, asked | {"convert": converted})
     data.flip = flip
     if isinstance(data, ArrayData) and data.spec.is_image:
         data.notes = (*data.notes, *_constant_images(data))
     check_batch(data.reference(min(len(data), 256)), data.spec)
     return data
+
+
+def _check_channels(found: int, channels: int | None) -> None:
+    """Raises DataError for pictures of other channels than were said."""
+    if channels is None or found == channels:
+        return
+    fix = {1: "grey", 3: "rgb", 4: "rgba"}.get(channels)
+    advice = f" (or data.convert={fix})" if fix else ""
+    raise DataError(
+        f"Data has {found} channel{'s' * (found > 1)}, data.channels says {channels}. "
+        f"Set data.channels={found}{advice}."
+    )
+
+
+def _refuse_of_images(name: str, shape: tuple[int, ...], asked: Mapping[str, Any]) -> None:
+    """Raises DataError for what was asked of data that only images have; None is not asked."""
+    wrong = [f"data.{key}" for key, value in asked.items() if value is not None]
+    if wrong:
+        raise DataError(f"{' and '.join(wrong)} needs images; items of {name} have shape {shape}.")
 
 
 def _check_options(name: str, bounds: Any) -> None:

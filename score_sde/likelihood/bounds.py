@@ -123,6 +123,18 @@ def chain_times(sde: SDE, steps: int) -> Tensor:
     return torch.arange(1, steps + 1, dtype=torch.float64) * (sde.t_max / steps)
 
 
+def _share_of(variance: str | float, score: ScoreFn) -> float:
+    """The share of log beta in the log variance, 0 where it is learned; UserError if it is none."""
+    if variance == "learned" and not hasattr(score, "score_and_v"):
+        raise UserError("variance=learned needs a model trained with learned variances.")
+    share = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}.get(str(variance), variance)
+    if isinstance(share, str) or not 0 <= share <= 1:
+        raise UserError(
+            f"variance {variance!r}: choose posterior, transition, learned or a number in [0, 1]."
+        )
+    return float(share)
+
+
 @torch.no_grad()
 @checked
 def variational_bound(
@@ -154,14 +166,7 @@ def variational_bound(
     t = chain_times(sde, steps) if times is None else torch.as_tensor(times, dtype=torch.float64)
     if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
         raise UserError("times must be positive and rise strictly.")
-    learned = variance == "learned"
-    if learned and not hasattr(score, "score_and_v"):
-        raise UserError("variance=learned needs a model trained with learned variances.")
-    between = {"posterior": 0.0, "transition": 1.0, "learned": 0.0}.get(str(variance), variance)
-    if isinstance(between, str) or not 0 <= between <= 1:
-        raise UserError(
-            f"variance {variance!r}: choose posterior, transition, learned or a number in [0, 1]."
-        )
+    learned, between = variance == "learned", _share_of(variance, score)
     seeds = check_seeds(seeds, len(x))
     pieces, parts = list(batches(score, len(x), batch_size)), []
     bar = tqdm(total=len(t) * len(pieces), disable=not progress, unit="step")
@@ -174,7 +179,7 @@ def variational_bound(
             x_t = mean + std * source.draw(None, None).to(x0)
             denoised, share = read(x_t.to(x.dtype), t[i])
             denoised = denoised.to(x0)
-            share = share.to(x0) if isinstance(share, Tensor) else float(between)
+            share = share.to(x0) if isinstance(share, Tensor) else between
             if i == 0:
                 low_std, high_std = first_stds(sde, t)
                 spread = expand(low_std, x0) ** (1 - share) * expand(high_std, x0) ** share

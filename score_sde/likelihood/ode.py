@@ -120,13 +120,8 @@ def log_likelihood(
     check_state(score, x)
     check_density(score)
     check = how_many(len(x)) if check is None else check
-    if check < (t_min == "auto"):
-        raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
-    if t_min == "auto" and truncation != "corrected":
-        raise UserError(
-            f't_min="auto" is the one below which the correction finds nothing; truncation='
-            f'"{truncation}" has none. Give a number, or take truncation="corrected".'
-        )
+    if t_min == "auto":
+        check_auto(check, truncation)
     start = sde.t_min if t_min is None or isinstance(t_min, str) else t_min
     solve = Solve(
         sde=sde, divergence=divergence, probes=probes, probe_kind=probe_kind, solver=solver,
@@ -164,6 +159,17 @@ def log_likelihood(
         solver_error=error, truncation_error=cut, settings=solve.settings(), advice=advice,
         levels=levels, scale=scale,
     )  # fmt: skip
+
+
+def check_auto(check: int, truncation: str) -> None:
+    """UserError where the largest t_min that does cannot be found."""
+    if not check:
+        raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
+    if truncation != "corrected":
+        raise UserError(
+            f't_min="auto" is the one below which the correction finds nothing; truncation='
+            f'"{truncation}" has none. Give a number, or take truncation="corrected".'
+        )
 
 
 def check_finite(nats: Tensor) -> None:

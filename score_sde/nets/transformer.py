@@ -118,18 +118,10 @@ class Transformer(nn.Module):
         self.class_tokens_from = class_tokens_from
         self.out_channels = channels if out_channels is None else out_channels
         self.grid = patches_per_side(size, patch)
-        count = self.grid[0] * self.grid[1]
-        check_size(32 * count * width, "the places of so many patches")
-
         inner = bottleneck or width
         self.patches = nn.Conv2d(channels, inner, patch, stride=patch, bias=bottleneck is None)
         self.widen = nn.Linear(inner, width) if bottleneck else None
-        fixed = sincos_positions(*self.grid, width, position_spacing)
-        self.register_buffer("place", fixed if positions == "sincos" else None, persistent=False)
-        turns = axial_angles(*self.grid, width // heads) if positions == "rotary" else None
-        self.register_buffer("angles", turns, persistent=False)
-        self.learned = small(count, width) if positions == "learned" else None
-
+        self._make_places(width, heads, positions, position_spacing)
         each = depth if embedding_per_block else 1
         self.embeddings = nn.ModuleList(
             Embedding(width, features, classes, pooled_dim, time_endpoint) for _ in range(each)
@@ -162,6 +154,16 @@ class Transformer(nn.Module):
     def preset(cls, name: str, **options: Any) -> Transformer:
         """A published transformer by its name in `presets.TRANSFORMERS`, with changes."""
         return cls(**{**named(TRANSFORMERS, name, "the preset"), **options})
+
+    def _make_places(self, width: int, heads: int, positions: str, spacing: float) -> None:
+        """How tokens are told their places: added, fixed or learned, or as angles."""
+        count = self.grid[0] * self.grid[1]
+        check_size(32 * count * width, "the places of so many patches")
+        fixed = sincos_positions(*self.grid, width, spacing) if positions == "sincos" else None
+        self.register_buffer("place", fixed, persistent=False)
+        turns = axial_angles(*self.grid, width // heads) if positions == "rotary" else None
+        self.register_buffer("angles", turns, persistent=False)
+        self.learned = small(count, width) if positions == "learned" else None
 
     def _initialize(self) -> None:
         small_normal(self)
@@ -256,13 +258,6 @@ class Transformer(nn.Module):
             first = torch.where(missing[:, None], self.null_text.to(text.dtype), text[:, 0])
             text = torch.cat([first[:, None], text[:, 1:]], 1)
             text_mask[:, 0] |= missing
-        elif text_mask is not None:  # a caption without a token is no caption
-            nothing = ~text_mask.bool().any(1, keepdim=True)
-            first = torch.zeros_like(text_mask, dtype=torch.bool)
-            first[:, 0] = True
-            here = nothing & first
-            text = torch.where(here[..., None], self.null_text.to(text.dtype), text)
-            text_mask = text_mask.bool() | here
         h = self.text_first(text.to(self.last.weight.dtype))
         return self.text_second(F.gelu(h, approximate="tanh")), text_mask
 

@@ -36,15 +36,9 @@ from score_sde.checks import (
     memory_for,
     named,
 )
-from score_sde.nets.blocks import (
-    BlockOptions,
-)
+from score_sde.nets.blocks import BlockOptions
 from score_sde.nets.embedding import LabelEmbedding
-from score_sde.nets.layers import (
-    depth_to_space,
-    space_to_depth,
-    spread,
-)
+from score_sde.nets.layers import depth_to_space, space_to_depth, spread
 from score_sde.nets.levels import Levels, level_heights
 from score_sde.nets.presets import PRESETS
 from score_sde.nets.text import TextInput, Words
@@ -143,17 +137,9 @@ class UNet(LabelEmbedding):
     ):
         super().__init__()
         dims = len(size)
-        if dims not in (1, 2, 3) or (dims != 2 and picture):
-            raise UserError(
-                f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
-                f"pictures only of images (got size {tuple(size)}, picture={picture})."
-            )
-        heights = level_heights(size, patch, len(multipliers), attention)
         decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
-        if not 1 <= decoder_blocks <= blocks + 1:
-            raise UserError(
-                f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
-            )
+        _check(size, picture, blocks, decoder_blocks)
+        heights = level_heights(size, patch, len(multipliers), attention)
         self.channels, self.size, self.patch = channels, tuple(size), patch
         self.out_channels = channels if out_channels is None else out_channels
         self.classes, self.class_dropout = classes, class_dropout
@@ -257,7 +243,16 @@ class UNet(LabelEmbedding):
         x = self._with_picture(x, picture)
         shares = iter(self.modulation(F.silu(embedding)).split(self.shares, dim=1))
 
-        image = space_to_depth(x, self.patch)
+        h, kept = self._encode(space_to_depth(x, self.patch), shares, words)
+        for block in self.middle:
+            h = block(h, next(shares))
+        h = h if self.middle_cross is None else self.middle_cross(h, words)
+        return depth_to_space(self._decode(h, kept, shares, words), self.patch)
+
+    def _encode(
+        self, image: Tensor, shares: Iterator[Tensor], words: Words | None
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """The features of the last level, and what each level keeps for its mirror image."""
         h = self.conv_in(image)
         kept: list[list[Tensor]] = []
         for level in self.encoder:
@@ -269,9 +264,12 @@ class UNet(LabelEmbedding):
             for i, block in enumerate(level.blocks):
                 h = _told(level, i, block(h, next(shares)), words)
                 kept[-1].append(h)
-        for block in self.middle:
-            h = block(h, next(shares))
-        h = h if self.middle_cross is None else self.middle_cross(h, words)
+        return h, kept
+
+    def _decode(
+        self, h: Tensor, kept: list[list[Tensor]], shares: Iterator[Tensor], words: Words | None
+    ) -> Tensor:
+        """The output at the first level, from the last one's features and all that was kept."""
         y: Tensor | None = None
         for level in reversed(self.decoder):
             skips = kept.pop()
@@ -284,7 +282,7 @@ class UNet(LabelEmbedding):
                 part = level.output(h)
                 y = part if y is None or self.enlarge is None else self.enlarge(y) + part
         assert y is not None
-        return depth_to_space(y, self.patch)
+        return y
 
     def _with_picture(self, x: Tensor, picture: Tensor | None) -> Tensor:
         """x and, as more channels, the picture at its size; zeros without one."""
@@ -297,6 +295,20 @@ class UNet(LabelEmbedding):
         if picture.shape[2:] != x.shape[2:]:
             picture = F.interpolate(picture, x.shape[2:], mode="bicubic", antialias=True)
         return torch.cat([x, picture.to(x.dtype)], 1)
+
+
+def _check(size: tuple[int, ...], picture: int, blocks: int, decoder_blocks: int) -> None:
+    """UserError for shapes and depths that no U-Net has."""
+    dims = len(size)
+    if dims not in (1, 2, 3) or (dims != 2 and picture):
+        raise UserError(
+            f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
+            f"pictures only of images (got size {tuple(size)}, picture={picture})."
+        )
+    if not 1 <= decoder_blocks <= blocks + 1:
+        raise UserError(
+            f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
+        )
 
 
 def _told(level: Any, i: int, h: Tensor, words: Words | None) -> Tensor:

@@ -101,7 +101,7 @@ class Session:
         self.writer = BackgroundWriter()
         sharded = trainer.sharded and self.settings.checkpoints == "sharded"
         self.group = distributed.group_of_hosts() if sharded else None
-        trainer.name_row = self._name_row
+        trainer.outcomes.name_row = self._name_row
 
     def run(self) -> None:
         """To the end of the run; all that was saved is then on the disk.
@@ -157,7 +157,7 @@ class Session:
         scalars = trainer.scalars(values, speed, x0)
         if self.logger is not None:
             self.logger.scalars(trainer.step, scalars)
-        shown = f"step {trainer.step}, loss {trainer.smooth_loss:.4f}, {speed:.0f} items/s"
+        shown = f"step {trainer.step}, loss {trainer.outcomes.smooth_loss:.4f}, {speed:.0f} items/s"
         bar.set_description_str(f"{shown}, ETA {scalars['eta_seconds']:.0f} s", refresh=False)
 
     def evaluate(self) -> None:

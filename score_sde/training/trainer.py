@@ -8,9 +8,8 @@ several passes or processes do together what one would. The loop around it is `s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from score_sde.training.errors import TrainingError, explained
 from score_sde.training.logs import NoiseBins, bin_names, peak_memory
 from score_sde.training.objective import Objective, Trainable
 from score_sde.training.optim import learning_rate_factor, make_optimizers, step_unless
+from score_sde.training.outcomes import Outcome, Outcomes
 from score_sde.training.posthoc import WIDTHS
 from score_sde.training.precision import set_precision
 from score_sde.training.settings import TrainingSettings
@@ -34,16 +34,6 @@ from score_sde.training.sharded import layout_of
 from score_sde.training.sharding import load_net, load_optimizer, shard, whole
 
 MOST_UNREAD = 50
-
-
-class Unread(NamedTuple):
-    """An update of which the host has not yet asked what came of it; tensors () of the device."""
-
-    step: int
-    loss: Tensor
-    norm: Tensor
-    bad: Tensor
-    terms: LossTerms
 
 
 Model = TypeVar("Model", bound=Trainable)
@@ -107,12 +97,9 @@ class Trainer(Generic[Model]):
         if settings.compile:
             self.called_net = torch.compile(self.called_net)  # type: ignore[assignment]
         self.called_model = model.with_net(self.called_net)
-        self.step, self.seconds, self.smooth_loss = 0, 0.0, math.nan
-        self.bad_steps, self.skipped_steps = 0, 0
+        self.step, self.seconds = 0, 0.0
+        self.outcomes = Outcomes(settings.max_bad_steps, self._place_of)
         self.bins = NoiseBins(objective.measures)
-        self.name_row: Callable[[int, int], str] = "row {1}".format  # of a step, and its row
-        self.unread: list[Unread] = []
-        self._last = {"loss": math.nan, "grad_norm": math.nan}
 
     def _average(self, decay: float = 0.0, sigma_rel: float | None = None,
                  halflife: float | None = None) -> EMA:  # fmt: skip
@@ -164,32 +151,15 @@ class Trainer(Generic[Model]):
         self.scaler.update()
         self._count(terms)
         loss_here = terms.loss.sum() / settings.batch_size
-        self.unread.append(Unread(self.step, loss_here, norm, bad, terms))
+        self.outcomes.unread.append(Outcome(self.step, loss_here, norm, bad, terms))
         self.step += 1
-        if len(self.unread) >= (settings.log_every or MOST_UNREAD):
+        if len(self.outcomes.unread) >= (settings.log_every or MOST_UNREAD):
             self.read()
         return {"loss": loss_here, "grad_norm": norm, "lr": factor * settings.lr}
 
     def read(self) -> dict[str, float]:
-        """Loss of the whole batch and norm of the last update, once all steps so far are read.
-
-        What was not finite is said, and losses are taken into `smooth_loss`. All processes call it.
-        Raises TrainingError after too many steps in a row without a finite gradient.
-        """
-        steps, self.unread = self.unread, []
-        if not steps:
-            return dict(self._last)
-        table = torch.stack([torch.stack([u.loss, u.norm, u.bad.to(u.loss)]) for u in steps])
-        losses, norms, bad = table.double().T.tolist()
-        for loss in (losses := distributed.total(losses)):
-            self.smooth(loss)
-        self._last = {"loss": losses[-1], "grad_norm": norms[-1]}
-        for step, is_bad in zip(steps, bad, strict=True):
-            if is_bad:
-                self._skipped(step.step, step.terms)
-            else:
-                self.bad_steps = 0
-        return dict(self._last)
+        """Loss of the whole batch and norm of the last update, see `Outcomes.read`."""
+        return self.outcomes.read()
 
     def _told(self, condition: dict[str, Tensor], random: StepRandomness) -> dict[str, Tensor]:
         """The condition, with nothing in the rows that are dropped."""
@@ -254,26 +224,6 @@ class Trainer(Generic[Model]):
         trivial = self.objective.trivial(self.model, terms.t, self.data_std)
         self.bins.add(torch.exp(-0.5 * log_snr), terms.error, trivial)
 
-    def _skipped(self, step: int, terms: LossTerms) -> None:
-        """Count a step without a finite gradient, say what was in it, stop if it is one of many."""
-        self.bad_steps += 1
-        self.skipped_steps += 1
-        bad = (~torch.isfinite(terms.loss)).nonzero().flatten().tolist()
-        if bad:
-            names = [self.name_row(step, i) for i in bad[:3]] + ["..."] * (len(bad) > 3)
-            where = f"{self._place_of(terms.t[bad])}{', '.join(names)}"
-            what = f"the loss of {len(bad)} of {len(terms.t)} items is not finite ({where})"
-        else:
-            what = "the gradient is not finite though the loss is"
-        if bad or distributed.is_writer():
-            print(f"\nstep {step}: {what}; skipped, {self.bad_steps} in a row", flush=True)
-        if self.bad_steps >= self.settings.max_bad_steps:
-            raise TrainingError(
-                f"The gradient has not been finite for {self.bad_steps} steps, up to step "
-                f"{step}: {what}. The weights are those before; saved checkpoints are "
-                "untouched. Try half the lr, model.precision=fp32, or training.grad_clip=1."
-            )
-
     def _place_of(self, t: Tensor) -> str:
         """In which noise levels these times are, to be followed by the items."""
         levels = torch.exp(-0.5 * self.model.sde.log_snr(t))
@@ -293,10 +243,8 @@ class Trainer(Generic[Model]):
             "seconds": self.seconds,
             "seed": self.seed,
             "ema_updates": {name: ema.updates for name, ema in averages.items()},
-            "loss_smooth": self.smooth_loss if math.isfinite(self.smooth_loss) else None,
-            "bad_steps": self.bad_steps,
-            "skipped_steps": self.skipped_steps,
             "bins": self.bins.sums(),
+            **self.outcomes.counts(),
         }
         states = {name: ema.net.state_dict() for name, ema in averages.items()}
         return Checkpoint(self.model.net.state_dict(), states.pop("ema"), training, meta, states)
@@ -307,8 +255,8 @@ class Trainer(Generic[Model]):
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""
-        nothing = {"seed": self.seed, "seconds": 0.0, "loss_smooth": None, "bad_steps": 0}
-        meta = nothing | {"skipped_steps": 0, "ema_updates": {}, "bins": None} | checkpoint.meta
+        nothing = {"seed": self.seed, "seconds": 0.0, "ema_updates": {}, "bins": None}
+        meta = nothing | checkpoint.meta
         load_net(self.model.net, checkpoint.model)
         for name, ema in self._every_average().items():
             saved = checkpoint.ema if name == "ema" else checkpoint.averages.get(name)
@@ -324,30 +272,21 @@ class Trainer(Generic[Model]):
         if checkpoint.training.get("scaler"):
             self.scaler.load_state_dict(checkpoint.training["scaler"])
         self.step, self.seconds, self.seed = meta["step"], meta["seconds"], meta["seed"]
-        self.bad_steps, self.skipped_steps = meta["bad_steps"], meta["skipped_steps"]
-        self.smooth_loss = math.nan if meta["loss_smooth"] is None else meta["loss_smooth"]
+        self.outcomes.restore(meta)
         if meta["bins"] is not None:
             self.bins.restore(meta["bins"])
-
-    # What is shown ----------------------------------------------------------------------------
-
-    def smooth(self, loss: float) -> None:
-        """Take the loss of a batch into `smooth_loss`."""
-        if math.isfinite(loss):
-            old = loss if math.isnan(self.smooth_loss) else self.smooth_loss
-            self.smooth_loss = 0.98 * old + 0.02 * loss
 
     def scalars(self, values: dict[str, float], speed: float, x0: Tensor) -> dict[str, Any]:
         """What is logged; the means of the noise bins are of all processes."""
         low, high, spread = float(x0.min()), float(x0.max()), float(x0.std())
         return {
             **values,
-            "loss_smooth": self.smooth_loss,
+            "loss_smooth": self.outcomes.smooth_loss,
             "images_per_second": speed,
             "eta_seconds": self.seconds * (1 / self.progress - 1),
             "seconds": self.seconds,
             "memory_gb": peak_memory(self.device),
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.outcomes.skipped_steps,
             "ema_distance": self.ema.distance(self.model.net),
             "data/min": low,
             "data/max": high,
