@@ -10,7 +10,7 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
     conditioning   conditioning.told.Conditioning
     codec     CodecSettings, of a run whose states are latents
     flow_map  training.map_matching.MapMatching, in place of loss, of a map of the flow
-    teacher   TeacherSettings, of a map of the flow of another run
+    teacher   training.map_matching.TeacherSettings, of a map of the flow of another run
 
 The config of an autoencoder has autoencoder (AUTOENCODERS) and reconstruction
 (training.autoencoding.Reconstruction) in place of sde, net, model, loss and sampling.
@@ -24,13 +24,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import nn
 
 from score_sde.checks import (
-    Positive,
     UserError,
     lookup,
     memory_for,
@@ -47,6 +45,7 @@ from score_sde.losses import ScoreMatching
 from score_sde.models import FlowMap, ScoreModel
 from score_sde.nets import MLP, ImageClassifier, Transformer, UNet, VectorClassifier
 from score_sde.nets.autoencoder import KLAutoencoder
+from score_sde.nets.layout import in_fast_layout as in_fast_layout
 from score_sde.nets.magnitude import MagnitudeUNet
 from score_sde.processes.sdes import (
     EDMSDE,
@@ -61,7 +60,7 @@ from score_sde.processes.sdes import (
 from score_sde.sampling import SamplingSettings
 from score_sde.training import TrainingSettings
 from score_sde.training.autoencoding import Reconstruction
-from score_sde.training.map_matching import MapMatching
+from score_sde.training.map_matching import MapMatching, TeacherSettings
 
 SDES = {
     "vp": VPSDE,
@@ -76,7 +75,6 @@ NETS = {"unet": UNet, "edm2": MagnitudeUNet, "transformer": Transformer, "mlp": 
 AUTOENCODERS = {"kl": KLAutoencoder, "diffusers": autoencoder_of}
 CLASSIFIERS = {"image_classifier": ImageClassifier, "vector_classifier": VectorClassifier}
 Config = Mapping[str, Any]
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class ConfigError(UserError):
@@ -89,16 +87,6 @@ class CodecSettings:
     """Of a run whose states are latents. path: the run of an autoencoder, or a diffusers VAE."""
 
     path: str
-
-
-@validated("teacher")
-@dataclass(frozen=True)
-class TeacherSettings:
-    """Of a map of the flow of another run. path: of that run. guidance: of its score, 1 for none:
-    the map is then that of the guided flow."""
-
-    path: str
-    guidance: Positive = 1.0
 
 
 SECTIONS = (
@@ -281,19 +269,6 @@ def build_teacher(config: Config) -> TeacherSettings | None:
     """Which run a map of the flow learns from; None where it learns from the data alone."""
     values = _section(config, "teacher")
     return _call(TeacherSettings, "teacher", values, {}) if values.get("path") else None
-
-
-def in_fast_layout(model: Model) -> Model:
-    """Its weights in channels_last where convolutions are faster so, and group norms as exact.
-
-    PyTorch's GroupNorm of this layout subtracts the square of the mean from the mean square: of
-    inputs that are almost constant, groups of fewer than 4 channels keep only two or three digits.
-    """
-    modules = list(model.modules())
-    norms = [m for m in modules if isinstance(m, nn.GroupNorm)]
-    images = any(isinstance(m, nn.Conv2d) for m in modules)
-    suits = images and all(m.num_channels >= 4 * m.num_groups for m in norms)
-    return model.to(memory_format=torch.channels_last) if suits else model  # type: ignore[call-overload]
 
 
 def build_classifier(config: Config, spec: DataSpec) -> NoisyClassifier:

@@ -225,3 +225,12 @@ class FilteredConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         extra = self.kernel.shape[0]  # (taps - 2) of the filter and 2 of the convolution
         return self.conv(filtered(x, self.kernel, pad=((extra + 1) // 2, extra // 2)))
+
+
+def initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
+    """Initialise each share of the rows as the layer of its own that it stands for."""
+    for rows in layer.weight.detach().split(shares):
+        if len(rows):
+            bound = (6 / (rows.shape[0] + rows.shape[1])) ** 0.5
+            nn.init.uniform_(rows, -bound, bound)
+    nn.init.zeros_(layer.bias)

@@ -150,3 +150,17 @@ def level_heights(
             "None matches; choose among them, or () for none but the middle."
         )
     return heights
+
+
+def check_depths(size: tuple[int, ...], picture: int, blocks: int, decoder_blocks: int) -> None:
+    """UserError for shapes and depths that no U-Net has."""
+    dims = len(size)
+    if dims not in (1, 2, 3) or (dims != 2 and picture):
+        raise UserError(
+            f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
+            f"pictures only of images (got size {tuple(size)}, picture={picture})."
+        )
+    if not 1 <= decoder_blocks <= blocks + 1:
+        raise UserError(
+            f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
+        )

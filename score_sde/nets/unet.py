@@ -38,8 +38,8 @@ from score_sde.checks import (
 )
 from score_sde.nets.blocks import BlockOptions
 from score_sde.nets.embedding import LabelEmbedding
-from score_sde.nets.layers import depth_to_space, space_to_depth, spread
-from score_sde.nets.levels import Levels, level_heights
+from score_sde.nets.layers import depth_to_space, initialize_rows, space_to_depth, spread
+from score_sde.nets.levels import Levels, check_depths, level_heights
 from score_sde.nets.presets import PRESETS
 from score_sde.nets.text import TextInput, Words
 
@@ -138,7 +138,7 @@ class UNet(LabelEmbedding):
         super().__init__()
         dims = len(size)
         decoder_blocks = blocks + 1 if decoder_blocks is None else decoder_blocks
-        _check(size, picture, blocks, decoder_blocks)
+        check_depths(size, picture, blocks, decoder_blocks)
         heights = level_heights(size, patch, len(multipliers), attention)
         self.channels, self.size, self.patch = channels, tuple(size), patch
         self.out_channels = channels if out_channels is None else out_channels
@@ -175,7 +175,7 @@ class UNet(LabelEmbedding):
 
         self.shares = [block.modulation_channels for _, block in self.modulated()]
         self.modulation = nn.Linear(4 * width, sum(self.shares))
-        _initialize_rows(self.modulation, self.shares)
+        initialize_rows(self.modulation, self.shares)
         self._regroup(norm_groups or {})
 
     def _regroup(self, groups: Mapping[str, int]) -> None:
@@ -297,29 +297,6 @@ class UNet(LabelEmbedding):
         return torch.cat([x, picture.to(x.dtype)], 1)
 
 
-def _check(size: tuple[int, ...], picture: int, blocks: int, decoder_blocks: int) -> None:
-    """UserError for shapes and depths that no U-Net has."""
-    dims = len(size)
-    if dims not in (1, 2, 3) or (dims != 2 and picture):
-        raise UserError(
-            f"a U-Net is of signals (L,), images (H, W) or volumes (D, H, W), and is told "
-            f"pictures only of images (got size {tuple(size)}, picture={picture})."
-        )
-    if not 1 <= decoder_blocks <= blocks + 1:
-        raise UserError(
-            f"decoder_blocks must lie in 1..blocks + 1 = {blocks + 1} (got {decoder_blocks})."
-        )
-
-
 def _told(level: Any, i: int, h: Tensor, words: Words | None) -> Tensor:
     """The features after block i of a level, having looked at the words where it does."""
     return level.cross[i](h, words) if i < len(level.cross) else h
-
-
-def _initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
-    """Initialise each share of the rows as the layer of its own that it stands for."""
-    for rows in layer.weight.detach().split(shares):
-        if len(rows):
-            bound = (6 / (rows.shape[0] + rows.shape[1])) ** 0.5
-            nn.init.uniform_(rows, -bound, bound)
-    nn.init.zeros_(layer.bias)

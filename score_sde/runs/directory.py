@@ -30,17 +30,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from typing_extensions import TypedDict
-
-from score_sde.checks import LOOSE, UserError, read_json, try_json
+from score_sde.checks import UserError, read_json, try_json
+from score_sde.runs.facts import FORMAT, Mark, Said
 from score_sde.runs.lock import Lock, LockedError
 from score_sde.runs.signature import is_signed, sign
 from score_sde.training.checkpoints import CheckpointError, steps_of
 from score_sde.writing import replacing
 
-FORMAT = "score_sde run"
 CODEC = "codec.safetensors"
 EMBEDDING = "embedding.safetensors"  # the codec whose latents a network is told
 _STEP = r"step_\d{8,}"
@@ -59,45 +57,6 @@ OURS = re.compile(
         )
     )
 )
-
-
-Section = dict[str, Any]
-
-
-class Sections(TypedDict, total=False):
-    """A config as config.json holds it, with more sections by its kind."""
-
-    __pydantic_config__ = LOOSE  # type: ignore[misc]
-    data: Section | None
-    codec: Section | None
-    model: Section | None
-    conditioning: Section | None
-    loss: Section | None
-    flow_map: Section | None
-    teacher: Section | None
-    training: Section | None
-    sampling: Section | None
-    autoencoder: Section | None
-    reconstruction: Section | None
-    seed: int
-
-
-class Said(TypedDict, total=False):
-    """What config.json holds."""
-
-    __pydantic_config__ = LOOSE  # type: ignore[misc]
-    config: Sections
-    data_spec: dict[str, Any]
-    codec: Section | None
-    embedding: Section | None
-
-
-class Mark(TypedDict):
-    """What run.json holds."""
-
-    __pydantic_config__ = LOOSE  # type: ignore[misc]
-    format: Literal["score_sde run"]
-    id: str
 
 
 class RunError(UserError):

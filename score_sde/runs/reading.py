@@ -21,7 +21,8 @@ from score_sde.checks import Index, Positive, UserError, memory_for, read_json
 from score_sde.conditioning.classifier import NoisyClassifier
 from score_sde.data import DataSpec
 from score_sde.models import ScoreModel
-from score_sde.runs.directory import RunDirectory, RunError, Section, Sections
+from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.facts import Section, Sections
 
 Model = TypeVar("Model", ScoreModel, NoisyClassifier)
 SLACK = 10**6  # what a network may have beyond its weights

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.build import TeacherSettings
 from score_sde.conditioning.guidance import guide
 from score_sde.data import DataSpec
 from score_sde.models import FlowMap, ScoreModel
@@ -21,6 +20,7 @@ from score_sde.runs.run import Run, load
 from score_sde.runs.wish import trained_without
 from score_sde.sampling import ScoreFn
 from score_sde.training.checkpoints import tensor_sum
+from score_sde.training.map_matching import TeacherSettings
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,16 @@ Teacher = Callable[..., ScoreFn]
 """teacher(**condition): the score whose flow is to be mapped, told of these rows' condition."""
 
 
+@validated("teacher")
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Of a map of the flow of another run. path: of that run. guidance: of its score, 1 for none:
+    the map is then that of the guided flow."""
+
+    path: str
+    guidance: Positive = 1.0
+
+
 class Pair(NamedTuple):
     """Of x_t: the x_0 and eps whose velocity it follows."""
 
