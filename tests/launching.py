@@ -16,6 +16,9 @@ import torch
 
 from score_sde import cli
 
+# The process that is forked finds modules by the environment alone, and passes over what it cannot.
+_HERE = str(Path(__file__).parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(
     ["launching", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "pytest"]
