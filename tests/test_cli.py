@@ -9,7 +9,7 @@ import pytest
 from score_sde import cli
 from score_sde.checks import UserError
 from score_sde.cli import MODES, modes, understand
-from score_sde.sampling import change_sampling
+from score_sde.sampling import change_sampling, make_sampler, options_from_text
 
 
 def refused(*words: str) -> str:
@@ -70,6 +70,10 @@ def test_words_become_values_of_the_types_that_flags_and_fields_have():
     options = ["--option=a=0.5", "--option=b=false", "--option=c=text", "--option=d=(1, 2)"]
     command = understand(["--config=toy2d", "--mode=likelihood", *options])
     assert command.arguments["options"] == {"a": 0.5, "b": False, "c": "text", "d": (1, 2)}
+    command = understand(["--config=toy2d", "--mode=likelihood", "--option=a=1_0"])
+    assert command.arguments["options"] == {"a": "1_0"}  # to be refused where a number is due
+    with pytest.raises(UserError, match="eta must be a number .got '0_1'."):
+        make_sampler("ddim", **options_from_text("ddim", {"eta": "0_1"}))
     texts = {"predictor": "ddim", "predictor.eta": "0.5", "corrector_steps": "2"}
     changed = change_sampling({"method": "pc"}, {"options": texts})
     assert changed["options"]["corrector_steps"] == 2
@@ -94,6 +98,11 @@ def test_words_become_values_of_the_types_that_flags_and_fields_have():
         (["--mode=sample", "--workdir=w", "--num_sample=3"], "unknown flag --num_sample. Did you"),
         (["--mode=sample", "--workdir=w", "--nfe=many"], "--nfe must be a whole number .got 'many"),
         (["--mode=sample", "--workdir=w", "--nfe=2.5"], "--nfe must be a whole number"),
+        (["--mode=sample", "--workdir=w", "--nfe=1_0"], "--nfe must be a whole number .got '1_0'"),
+        (["--mode=sample", "--workdir=w", "--nfe=\u0663"], "--nfe must be a whole number"),
+        (["--mode=sample", "--workdir=w", "--guidance=1_0"], "--guidance must be a number"),
+        (["--config=toy2d", "--config.training.lr=1_0.5"], "config.training.lr must be a number"),
+        (["--config=toy2d", "--config.data.size=(1_0, 2)"], "config.data.size must be values like"),
         (["--mode=ema", "--workdir=w", "--sigma_rel=nan"], "--sigma_rel must be a number"),
         (["--mode=ema", "--workdir=w"], "--mode ema needs --sigma_rel: relative width"),
         (["--mode=import", "--workdir=w"], "--mode import needs --checkpoint: file, folder"),

@@ -31,7 +31,6 @@ this package of the right kind, and nothing else is imported.
 
 from score_sde.checks.errors import (
     UserError,
-    as_it_looks,
     did_you_mean,
     require,
     sentence_of,
@@ -49,6 +48,7 @@ from score_sde.checks.files import (
 )
 from score_sde.checks.memory import check_size, machine_memory, memory_for
 from score_sde.checks.names import lookup, named, trusting, trusts_files
+from score_sde.checks.text import as_it_looks, literal, number
 from score_sde.checks.types import (
     BatchShape,
     Count,
@@ -100,10 +100,12 @@ __all__ = [
     "did_you_mean",
     "from_json",
     "json_lines",
+    "literal",
     "lookup",
     "machine_memory",
     "memory_for",
     "named",
+    "number",
     "objects",
     "read_json",
     "real_tensor",

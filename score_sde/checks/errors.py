@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 from collections.abc import Iterable
@@ -62,13 +61,3 @@ def shown(value: Any) -> str:
         return f"an object of type {type(value).__name__}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def as_it_looks(text: Any) -> Any:
-    """Text as the number, truth value or list that it looks like, and else as text."""
-    if not isinstance(text, str):
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

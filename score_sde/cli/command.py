@@ -63,7 +63,8 @@ def understand(words: Sequence[str]) -> Command | str:
 def _refuse(flag: str, mode: str) -> None:
     takers = [name for name, other in MODES.items() if flag in {f.name for f in other.flags}]
     own = did_you_mean(flag, [f.name for f in MODES[mode].flags])
-    raise UsageError(f"--mode {mode} takes no --{flag}, only {', '.join(takers)} do.{own}")
+    do = "does" if len(takers) == 1 else "do"
+    raise UsageError(f"--mode {mode} takes no --{flag}, only {', '.join(takers)} {do}.{own}")
 
 
 def _arguments(name: str, said: Words) -> dict[str, Any]:

@@ -8,14 +8,13 @@ the flag, the value, and what could be written instead.
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from score_sde.checks import UserError, did_you_mean
+from score_sde.checks import UserError, did_you_mean, literal, number
 from score_sde.runs.configs import Config, is_section
 
 
@@ -153,13 +152,13 @@ def read_value(text: str, kind: Any, name: str) -> Any:
         return value[text.lower()]
     try:
         if kind is int:
-            return int(text) if re.fullmatch(r"[+-]?[\d_]+", text.strip()) else _whole(text)
-        if kind is float and not math.isnan(float(text)):
-            return float(text)
+            return _whole(text)
+        if kind is float and not math.isnan(value := number(text, float)):
+            return value
         if kind is float:
             raise ValueError
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, OverflowError, MemoryError, RecursionError) as error:
+        value = literal(text)
+    except (ValueError, OverflowError) as error:
         if kind is None:
             return {"true": True, "false": False, "none": None}.get(text.lower(), text)
         wanted = {int: "a whole number", float: "a number", tuple: "values like (1, 2)"}
@@ -172,8 +171,10 @@ def read_value(text: str, kind: Any, name: str) -> Any:
 
 
 def _whole(text: str) -> int:
-    """An integer written as 1e5."""
-    value = float(text)
+    """An integer, also as 1e5."""
+    if re.fullmatch(r"[+-]?\d+", text.strip(), re.ASCII):
+        return int(text)
+    value = number(text, float)
     if value != int(value):
         raise ValueError
     return int(value)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import UserError, did_you_mean
+from score_sde.checks import UserError, did_you_mean, number
 
 ClassLabels: TypeAlias = int | str | Sequence[int | str] | Tensor | None
 """One class for all samples, one for each, or words for them: see `class_labels_of`."""
@@ -81,7 +81,7 @@ def _from_text(text: str, classes: int, names: Sequence[str]) -> Sequence[int]:
 def _by_name(text: str, names: Sequence[str], classes: int) -> int:
     """The class of this number or name."""
     try:
-        return int(text)
+        return number(text, int)
     except ValueError:
         places = {name.lower(): i for i, name in reversed(list(enumerate(names[:classes])))}
         if text.lower() in places:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from score_sde.checks import number
 from score_sde.evaluation.measures import Measure
 from score_sde.evaluation.report import Report
 from score_sde.runs.directory import RunDirectory, RunError
@@ -46,9 +47,10 @@ def points(workdir: Path, axis: str, values: str | None) -> list[tuple[str, dict
     }  # fmt: skip
     argument, kind = kinds[axis]
     try:
-        return [(name, {argument: kind(name)}) for name in names]
+        found = [name if kind is str else number(name, kind) for name in names]
     except ValueError as error:
         raise RunError(f"--values {listed} are not all numbers, as {axis} are.") from error
+    return [(name, {argument: value}) for name, value in zip(names, found, strict=True)]
 
 
 def first_of(report: Report) -> Measure:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from score_sde.checks import UserError, as_it_looks, construct, lookup, unknown
+from score_sde.checks import UserError, as_it_looks, construct, lookup, number, unknown
 
 Method = TypeVar("Method")
 
@@ -98,7 +98,7 @@ def _parse(text: str, kinds: tuple[type, ...]) -> Any:
     for kind in (int, float):
         if kind in kinds:
             with contextlib.suppress(ValueError):
-                return kind(text)
+                return number(text, kind)
     if str in kinds:
         return text
     return as_it_looks(text)
