@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning
-from score_sde.data import Data, DataError, DataSpec
+from score_sde.data import Data, DataError
 from score_sde.evaluation.features import Features, extract
 from score_sde.evaluation.moments import Moments, frechet
 from score_sde.nets.autoencoder import psnr
 from score_sde.noise import seed_torch
 from score_sde.runs.codecs import BATCH, RunCodec, fitted
 from score_sde.runs.directory import RunDirectory, RunError
-from score_sde.runs.prepare import Parts, as_json, facts_of, same_spec, say_of_data
+from score_sde.runs.prepare import Parts, as_begun, as_json, facts_of, say_of_data
 from score_sde.training import Pictures
 from score_sde.training.autoencoding import AutoencoderModel, AutoencoderTrainer
 
@@ -42,8 +41,7 @@ def prepare_autoencoder(
         )
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
-    if same_spec(data.spec.to_dict(), saved.get("data_spec")):
-        data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
+    data = as_begun(data, saved)
     if not data.spec.is_image:
         raise DataError(
             f"autoencoders here are of pictures; items have shape {data.spec.shape}. Vectors, "

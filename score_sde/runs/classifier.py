@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from score_sde.conditioning.classifier import NoisyClassifier
 from score_sde.data import DataSpec
 from score_sde.noise import seed_torch
 from score_sde.runs.directory import RunDirectory
-from score_sde.runs.prepare import Parts, facts_of, same_spec
+from score_sde.runs.prepare import Parts, as_begun, facts_of
 from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.run import pick_device
 from score_sde.runs.signature import is_signed
@@ -96,8 +96,7 @@ def _prepare(
     conditioning, seed = build.build_conditioning(config), build.build_seed(config)
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
-    if same_spec(data.spec.to_dict(), saved.get("data_spec")):
-        data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
+    data = as_begun(data, saved)
     seed_torch(seed)
     model = build.build_classifier(config, data.spec)
     objective.check(model.sde)

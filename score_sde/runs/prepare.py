@@ -68,8 +68,7 @@ def prepare(
         codec = open_codec(asked.path if asked else None, directory, resume, data.spec)
         data = data if codec is None else latents_of(data, codec)
         eye = open_codec(conditioning.embedding, directory, resume, data.spec, EMBEDDING)
-    if same_spec(data.spec.to_dict(), saved.get("data_spec")):
-        data = replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
+    data = as_begun(data, saved)
     say_of_data(data, settings.batch_size, conditioning)
     seed_torch(seed)
     model = build.build_model(config, data.spec)
@@ -154,7 +153,14 @@ def _fingerprint(data: Data) -> str | None:
     return data.fingerprint() if torch.equal(*(data.raw_items(few) for _ in "ab")) else None
 
 
-def same_spec(spec: Mapping[str, Any], saved: Any) -> bool:
+def as_begun(data: Data, saved: Mapping[str, Any]) -> Data:
+    """The data of a run, with the spec of its config.json where that differs by rounding alone."""
+    if _same_spec(data.spec.to_dict(), saved.get("data_spec")):
+        return replace(data, spec=DataSpec.from_dict(saved["data_spec"]))
+    return data
+
+
+def _same_spec(spec: Mapping[str, Any], saved: Any) -> bool:
     """Whether a spec is the saved one but for rounding: a mean depends on the threads that add."""
     if not isinstance(saved, dict):
         return False
