@@ -35,8 +35,9 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key
 
 
 # Files that take longest, which begin first, so that pytest's processes end together.
-LONGEST = ["notebooks", "shapes", "diagnose", "sharding", "distributed", "outputs", "solvers"]
-LONGEST += ["sampling", "verify", "likelihood", "labels", "analysis", "logs", "resume"]
+LONGEST = ["notebooks", "shapes", "diagnose_images", "outputs", "diagnose", "sharding"]
+LONGEST += ["sharded_checkpoints", "distributed", "resume", "solvers", "sampling", "verify"]
+LONGEST += ["likelihood", "labels", "analysis", "logs", "hostile", "docs"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

