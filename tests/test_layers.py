@@ -130,10 +130,11 @@ def test_no_isinstance_on_processes_no_manual_broadcasting_no_utils():
             assert "[:, None, None, None]" not in path.read_text(), path
 
 
-def test_importing_starts_nothing():
-    """No compiler, download, process group, CUDA context, TensorBoard or command line."""
+def test_importing_starts_nothing_and_needs_no_extra():
+    """No compiler, download, process group, CUDA context, TensorBoard or command line; and
+    `pip install score-sde` alone is enough for every module, the command's above all."""
     code = """
-import os, socket, subprocess, sys
+import importlib, os, pkgutil, socket, subprocess, sys
 os.environ["PATH"] = ""  # no compiler to be found
 
 def forbidden(*a, **k):
@@ -141,31 +142,20 @@ def forbidden(*a, **k):
 
 socket.socket.connect = forbidden
 subprocess.Popen.__init__ = forbidden
-import score_sde, torch
-assert not torch.cuda.is_initialized()
-assert not torch.distributed.is_initialized()
-heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "gradio", "absl", "ml_collections",
-         "torchvision", "scipy"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
-
-
-def test_no_module_needs_an_extra_to_be_imported():
-    """`pip install score-sde` alone is enough for every module, the command's above all."""
-    code = """
-import importlib, pkgutil, sys
-
-extras = ["matplotlib", "gradio", "transformers", "diffusers", "webdataset", "datasets", "pyarrow",
+extras = ["gradio", "transformers", "diffusers", "webdataset", "datasets", "pyarrow",
           "huggingface_hub", "wandb", "IPython", "ipywidgets", "torchvision", "timm"]
 sys.modules.update(dict.fromkeys(extras))  # None: cannot be imported
-import score_sde
-
+import score_sde, torch
+heavy = {"tensorboard", "tensorflow", "jax", "matplotlib", "absl", "ml_collections", "scipy"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+sys.modules["matplotlib"] = None
 found = [m.name for m in pkgutil.walk_packages(score_sde.__path__, "score_sde.")]
 assert "score_sde.cli.command" in found and "score_sde.explorer.page" in found
 for name in found:
     if not name.endswith("__main__"):
         importlib.import_module(name)
+assert not torch.cuda.is_initialized()
+assert not torch.distributed.is_initialized()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
