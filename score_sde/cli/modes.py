@@ -39,11 +39,15 @@ from score_sde.runs.sweep import AXES
 
 @dataclass(frozen=True)
 class Mode:
-    """One thing to do: a line about it, the flags it takes, and the function that does it."""
+    """One thing to do: a line about it, the flags it takes, and the function that does it.
+
+    page: of the docs, that tells more.
+    """
 
     about: str
     flags: tuple[Flag, ...]
     function: Callable[..., Any]
+    page: str = ""
 
     def default(self, flag: Flag) -> Any:
         """The default of a flag, which is that of the function's parameter."""
@@ -113,12 +117,13 @@ ITEMS = (WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, CLASS_LABELS, DATA, SPLIT)
 
 MODES: dict[str, Mode] = {
     "train": Mode(
-        "train a model as a config says",
+        "train as a config says: on pixels, latents, signals, volumes or vectors",
         (
             CONFIG, WORKDIR, RESUME, RESUME_CHANGED, OVERWRITE, DATA, DEVICE, SAMPLER, STEPS, NFE,
             GRID, OPTION, BATCH_SIZE, Flag("wandb", bool, "log to Weights & Biases as well"),
         ),
         train.train_as_asked,
+        "training",
     ),
     "sample": Mode(
         "draw from a trained run",
@@ -129,6 +134,7 @@ MODES: dict[str, Mode] = {
             Flag("tolerance", float, "as many steps of adams as each sample needs for this error"),
         ),
         sample.sample_to_files,
+        "samplers",
     ),
     "distill": Mode(
         "make a map of a run's flow, for samples in 1 to 4 evaluations",
@@ -137,11 +143,13 @@ MODES: dict[str, Mode] = {
             WORKDIR, STEPS, GUIDANCE, RESUME, RESUME_CHANGED, OVERWRITE, DEVICE,
         ),
         distill.distill,
+        "few_steps",
     ),
     "train_classifier": Mode(
         "train a classifier of noisy samples, for --classifier",
         (CONFIG, WORKDIR, RESUME, RESUME_CHANGED, OVERWRITE, DATA, DEVICE),
         classifier.train_classifier,
+        "steering",
     ),
     "ema": Mode(
         "make an average of the weights of another length from a run's snapshots",
@@ -151,6 +159,7 @@ MODES: dict[str, Mode] = {
             STEP,
         ),
         average.make_average,
+        "training",
     ),
     "calibrate": Mode(
         "fit a time grid of adams to a run, a recipe for --grid",
@@ -160,6 +169,7 @@ MODES: dict[str, Mode] = {
             Flag("recipe", str, "file to write; recipe_<nfe>.json in the run if not given"),
         ),
         calibrate.calibrate_run,
+        "samplers",
     ),
     "likelihood": Mode(
         "nats or bits/dim of a split, with errors",
@@ -170,6 +180,7 @@ MODES: dict[str, Mode] = {
             Flag("bound", likelihood.BOUNDS, "bounds beside it"),
         ),
         likelihood.likelihood_to_files,
+        "likelihood",
     ),
     "evaluate": Mode(
         "distances of samples to data, with errors, and whether they are copies",
@@ -187,6 +198,7 @@ MODES: dict[str, Mode] = {
             Flag("values", str, "the points of --sweep, with commas"),
         ),
         evaluate.evaluate_to_files,
+        "evaluation",
     ),
     "diagnose": Mode(
         "say why a run's samples are bad, with the evidence and the fix",
@@ -195,16 +207,19 @@ MODES: dict[str, Mode] = {
             Flag("items", int, "how many items of the data to look at"),
         ),
         diagnose.diagnose_to_file,
+        "evaluation",
     ),
     "suggest": Mode(
         "settings for data, with reasons, and a config that trains",
         (DATA, SPLIT, OUT),
         suggest.suggest_to_file,
+        "data",
     ),
     "encode": Mode(
         "latents of a split by the probability flow, and back",
         (*ITEMS, NUM_SAMPLES, NFE, Flag("temperature", float, "factor on the latents")),
         latents.encode_to_files,
+        "likelihood",
     ),
     "interpolate": Mode(
         "ways between items of a split through their latents",
@@ -213,14 +228,16 @@ MODES: dict[str, Mode] = {
             Flag("points", int, "of each way, its ends counted in"),
         ),
         latents.interpolate_to_files,
+        "likelihood",
     ),
     "import": Mode(
-        "make a run of another toolkit's checkpoint",
+        "make a run of a checkpoint: score_sde_pytorch, EDM, diffusers, guided-diffusion, Ho",
         (
             Flag("checkpoint", str, "file, folder or hub id to import", "path"),
             WORKDIR, CONFIG, OPTION, OVERWRITE, DEVICE,
         ),
         exchange.import_checkpoint,
+        "other_libraries",
     ),
     "explore": Mode(
         "open a page in the browser: draw, restore, look into score fields, compare runs",
@@ -229,6 +246,7 @@ MODES: dict[str, Mode] = {
             Flag("host", str, "who may come; 127.0.0.1 is this computer alone"),
         ),
         explorer.explore,
+        "looking",
     ),
     "export": Mode(
         "write a run's weights for other tools",
@@ -238,9 +256,10 @@ MODES: dict[str, Mode] = {
             Flag("dtype", tuple(exchange.DTYPES), "of the weights"),
         ),
         exchange.export_run,
+        "other_libraries",
     ),
     "restore": Mode(
-        "draw what pictures may have been from what is left of them",
+        "inpaint, colourise, upscale, deblur: draws of what was hidden, without training",
         (
             Flag("task", measuring.TASKS, "what is measured of the pictures"),
             WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, CLASS_LABELS, DATA, SPLIT, NUM_SAMPLES,
@@ -253,6 +272,7 @@ MODES: dict[str, Mode] = {
             RESTORATION, PROMPT, GUIDANCE,
         ),
         restore.restore_to_files,
+        "restoration",
     ),
     "verify": Mode(
         "measure a sampler on data whose score is known, or a --restoration on exact posteriors",
@@ -262,6 +282,7 @@ MODES: dict[str, Mode] = {
             Flag("calibrate", int, "measurements to draw for the calibration of --restoration"),
         ),
         verify.verify_to_files,
+        "choosing",
     ),
 }  # fmt: skip
 GENERAL = (
