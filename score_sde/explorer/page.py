@@ -99,7 +99,7 @@ def make_page(workdir: str | Path, device: str = "auto") -> gradio.Blocks:
             with gr.Accordion("what was measured of it", open=False):
                 gr.Markdown(subject.known)
         spec = subject.run().item_spec if subject else None
-        if subject and spec and (spec.is_image or subject.in_the_plane):
+        if subject and subject.has_pictures:
             with gr.Tab("Draw"):
                 draw_tab(subject)
         in_pixels = subject is not None and subject.run().codec is None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from score_sde.data.pictures import picture_of
 from score_sde.runs import pretrained
 from score_sde.runs.run import Run, load
 from score_sde.runs.steering import class_names
@@ -50,6 +53,12 @@ class Subject:
     def in_the_plane(self) -> bool:
         """Whether its data are points of the plane."""
         return self.run().data_spec.shape == (2,)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether its samples can be shown: images, points, tables, signals, volumes."""
+        spec = self.run().item_spec
+        return picture_of(torch.zeros(1, *spec.shape), spec) is not None
 
     @property
     def about(self) -> str:
