@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot
 import torch
+from palette import with_palette
 from PIL import Image
 
 matplotlib.use("Agg")
@@ -162,7 +163,8 @@ def main() -> None:
     for make in FIGURES:
         torch.manual_seed(0)
         path = FOLDER / f"{make.__name__}.png"
-        make().savefig(path, dpi=110)
+        make().savefig(path, dpi=160)
+        path.write_bytes(with_palette(path.read_bytes()))
         print(f"wrote {path}")
     for draw in FILMS:
         path = FOLDER / f"{draw.__name__}.gif"

@@ -124,3 +124,30 @@ def test_a_drawing_is_learned():
     for few in (torch.empty(0), points[:5]):
         with pytest.raises(UserError, match="draw at least 20"):
             next(learn(few, VPSDE()))
+
+
+def test_what_the_controls_send_is_checked_too():
+    """Whoever empties a field, or calls the page without a browser."""
+    from score_sde.explorer.draw import Drawing
+    from score_sde.explorer.plane import Fields, Plane
+    from score_sde.explorer.runs_here import Subject
+    from score_sde.runs import pretrained
+
+    plane = Plane(Fields(None))
+    drawing = Drawing(Subject(pretrained.find("fashion"), "cpu"))
+    way, rest = ["heun", 3, "ema"], ["any", "", "", 1, "nothing", 3, "ema"]
+    wrong = {
+        "t must be a number": lambda: plane.move("moons", "vp", None),
+        "t must be a number from 0 to 1": lambda: plane.move("moons", "vp", 7),
+        "no field of 'mars'": lambda: plane.move("mars", "vp", 0.5),
+        "steps must be a whole number": lambda: plane.click("moons", "vp", 0.5, "heun", None, None),
+        "cannot be read": lambda: next(plane.learned("[1, 2]", 0.5)),
+        "points of the drawing must be": lambda: next(plane.learned('{"drawn": [[1], "a"]}', 0.5)),
+        "guidance must be a number": lambda: drawing.draw(*way, 0, 4, *rest[:3], None, *rest[4:]),
+        "samples must be a whole": lambda: drawing.draw(*way, 0, 0.5, *rest),
+        "the seed must be a whole": lambda: drawing.draw(*way, float("inf"), 4, *rest),
+        "press Draw": lambda: drawing.go_to(3),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(UserError, match=words):
+            call()

@@ -8,7 +8,7 @@ from score_sde.checks import UserError
 from score_sde.data.pictures import picture_of
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
-from score_sde.explorer.widgets import picture, shown, spoken, whole
+from score_sde.explorer.widgets import picture, real, shown, spoken, whole
 from score_sde.runs.choices import SAMPLERS
 from score_sde.runs.film import Film, film, state_picture
 from score_sde.runs.wish import Wish
@@ -86,7 +86,7 @@ class Drawing:
 
     def draw(
         self, method: str, steps: Any, weights: str, seed: Any, n: Any, kind: str, prompt: str,
-        negative: str, guidance: float, other: str, other_steps: Any, other_weights: str,
+        negative: str, guidance: Any, other: str, other_steps: Any, other_weights: str,
     ) -> list[Any]:  # fmt: skip
         """Samples one way, and another way if one is chosen."""
         gr = import_gradio()
@@ -94,7 +94,7 @@ class Drawing:
             class_labels=None if kind == "any" else self.subject.classes.index(kind),
             prompt=prompt.strip() or None,
             negative_prompt=negative.strip() or None,
-            guidance=None if guidance == 1 else float(guidance),
+            guidance=None if guidance == 1 else real(guidance, "guidance", 0, 1000),
         )
         self.film = found = self._watch(method, steps, weights, seed, n, wish)
         lines, against = [str(found.result)], None
@@ -107,11 +107,12 @@ class Drawing:
         beside, moment = gr.update(visible=against is not None), gr.update(maximum=last, value=last)
         return [drawn, beside, against, "  \n".join(lines), moment, *self._at(found, last)]
 
-    def go_to(self, i: int) -> list[Any]:
+    def go_to(self, i: Any) -> list[Any]:
         """A moment of the way of what was drawn last."""
         if self.film is None:
             raise UserError("nothing has been drawn yet: press Draw.")
-        return self._at(self.film, min(int(i), len(self.film.times) - 1))
+        last = len(self.film.times) - 1
+        return self._at(self.film, min(whole(i, "the moment", 0, FRAMES), last))
 
     def _watch(self, method: str, steps: Any, weights: str, seed: Any, n: Any, wish: Wish) -> Film:
         steps, seed = whole(steps, "steps", 1, 1000), whole(seed, "the seed", 0, 2**63 - 1)

@@ -8,7 +8,7 @@ from score_sde.checks import UserError
 from score_sde.data.pictures import image_array
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
-from score_sde.explorer.widgets import picture, shown, spoken, upload
+from score_sde.explorer.widgets import picture, shown, spoken, upload, whole
 from score_sde.runs.editing import adapted, read_picture
 from score_sde.runs.items import refuse_latents
 from score_sde.runs.likelihood import likelihood_of
@@ -32,11 +32,11 @@ def likelihood_tab(subject: Subject) -> None:
             raise UserError("there is no picture yet: upload one.")
         run = subject.run()
         refuse_latents(run, "and a density of latents is none of pictures", "Choose one of pixels.")
-        spec = run.data_spec
+        spec, nfe = run.data_spec, whole(nfe, "network evaluations", 1, 1000)
         x0 = read_picture(path, spec)
         note = adapted(path, spec)
         found = likelihood_of(
-            run, run.score, spec.to_raw(x0[None]).round(), [0], probes=2, nfe=int(nfe),
+            run, run.score, spec.to_raw(x0[None]).round(), [0], probes=2, nfe=nfe,
             data_std=run.data_std, prior="sde", truncation="bound" if spec.levels else "corrected",
         )  # fmt: skip
         pixels = image_array(spec.to_uint8(x0[None].cpu())[0])

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, real_tensor
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
-from score_sde.explorer.widgets import canvas, data_url, spoken, whole
+from score_sde.explorer.widgets import canvas, data_url, from_canvas, real, spoken, whole
 from score_sde.plotting.fields import arrow_scale, density_on, evaluate, lattice, own_density
 from score_sde.plotting.paths import record_trajectory
 from score_sde.plotting.style import limits, sampler_style, shaded
@@ -155,38 +155,38 @@ class Plane:
         self.fields = fields
         self.paths: list[dict] = []
 
-    def move(self, name: str, process: str, t: float) -> str:
+    def move(self, name: str, process: str, t: Any) -> str:
         """The field at another time, and the paths."""
         shown = self.fields.get(name, process)
-        return scene(shown, shown.time(t), self.paths)
+        return scene(shown, shown.time(real(t, "t", 0, 1)), self.paths)
 
-    def choose(self, name: str, process: str, t: float) -> list[Any]:
+    def choose(self, name: str, process: str, t: Any) -> list[Any]:
         """Another field, and whether it asks for a process."""
         gr = import_gradio()
         return [self.forget(name, process, t), gr.update(visible=name not in (THIS_RUN, DRAWN))]
 
-    def click(self, name: str, process: str, t: float, method: str, steps: Any, event: Any) -> str:
+    def click(self, name: str, process: str, t: Any, method: str, steps: Any, event: Any) -> str:
         """A path from where the field was clicked."""
         shown, count = self.fields.get(name, process), whole(steps, "steps", 2, 1000)
-        here = shown.time(max(t, 0.01))
+        here = shown.time(max(real(t, "t", 0, 1), 0.01))
         self.paths.append(follow(shown, event.at, here, method, count, len(self.paths)))
         return self.move(name, process, t)
 
-    def forget(self, name: str, process: str, t: float) -> str:
+    def forget(self, name: str, process: str, t: Any) -> str:
         """The field without paths."""
         self.paths.clear()
         return self.move(name, process, t)
 
-    def learned(self, text: str, t: float) -> Iterator[list[Any]]:
+    def learned(self, text: str, t: Any) -> Iterator[list[Any]]:
         """The field of what was drawn, as it is learned."""
         gr = import_gradio()
-        points = torch.tensor(json.loads(text or "{}").get("drawn") or [], dtype=torch.float32)
+        points = real_tensor(from_canvas(text, "drawn") or [], "points of the drawing").float()
         self.paths.clear()
         for found in learn(points, PROCESSES["vp"]):
             self.fields.drawn = found.field
             state = "done: click on the field" if found.done else "learning"
             yield [
-                scene(found.field, found.field.time(t)),
+                scene(found.field, found.field.time(real(t, "t", 0, 1))),
                 f"{state}; {len(points)} points, update {found.step}, loss {found.loss:.3f}",
                 gr.update(choices=self.fields.names, value=DRAWN), gr.update(visible=False),
             ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import (
     canvas,
     data_url,
+    from_canvas,
     picture,
     shown,
     spoken,
@@ -77,13 +79,15 @@ def restore_tab(subject: Subject) -> None:
 
     @spoken
     def fill(painted: str, n: Any) -> Any:
-        hidden = json.loads(painted or "{}").get("hidden") or ""
+        hidden = str(from_canvas(painted, "hidden") or "")
         if "x0" not in held:
             raise UserError("there is no picture yet: upload one, or take a sample.")
         if "1" not in hidden:
             raise UserError("the mask covers nothing: paint over what is to be filled.")
         run = run_of_pixels()
         spec = run.data_spec
+        if len(hidden) != math.prod(spec.shape[-2:]):
+            raise UserError("the mask is of another picture: press Clear, and paint it anew.")
         seen = torch.tensor([c == "0" for c in hidden]).reshape(spec.shape[-2:])
         x, result = filled(run, held["x0"], seen, whole(n, "draws", 1, 16))
         return shown(grid_array(spec.to_uint8(x.float()))), str(result).replace("\n", "  \n")

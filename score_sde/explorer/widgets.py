@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -106,12 +107,31 @@ def data_url(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
 
 
+def from_canvas(text: str | None, key: str) -> Any:
+    """What a canvas has sent under this name, None for nothing; UserError for what is no answer."""
+    try:
+        return json.loads(text or "{}").get(key)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError("the canvas has sent what cannot be read: load the page anew.") from error
+
+
 def whole(value: Any, what: str, least: int, most: int) -> int:
     """A whole number of a field of the page; UserError for what is none, or out of range."""
     try:
         number = int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{what} must be a whole number (got {value!r}).") from error
     if number != value or not least <= number <= most:
         raise UserError(f"{what} must be a whole number from {least} to {most} (got {value}).")
+    return number
+
+
+def real(value: Any, what: str, least: float, most: float) -> float:
+    """A number of a field of the page; UserError for what is none, or out of range."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be a number (got {value!r}).") from error
+    if not least <= number <= most:
+        raise UserError(f"{what} must be a number from {least:g} to {most:g} (got {value}).")
     return number
