@@ -18,6 +18,8 @@ from score_sde.data.pictures import enlarged
 from score_sde.runs.film import film
 from score_sde.sampling import Recipe
 
+DOCS = Path(__file__).parent.parent / "docs"
+
 
 @pytest.fixture(scope="module")
 def fashion():
@@ -69,10 +71,22 @@ def test_the_names_people_look_for_are_at_the_top():
         assert hasattr(score_sde, name)
 
 
-def test_the_names_of_the_lecture_are_there():
-    """Each dotted name of docs/lecture.md is an object with a docstring."""
-    page = (Path(__file__).parent.parent / "docs" / "lecture.md").read_text()
-    names = re.findall(r"`(score_sde\.[\w.]+)`", page)
-    assert len(names) > 12
-    for name in names:
-        assert pkgutil.resolve_name(name).__doc__, name
+def documented():
+    """Objects that the reference shows, by its directives."""
+    text = (DOCS / "reference.md").read_text()
+    for name, members in re.findall(
+        r"^::: (\S+)(?:\n +options: .*members: \[(.*?)\])?", text, re.M
+    ):
+        found = pkgutil.resolve_name(name)
+        yield from [getattr(found, m) for m in members.split(", ")] if members else [found]
+
+
+def test_the_names_of_the_lecture_are_there_and_linked():
+    """Each name of docs/lecture.md has a docstring, and a place in the reference to link to."""
+    links = re.findall(r"\[`(score_sde[\w.]+)`\]\[(.*?)\]", (DOCS / "lecture.md").read_text())
+    assert len(links) > 12
+    shown = list(documented())
+    for name, target in links:
+        found, owner = pkgutil.resolve_name(name), pkgutil.resolve_name(name.rpartition(".")[0])
+        assert name == target and found.__doc__, name
+        assert any(one is found or one is owner for one in shown), name
