@@ -1,6 +1,6 @@
 """Run notebooks from fresh kernels and keep what they show, in figures of 256 colours each.
 
-pip install -e ".[notebooks]"
+pip install -e ".[kernel]"
 python docs/run_notebooks.py 01 03      (all of them without a name)
 """
 

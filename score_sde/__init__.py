@@ -1,5 +1,17 @@
 """Continuous-time score-based diffusion models: processes, score models, samplers.
 
+    processes   VPSDE, SubVPSDE, VESDE, CosineSDE, FlowSDE, EDMSDE, TableSDE; SDE for one of yours
+    data        Gaussian, GaussianMixture: their score and density are known in closed form
+    models      ScoreModel(net, sde, target) with UNet, MLP or a net of yours; ScoreMatching, a loss
+    samples     sample, list_samplers, calibrate; guide and restore change what is sampled
+    judging     log_likelihood, evaluate, verify, diagnose, suggest; plotting draws
+    runs        train, load; load_diffusers, import_checkpoint, export_run
+
+`help(score_sde.sample)` and the like tell more. In a minute, without training anything:
+
+    run = score_sde.load("fashion")     # a model that ships; "emoji" takes prompts
+    run.sample(16)                      # in a notebook, its picture
+
 Importing starts nothing: nothing is compiled, downloaded, or put on a GPU.
 """
 
