@@ -32,8 +32,7 @@ from score_sde.runs.run import Run
 def restore_tab(subject: Subject) -> None:
     """The tab: a picture to paint on, and its fillings."""
     gr = import_gradio()
-    held: dict[str, Tensor] = {}
-
+    filling = Filling(subject)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = upload("a picture, brought to the model's size", "restore-upload")
@@ -47,52 +46,61 @@ def restore_tab(subject: Subject) -> None:
             found = picture("fillings, each as likely as the others", "filled")
             said = gr.Markdown(elem_id="fill-said")
 
-    def run_of_pixels() -> Run:
-        run = subject.run()
+    file.change(spoken(filling.opened), file, [paint, said])
+    take.click(spoken(filling.sampled), seed, paint)
+    clear.click(spoken(filling.wiped), None, paint)
+    button.click(spoken(filling.fill), [paint, n], [found, said])
+
+
+class Filling:
+    """What the tab's controls do, and the picture that is painted on, of the page's one user."""
+
+    def __init__(self, subject: Subject):
+        self.subject = subject
+        self.x0: Tensor | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run; RunError for one of latents."""
+        run = self.subject.run()
         refuse_latents(run, "whose masks go through its decoder", "Choose a run of pixels.")
         return run
 
-    def scene() -> str:
-        spec = run_of_pixels().data_spec
+    def opened(self, path: str | None) -> list[str]:
+        """An upload as the model sees it, and how it was changed; None takes it away."""
+        self.x0 = None
+        if path is None:
+            return ["", ""]
+        spec = self.run.data_spec
+        self.x0 = read_picture(path, spec)
+        return [self.wiped(), adapted(path, spec)]
+
+    def sampled(self, seed: Any) -> str:
+        """A sample to paint on."""
+        self.x0 = self.run.sample(1, whole(seed, "the seed", 0, 2**63 - 1)).x[0].cpu()
+        return self.wiped()
+
+    def wiped(self) -> str:
+        """The picture without paint, as the canvas takes it; "" without one."""
+        if self.x0 is None:
+            return ""
+        spec = self.run.data_spec
         height, width = spec.shape[-2:]
-        pixels = image_array(spec.to_uint8(held["x0"][None].cpu())[0])
+        pixels = image_array(spec.to_uint8(self.x0[None].cpu())[0])
         return json.dumps({"picture": data_url(pixels), "height": height, "width": width})
 
-    @spoken
-    def opened(path: str | None) -> Any:
-        held.clear()
-        if path is None:
-            return "", ""
-        spec = run_of_pixels().data_spec
-        held["x0"] = read_picture(path, spec)
-        return scene(), adapted(path, spec)
-
-    @spoken
-    def sampled(seed: Any) -> str:
-        run = run_of_pixels()
-        held["x0"] = run.sample(1, whole(seed, "the seed", 0, 2**63 - 1)).x[0].cpu()
-        return scene()
-
-    @spoken
-    def wipe() -> str:
-        return scene() if held else ""
-
-    @spoken
-    def fill(painted: str, n: Any) -> Any:
+    def fill(self, painted: str, n: Any) -> list[Any]:
+        """Draws of what may be under the paint."""
         hidden = str(from_canvas(painted, "hidden") or "")
-        if "x0" not in held:
+        if self.x0 is None:
             raise UserError("there is no picture yet: upload one, or take a sample.")
         if "1" not in hidden:
             raise UserError("the mask covers nothing: paint over what is to be filled.")
-        run = run_of_pixels()
+        run = self.run
         spec = run.data_spec
         if len(hidden) != math.prod(spec.shape[-2:]):
             raise UserError("the mask is of another picture: press Clear, and paint it anew.")
         seen = torch.tensor([c == "0" for c in hidden]).reshape(spec.shape[-2:])
-        x, result = filled(run, held["x0"], seen, whole(n, "draws", 1, 16))
-        return shown(grid_array(spec.to_uint8(x.float()))), str(result).replace("\n", "  \n")
-
-    file.change(opened, file, [paint, said])
-    take.click(sampled, seed, paint)
-    clear.click(wipe, None, paint)
-    button.click(fill, [paint, n], [found, said])
+        x, result = filled(run, self.x0, seen, whole(n, "draws", 1, 16))
+        said = str(result).replace("\n", "  \n")
+        return [shown(grid_array(spec.to_uint8(x.float()))), said]
