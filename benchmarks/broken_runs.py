@@ -12,70 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from broken_networks import Deaf, Dropping, Left, Scaled, Told, neglectful
+from torch import nn
 
 from score_sde.checks import UserError
 from score_sde.data import load_data
-from score_sde.nets import MLP
 from score_sde.runs.train import train
 from score_sde.training import checkpoints
 
 TOYS = ("ring8", "moons", "checkerboard", "swissroll", "clusters5", "sheet8")
-
-
-class Deaf(nn.Module):
-    """A network that does not use its noise label."""
-
-    def __init__(self, dim: int, width: int = 64, depth: int = 2):
-        super().__init__()
-        self.net = MLP(dim, width, depth)
-
-    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        """As an MLP told 0."""
-        return self.net(x, torch.zeros_like(noise_label))
-
-
-class Scaled(nn.Module):
-    """A network whose output is not what it was trained to be."""
-
-    def __init__(self, dim: int, width: int = 64, depth: int = 2, factor: float = 1.0):
-        super().__init__()
-        self.net, self.factor = MLP(dim, width, depth), factor
-
-    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        """As an MLP, scaled."""
-        return self.factor * self.net(x, noise_label)
-
-
-class Dropping(nn.Module):
-    """A network whose dropout is never switched off."""
-
-    def __init__(self, dim: int, width: int = 64, depth: int = 2):
-        super().__init__()
-        self.net = MLP(dim, width, depth)
-
-    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        """As an MLP, a tenth of it at random."""
-        return nn.functional.dropout(self.net(x, noise_label), 0.1, training=True)
-
-
-def neglectful(model: Any, t: Tensor) -> Tensor:
-    """A weighting of large noise alone, as steep as one may write it by mistake."""
-    return (-2 * model.sde.log_snr(t)).exp().clamp(max=1e4)
-
-
-class Told(nn.Module):
-    """A network that is told one of some classes."""
-
-    def __init__(self, dim: int, classes: int):
-        super().__init__()
-        self.classes, self.net = classes, MLP(dim + classes, 96, 2)
-
-    def forward(self, x: Tensor, noise_label: Tensor, class_labels: Tensor) -> Tensor:
-        """As an MLP that sees the class beside x."""
-        told = nn.functional.one_hot(class_labels, self.classes).to(x.dtype)
-        return self.net(torch.cat([x, told], 1), noise_label)[:, : x.shape[1]]
 
 
 def vectors(name: str, dice: random.Random) -> np.ndarray:
@@ -150,9 +95,16 @@ def broken(fault: str, config: dict[str, Any], dice: random.Random) -> None:
     elif fault == "learning rate too high":
         training |= {"lr": dice.choice([0.1, 0.3, 1.0]), "grad_clip": 0.0, "decay": 0.0}
         training |= {"muon_lr": 1.0} if "muon_lr" in training else {}  # of matrices, by Muon
+    elif fault == "rate a hundred times":
+        training |= {"lr": 100 * training["lr"]}
+        training |= {"muon_lr": 100 * training["muon_lr"]} if "muon_lr" in training else {}
+    elif fault in ("last layer left out", "network not trained"):
+        config["net"] = {"name": f"{Left.__module__}.Left", "start": fault == "network not trained"}
+    elif fault == "score negated":
+        config["net"] = {"name": f"{Scaled.__module__}.Scaled", "width": config["net"]["width"]}
     elif fault == "few updates":
         training |= {"steps": dice.choice([10, 20, 40]), "warmup_steps": 5}
-    elif fault == "few items":
+    elif fault.startswith("few items"):
         training |= {"steps": 3000}
         config["net"]["width"] = 128
     elif fault == "few steps":
@@ -217,8 +169,12 @@ def edit(folder: Path, fault: str, dice: random.Random) -> None:
         config["model"]["time_scale"] = own * dice.choice([0.001, 0.3, 3.0])
     elif fault == "read with another process":
         config["sde"] = {"name": "vp", "beta_min": 0.1, "beta_max": dice.choice([5.0, 60.0])}
-    elif fault == "target scaled":
-        config["net"]["factor"] = dice.choice([0.7, 1.4])
+    elif fault in ("target scaled", "score negated"):
+        config["net"]["factor"] = -1.0 if fault == "score negated" else dice.choice([0.7, 1.4])
+    elif fault == "beta doubled":
+        config["sde"]["beta_max"] = 40.0
+    elif fault == "F read as eps":
+        config["model"]["target"] = "eps"
     file.write_text(json.dumps(saved))
 
 
@@ -236,18 +192,45 @@ def classes(folder: Path, fault: str, dice: random.Random) -> tuple[str, str]:
     return tuple(str(folder.with_name(f"{folder.name}_{n}.npz")) for n in ("told", "true"))
 
 
+SHOWN_OTHERS = (
+    "items turned around", "values cut off", "data on 0 to 1", "scaled twice", "coordinates mixed",
+    "other data",
+)  # fmt: skip
+
+
+def otherwise(fault: str, x: np.ndarray, dice: random.Random) -> np.ndarray:
+    """Items (n, D), or uint8 images (n, 1, H, W), as they are shown when training saw x."""
+    rng = np.random.default_rng(dice.randrange(10**6))
+    if fault == "items turned around":
+        turned = x[:, ::-1] * [1, -1] if x.shape[1] == 2 else x[:, ::-1]
+        return x[:, :, ::-1] if x.ndim == 4 else turned.astype(x.dtype)
+    if fault == "values cut off":
+        return x.clip(-1.2, 1.2)
+    if fault == "data on 0 to 1":
+        return (x // 2 + 127).astype(x.dtype) if x.ndim == 4 else 0.5 * x + 0.5
+    if fault == "scaled twice":
+        return (x // 255).astype(x.dtype) if x.ndim == 4 else x / dice.choice([4.0, 127.5])
+    if fault == "other data":
+        return rng.permuted(x, axis=0)
+    flat = x.reshape(len(x), -1)
+    if x.ndim == 4:
+        return flat[:, rng.permutation(flat.shape[1])].reshape(x.shape)
+    return (flat @ np.linalg.qr(rng.normal(size=2 * flat.shape[1:]))[0]).astype(x.dtype)
+
+
 def make(fault: str, seed: int, folder: Path, images: bool) -> str | None:
     """A run with the fault in a folder; returns the data to diagnose it with, None for its own."""
     dice = random.Random(f"{fault} {seed} {images}")
     config = recipe(dice, images)
     other = None
-    if fault in ("read as another target", "read with another process") and not images:
+    plain = ("read as another target", "read with another process", "beta doubled")
+    if fault in plain and not images:
         config["sde"], config["model"] = {"name": "vp"}, {"target": "v", "data_std": 1.0}
         config["loss"] = {"t_min": 1e-3}
         config["sampling"].pop("grid", None)
         if fault == "read as another target":
             config["model"]["target"] = dice.choice(["v", "eps", "x0"])
-    if fault in ("beta_max too small", "sigma_max too small") and not images:
+    if fault in ("beta_max too small", "sigma_max too small", "F read as eps") and not images:
         config["model"] = {"target": "F", "data_std": 1.0, "time_input": "log_sigma"}
         config["loss"] = {"t_min": 1e-3, "weighting": "edm"}
         config["sampling"].pop("grid", None)
@@ -257,27 +240,27 @@ def make(fault: str, seed: int, folder: Path, images: bool) -> str | None:
         config["data"]["name"] = told
         config["conditioning"] = {"classes": True}
         config["net"] = {"name": f"{Told.__module__}.Told"}
-    elif not images or fault in ("few items", "items turned around"):
+    elif not images or fault in ("few items", *SHOWN_OTHERS):
         name = dice.choice(TOYS)
         x = vectors(name, dice) if not images else load_data("fashion_mnist").raw.numpy()
         few = dice.choice([16, 32, 60])
-        cut = few if fault == "few items" else 7000
+        cut = few if fault.startswith("few items") else 7000
         scales = {"values not scaled": (dice.choice([20.0, 60.0]), 128.0),
                   "values tiny": (0.01, 0.0),
                   "values off centre": (1.0, dice.choice([6.0, -12.0]))}  # fmt: skip
         scale = scales.get(fault, (1.0, 0.0))
         x = x if images else (scale[0] * x + scale[1]).astype(np.float32)
         path = folder.with_name(f"{folder.name}.npz")
-        np.savez(path, train=x[:cut], test=x[-1000:])
+        held_out = {} if fault.endswith("none held out") else {"test": x[-1000:]}
+        np.savez(path, train=x[:cut], **held_out)
         config["data"]["name"] = str(path)
-        if fault in ("items turned around", "values cut off"):
-            name = str(path.with_name(f"{path.stem}_trained.npz"))
-            x = x[:, :, ::-1] if images else x[:, ::-1] * [1, -1] if x.shape[1] == 2 else x[:, ::-1]
+        if fault in SHOWN_OTHERS:
+            shown = path.with_name(f"{path.stem}_shown.npz")
+            seen = otherwise(fault, x, dice)
+            np.savez(shown, train=seen[:cut], test=seen[-1000:])
+            other = str(shown)
             if fault == "values cut off":
-                x = x.clip(-1.2, 1.2)
-            np.savez(name, train=x[:cut], test=x[-1000:])
-            config["data"]["name"] = name
-            other = None if fault == "values cut off" else str(path)
+                config["data"]["name"], other = other, None
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
         try:

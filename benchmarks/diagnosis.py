@@ -24,6 +24,7 @@ from score_sde import diagnose
 from score_sde.checks import trusting
 
 ANY_EMA = {"EMA never updated", "EMA lags"}
+OTHER = {"loaded otherwise than trained", "data not as in training"}
 # What a fault may be called: where two names are both true, either counts.
 EXPECTED: dict[str, set[str]] = {
     "average of the start": ANY_EMA,
@@ -54,11 +55,24 @@ EXPECTED: dict[str, set[str]] = {
     "learning rate too low": {"undertrained"},
     "values cut off": {"values cut off"},
     "small noise neglected": {"noise levels neglected", "noise levels not trained"},
+    "rate a hundred times": {"learning rate too high"},
+    "last layer left out": {"output is constant"},
+    "network not trained": {"undertrained"},
+    "score negated": {"output scaled", "wrong prediction type"},
+    "beta doubled": {"wrong noise labels"},
+    "F read as eps": {"wrong prediction type"},
+    "data on 0 to 1": {"data not as in training", "wrong data range"},
+    "scaled twice": {"data not as in training", "wrong data range"},
+    "coordinates mixed": OTHER,
+    "other data": OTHER,
+    "few items, none held out": {"overfit"},
 }
 NOT_OF_IMAGES = {
     "values not scaled", "values tiny", "values off centre", "deaf to t", "target scaled",
     "labels shuffled", "labels exchanged", "read with another process", "data_std wrong",
-    "dropout left on", "values cut off", "small noise neglected",
+    "dropout left on", "values cut off", "small noise neglected", "last layer left out",
+    "network not trained", "beta doubled", "score negated", "other data",
+    "few items, none held out",
 }  # fmt: skip
 
 

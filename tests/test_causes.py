@@ -11,7 +11,7 @@ from torch import nn
 
 from score_sde import VPSDE, Gaussian, GaussianMixture, ScoreModel, sample
 from score_sde.data.spec import DataSpec
-from score_sde.diagnosis.denoising import Subject, measure, times_of
+from score_sde.diagnosis.denoising import Logged, Subject, measure, times_of
 from score_sde.diagnosis.diagnose import diagnose_model
 from score_sde.noise import generator_of
 
@@ -56,6 +56,17 @@ class Crowded(Exact):
         return found - found.mean(0)
 
 
+class Dead(nn.Module):
+    """A network that says the same of everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x, noise_label):
+        return 0 * x + self.value
+
+
 class OfClass(nn.Module):
     """eps given the class, which is the place of a mode after ``turn`` of them."""
 
@@ -74,9 +85,9 @@ class OfClass(nn.Module):
         return self.factor * sigma * (x - alpha * centre) / (alpha**2 * 0.15**2 + sigma**2)
 
 
-def subject(net, raw=None, target="eps", items=ITEMS, **more):
-    model = ScoreModel(net, SDE, target).requires_grad_(False)
-    other = model if raw is None else ScoreModel(raw, SDE, target).requires_grad_(False)
+def subject(net, raw=None, target="eps", items=ITEMS, sde=SDE, **more):
+    model = ScoreModel(net, sde, target).requires_grad_(False)
+    other = model if raw is None else ScoreModel(raw, sde, target).requires_grad_(False)
     return Subject(model, other, items, more.pop("held_out", NEW), SPEC, **more)
 
 
@@ -112,6 +123,9 @@ def test_nothing_is_found_in_exact_denoisers():
 
 DATA_LABELS = torch.cdist(ITEMS.double(), CENTRES).argmin(1)
 FEW = ITEMS[:24]
+TURN = torch.linalg.qr(torch.randn(2, 2, generator=generator_of(3)))[0]
+LOG = [Logged(0, 0.03, 1.0), Logged(0.03, 0.1, 0.95), Logged(0.1, 0.3, 0.7), Logged(0.3, 1, 0.4)]
+"""What training said of the exact denoiser."""
 BY_HEART = GaussianMixture([1 / 24] * 24, FEW.double(), 0.02**2)
 LINEAR = Gaussian(ITEMS.double().mean(0), torch.cov(ITEMS.double().T))
 FAULTS = {
@@ -121,6 +135,11 @@ FAULTS = {
     "wrong prediction type": lambda: found(Exact(), target="x0"),
     "wrong noise labels": lambda: found(Exact(scale=3 * 999.0)),
     "output scaled": lambda: found(Exact(factor=0.75)),
+    "output is constant": lambda: found(Dead()),
+    "loaded otherwise than trained": lambda: found(
+        Exact(), items=ITEMS @ TURN, held_out=NEW @ TURN, logged=LOG
+    ),
+    "t_min too large": lambda: found(Exact(), sde=VPSDE(t_min=0.1)),
     "output is random": lambda: found(Dropping()),
     "output depends on the batch": lambda: found(Crowded()),
     "data not as in training": lambda: found(Exact(), items=ITEMS.flip(1), held_out=NEW.flip(1)),
@@ -145,6 +164,45 @@ def test_a_fault_put_into_an_exact_denoiser_is_named(cause):
     assert said.causes[:1] == (cause,), str(said)
     assert said.findings[0].evidence and said.findings[0].fix
     said.to_dict()
+
+
+def test_what_training_logged_is_no_fault_and_a_scale_that_it_did_not_see_is():
+    log = [{"step": 900, "loss": 0.5, "data/std": 1.0}]
+    assert found(Exact(), logged=LOG, log=log).causes == ()
+    larger = found(Exact(), items=1.6 * ITEMS, held_out=1.6 * NEW, log=log)
+    assert larger.causes == ("data not as in training",)
+
+
+def test_items_learned_by_heart_are_named_without_held_out_ones():
+    copies = FEW.repeat(13, 1) + 1e-3 * torch.randn(312, 2, generator=generator_of(4))
+    for items, net, samples, said in ((FEW, Exact(BY_HEART), copies, ("overfit",)),
+                                      (ITEMS, Exact(), NEW[:300], ())):  # fmt: skip
+        case = found(net, items=items, held_out=None, samples=samples, careful=samples)
+        assert case.causes == said, str(case)
+
+
+def test_doubled_rates_of_the_process_are_wrong_noise_labels():
+    assert found(Exact(), sde=VPSDE(beta_max=40.0, t_min=1e-3)).causes == ("wrong noise labels",)
+
+
+def test_networks_that_saw_scaled_inputs_are_read_as_such():
+    """Loaded as eps, a network of the target F is shown inputs that it has never seen."""
+
+    class Preconditioned(Exact):
+        def forward(self, x, noise_label):
+            t = SDE.time_of_log_snr(-2 * noise_label.double() / 0.25)
+            alpha, sigma = (v[:, None] for v in (SDE.alpha(t), SDE.sigma(t)))
+            radius = (sigma**2 + (0.5 * alpha) ** 2).sqrt()
+            x = x.double() * radius
+            eps = -sigma * self.data.score(SDE)(x, t)
+            x0 = (x - sigma * eps) / alpha
+            return (self.factor * (sigma * x0 - 0.25 * alpha * eps) / (0.5 * radius)).to(ITEMS)
+
+    settings = {"data_std": 0.5, "time_input": "log_sigma"}
+    for target, said in (("F", ()), ("eps", ("wrong prediction type",))):
+        model = ScoreModel(Preconditioned(), SDE, target, **settings).requires_grad_(False)
+        case = diagnose_model(Subject(model, model, ITEMS, NEW, SPEC), n=256)
+        assert case.causes == said, str(case)
 
 
 def test_an_ignored_t_is_named_however_little_was_learned():

@@ -212,5 +212,7 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     assert "undertrained" in capsys.readouterr().out
     saved = json.loads((tmp_path / "run" / "evaluation" / "diagnosis.json").read_text())
     assert saved["findings"][0]["cause"] == "undertrained" and len(saved["levels"]) == 9
+    with pytest.raises(UserError, match="at least 20 to be judged, or 0 for none"):
+        diagnose(tmp_path / "run", num_samples=3, device="cpu")
     with pytest.raises(UserError, match="items must be at least 16"):
         diagnose(tmp_path / "run", items=3, device="cpu")

@@ -5,6 +5,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, Gaussian, SubVPSDE, sample, verify
 from score_sde.diagnosis.ends import law_of_ends
+from score_sde.diagnosis.facts import along_axes
 
 F64 = torch.float64
 MEAN = torch.tensor([1.0, -0.5, 0.2], dtype=F64)
@@ -31,6 +32,19 @@ def test_the_ends_are_what_a_fine_solution_leaves(sde, denoise):
     assert ends.prior_mean == pytest.approx(float((mean - MEAN).norm() / size), rel=1e-3, abs=1e-7)
     assert ends.truncation == pytest.approx(float((want - STDS).norm() / size), rel=1e-6)
     assert ends.truncation <= ends.bound
+
+
+@pytest.mark.parametrize("n", [2, 400])
+def test_means_and_variances_of_items_are_along_their_axes(n):
+    """Of items along (3, 4, 0)/5 around a mean that lies along it, and partly across."""
+    along, across = torch.tensor([0.6, 0.8, 0.0]).double(), torch.tensor([0.0, 0.0, 2.0]).double()
+    steps = torch.linspace(-1, 1, n, dtype=F64)[:, None]
+    mean, variances = along_axes((10 + steps) * along + across)
+    assert float(mean[0].abs()) == pytest.approx(10) and float(mean[1:].norm()) == pytest.approx(2)
+    assert (
+        float(variances[0]) == pytest.approx(float(steps.var()))
+        and float(variances[1:].norm()) < 1e-20
+    )
 
 
 def test_verify_says_what_no_solver_mends():

@@ -82,6 +82,23 @@ def test_what_cannot_be_compared_is_refused_with_a_sentence(garments):
         (x, x, {"measures": ["fid"]}, "'fid' is unknown.* frechet"),
         (test, train, {"features": "fashon"}, "'fashon' is unknown. Did you mean 'fashion'"),
         (test, train, {"features": lambda images: images}, "must be \\(100, d\\)"),
+        (test.long(), train, {}, "images of torch.int64, whose white"),
+        (x[:2], x, {"measures": "energy"}, "2 samples are too few"),
+        (
+            x[:8],
+            x,
+            {"measures": "precision"},
+            "precision cannot be had .* more than 10",
+        ),
+        (test, train, {"features": "pixels", "measures": "inception_score"}, "tell no classes"),
+        (test, train, {"features": "math.pi"}, "callable on images"),
+        (test, train, {"features": lambda images: images.flatten(1)[:, :0].float()}, "100, 0"),
+        (
+            x,
+            x + 1,
+            {"labels": -torch.ones(50).long(), "reference_labels": torch.ones(50).long()},
+            "must be 0 or above",
+        ),
         (test.expand(-1, 3, -1, -1), train.expand(-1, 3, -1, -1), {"features": "fashion"}, "grey"),
     ):
         with pytest.raises(UserError, match=said):

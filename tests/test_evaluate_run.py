@@ -99,6 +99,8 @@ def test_wrong_questions_have_sentences(run, tmp_path, capsys):
                         (space, (40, 3))):  # fmt: skip
         drawn = np.random.default_rng(0).integers(0, 255, shape)
         np.savez(path, train=drawn.astype(np.uint8 if len(shape) == 4 else np.float32))
+    np.savez(tmp_path / "below.npz", mu=np.zeros(2), sigma=-np.eye(2))
+    np.savez(tmp_path / "three.npz", mu=np.zeros(3), sigma=np.eye(3))
     for words, said in (
         ([], "needs --workdir RUN, or --samples PATH with --data DATA"),
         (["--samples", six], "needs --workdir RUN"),
@@ -115,6 +117,10 @@ def test_wrong_questions_have_sentences(run, tmp_path, capsys):
         (["--samples", grey, "--data", colour], "(3, 8, 8)"),
         (["--samples", plane, "--data", space], "shape (2,)"),
         (["--workdir", str(run), "--num_samples", "2"], "2 samples are too few"),
+        (["--workdir", str(run), "--values", "2,3"], "points of a --sweep"),
+        (["--data", plane, "--save", six], "holds no statistics"),
+        (["--samples", plane, "--reference", str(tmp_path / "below.npz")], "no covariance"),
+        (["--samples", plane, "--reference", str(tmp_path / "three.npz")], "3 features are no"),
         (["--workdir", str(run), "--measures", "fid"], "'fid' is unknown"),
     ):
         assert cli.main(["x", "--mode", "evaluate", "--device", "cpu", *words]) == 2, words

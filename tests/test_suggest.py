@@ -97,6 +97,11 @@ def test_data_that_cannot_be_judged_are_refused():
             suggest(data)
 
 
+def test_one_coordinate_is_enough():
+    x = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    assert suggest(x).shape == (1,) and 0.3 < suggest(x).sigma_min.value / 0.032 < 3
+
+
 def test_every_choice_has_a_figure_and_a_reason():
     advice = suggest(load_data("ring8"))
     for name, choice in advice.choices():

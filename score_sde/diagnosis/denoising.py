@@ -42,6 +42,14 @@ EXACT_DIMS = 16  # coordinates up to which the Fokker-Planck equation's divergen
 PROBES = 4  # random directions of it beyond; half as many of calibration and curl
 
 
+class Logged(NamedTuple):
+    """An error that training logged, of noise levels sigma/alpha from low to high."""
+
+    low: float
+    high: float
+    error: float
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is examined.
@@ -52,7 +60,8 @@ class Subject:
     lines of the training log, oldest first. samples: (n, ...) in the model's range by the run's own
     sampler, and careful: by a careful one from the same seeds; None if they are not to be judged.
     trained: the range of sigma/alpha that holds all but 0.2 % of the training times, None if not
-    known. earlier: another checkpoint's weights as trained.
+    known. earlier: another checkpoint's weights as trained. logged: the mean squared errors of eps
+    in the last updates, by ranges of sigma/alpha from low to high, if training logged them.
     """
 
     model: ScoreModel
@@ -68,6 +77,7 @@ class Subject:
     labels: Tensor | None = None
     held_out_labels: Tensor | None = None
     earlier: ScoreModel | None = None
+    logged: Sequence[Logged] = ()
 
     @cached_property
     def linear(self) -> Linear:

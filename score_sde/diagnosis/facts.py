@@ -35,6 +35,7 @@ def facts_of(subject: Subject, generator: torch.Generator) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "n_train": len(subject.train),
         "data_std": std,
+        "variance": float((x - x.mean(0)).square().mean()),
         "data_mean": float(subject.train.double().mean()),
         "low": float(subject.train.min()),
         "high": float(subject.train.max()),
@@ -44,7 +45,8 @@ def facts_of(subject: Subject, generator: torch.Generator) -> dict[str, Any]:
         "noise_at_t_min": float(sigma[0] / alpha[0]),
         "terminal_snr": float((alpha[1] * std / sigma[1]) ** 2),
         "prior_kl": _prior_kl(x, float(alpha[1]), float(sigma[1]), sde.prior_std()),
-        "law_of_ends": law_of_ends(sde, x.mean(0), _principal(x)),
+        "law_of_ends": law_of_ends(sde, *along_axes(x)),
+        "weights_grown": _grown(subject.raw.net),
         "ema_distance": _apart(model.net, subject.raw.net),
     }
     if subject.samples is not None and subject.careful is not None:
@@ -52,12 +54,30 @@ def facts_of(subject: Subject, generator: torch.Generator) -> dict[str, Any]:
     return facts
 
 
-def _principal(x: Tensor) -> Tensor:
-    """The variances of items x (n, D) along their principal axes, (D,); 0 where there are none."""
-    found = torch.zeros(x.shape[1], dtype=x.dtype, device=x.device)
-    values = torch.linalg.svdvals(x - x.mean(0)).square() / max(len(x) - 1, 1)
-    found[: len(values)] = values
-    return found
+def along_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the variances of items x (n, D) along their principal axes, (D,) each.
+
+    Fewer items than dimensions have fewer axes: what of the mean lies across all of them is one
+    coordinate more, and the rest is 0.
+    """
+    mean = x.mean(0)
+    _, sizes, axes = torch.linalg.svd(x - mean, full_matrices=False)
+    along, variances = torch.zeros_like(mean), torch.zeros_like(mean)
+    n = len(axes)
+    along[:n], variances[:n] = axes @ mean, sizes.square() / max(len(x) - 1, 1)
+    if n < len(mean):
+        along[n] = (mean.square().sum() - along.square().sum()).clamp_min(0).sqrt()
+    return along, variances
+
+
+def _grown(net: torch.nn.Module) -> float:
+    """How many times larger the weights are than PyTorch draws them, the median over layers."""
+    kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    sizes = [
+        math.sqrt(3 * m.weight[0].numel() * float(m.weight.detach().double().square().mean()))
+        for m in net.modules() if isinstance(m, kinds)
+    ]  # fmt: skip
+    return sorted(sizes)[len(sizes) // 2] if sizes else 1.0
 
 
 def _some(items: Tensor, n: int, generator: torch.Generator) -> Tensor:

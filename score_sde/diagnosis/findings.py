@@ -14,6 +14,8 @@ from score_sde.diagnosis.readings import Readings
 
 BETTER = 0.9  # of an error: by less than a tenth nothing is to be learned that errors would show
 FINEST = 0.02  # sigma/alpha below which a guess of x_0 is as good as x itself
+CONSTANT = 1e-5  # of the output, around its mean: rounding
+FEW_DIMS, MANY_ITEMS = 20, 1000  # where the optimum over the items is that of their law
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,22 @@ class Measured:
         return mean_ratio([v.ratio(a, b) for v in (self.learnable if levels is None else levels)])
 
     @property
+    def reachable(self) -> bool:
+        """Whether the optimum over the training items is that of their law; else it knows them all.
+
+        That is so of many items in few dimensions.
+        """
+        few = self.subject.train[0].numel() <= FEW_DIMS
+        return few and len(self.subject.train) >= MANY_ITEMS
+
+    def attained(self, level: Level) -> float:
+        """The least error at a level that does not come of knowing the items by heart."""
+        if self.reachable:
+            return level.optimal
+        own = level.model if level.held_out is None else level.held_out
+        return min(own, level.linear, level.trivial)
+
+    @property
     def learnable(self) -> list[Level]:
         """Where there is something to learn: the optimum betters the trivial guess by a tenth."""
         found = [v for v in self.levels if v.optimal < BETTER * v.trivial and v.at > FINEST]
@@ -55,6 +73,11 @@ class Measured:
     def bettering(self) -> list[Level]:
         """Those of them where the optimum betters a linear denoiser by a tenth."""
         return [v for v in self.seen if v.optimal < BETTER * v.linear and v.at > FINEST]
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number, and one that can be used."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 Check = Callable[[Measured], Finding | None]

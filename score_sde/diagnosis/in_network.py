@@ -1,16 +1,18 @@
 """Causes that lie between the network and what is made of it: its target, noise labels, scale and
-items are other than in training, or it does not use what it is told."""
+items are other than in training, or it does not use what it is told or shown."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
-from score_sde.diagnosis.findings import Finding, Measured
+from score_sde.diagnosis.findings import CONSTANT, Finding, Measured, finite
 from score_sde.diagnosis.ratios import SURE
 from score_sde.diagnosis.readings import misread
 
 OTHER_TARGET = 0.8  # a right target betters a wrong one at least so much (eps as v: 0.3 and less)
 OTHER_LABELS = 0.93  # labels off by a third cost little more
+OTHER_STD = math.log(1.3)  # of the items, over training batches
 OTHER_ITEMS = 0.9  # sets that are nearly symmetric are denoised as well turned around
 GAIN = math.log(1.15)  # short training leaves the scale a few per cent off
 DEAF = 1e-4  # share of the output that changes with t: rounding
@@ -18,6 +20,9 @@ HARDLY_HEARS = 0.02  # networks trained at many noise levels: 0.4 and more; ten 
 MANY_LEVELS = 10.0  # largest over smallest sigma/alpha: trained at fewer, t is of no use
 LEARNED = 0.97  # of the trivial guess's error at some level, surely: something has been learned
 EXPLODED = 10.0  # over the trivial guess's error: such weights hear nothing, but for that reason
+WORSE_THAN_LOGGED = 1.5  # errors of eps in training's last updates, of a range of levels
+SURE_OF_ITSELF = 0.5  # nats a dimension, own samples over data
+NO_TRAINING = 1.05  # of the trivial guess's error: none that converges leaves a network there
 RANDOM = 0.02  # two outputs for one input apart; bfloat16 rounds to 0.004
 
 
@@ -60,7 +65,7 @@ def items(m: Measured) -> Finding | None:
     """Data that look otherwise than in training."""
     found = misread(m.readings, "items", OTHER_ITEMS)
     if found is None:
-        return None
+        return _of_another_scale(m)
     own = m.readings.declared
     return Finding(
         "data not as in training",
@@ -70,6 +75,68 @@ def items(m: Measured) -> Finding | None:
         "give the data, and read the samples, as in training: order of channels, orientation, "
         "data.scaling and data.range",
     )
+
+
+def _of_another_scale(m: Measured) -> Finding | None:
+    now = m.facts["data_std"]
+    seen = [float(v["data/std"]) for v in m.subject.log[-10:] if finite(v.get("data/std"))]
+    then = sum(seen) / max(len(seen), 1)
+    if then <= 0 or abs(math.log(max(now, 1e-12) / then)) < OTHER_STD:
+        return None
+    return Finding(
+        "data not as in training",
+        f"the items' standard deviation is {now:.3g} as the model sees them; in training, says its "
+        f"log, it was {then:.3g}",
+        "give data, data.scaling and data.range as in training",
+    )
+
+
+def loading(m: Measured) -> Finding | None:
+    """Errors that the log of training does not have: something else has changed since then.
+
+    The error of eps falls with noise: at a level it is at most the mean over the range below.
+    """
+    worse = []
+    for below, own in pairwise(m.subject.logged):
+        for v in m.levels:
+            if below.high == own.low and own.low < v.at <= own.high:
+                error = v.errors["raw"] * (m.facts["variance"] / v.at**2)
+                sure = float(error.mean()) - SURE * float(error.std()) / len(error) ** 0.5
+                most = max(below.error, own.error)
+                if sure > WORSE_THAN_LOGGED * most:
+                    worse.append((v.at, float(error.mean()), most))
+    if len(worse) >= 2:
+        at = ", ".join(f"{level:.2g}" for level, _, _ in worse)
+        _, now, then = max(worse, key=lambda found: found[1] / found[2])
+        said = (
+            f"at sigma/alpha {at} the weights as trained err more than in training: up to {now:.3g}"
+            f" (of eps) where the log of the last updates says at most {then:.3g}"
+        )
+    elif (said := _sure_of_others(m)) == "":
+        return None
+    return Finding(
+        "loaded otherwise than trained",
+        said,
+        "something is not as it was in training, and no simple change of it explains all: compare "
+        "the data and their order of pixels, data.*, sde.*, model.* and net.* with those of "
+        "training",
+    )
+
+
+def _sure_of_others(m: Measured) -> str:
+    """Of a model without a log: it draws what it thinks likely, and is sure that data are not."""
+    likelier, stderr = (m.facts.get(f"careful_likelier{of}", math.nan) for of in ("", "_stderr"))
+    linear, trivial = m.pooled("raw", "linear"), m.pooled("raw", "trivial")
+    sure = linear.above(1) and likelier - SURE * stderr > SURE_OF_ITSELF
+    if m.subject.log or not (sure or trivial.above(NO_TRAINING)):
+        return ""
+    said = (
+        f"the model errs {linear.value:.3g} times as much as a linear denoiser of these data and "
+        f"{trivial.value:.3g} times as much as the trivial guess"
+    )
+    if math.isfinite(likelier):
+        said += f"; its own samples are {likelier:.2g} nats a dimension likelier to it"
+    return said + ": it has learned something else"
 
 
 def gain(m: Measured) -> Finding | None:
@@ -91,7 +158,7 @@ def gain(m: Measured) -> Finding | None:
 def time(m: Measured) -> Finding | None:
     most = max(v.heard for v in m.levels)
     learned = any(v.ratio("model", "trivial").below(LEARNED) for v in m.learnable)
-    if m.pooled("raw", "trivial").above(EXPLODED):
+    if m.pooled("raw", "trivial").above(EXPLODED) or m.readings.varies < CONSTANT:
         return None
     low, high = m.subject.trained or (0.0, math.inf)
     if most < DEAF or (most < HARDLY_HEARS and learned and high > MANY_LEVELS * low):
@@ -102,6 +169,19 @@ def time(m: Measured) -> Finding | None:
             "scales the features of every block; check model.time_scale",
         )
     return None
+
+
+def constant(m: Measured) -> Finding | None:
+    """A network that has died, or whose last layer has never left its zeros."""
+    if m.readings.varies >= CONSTANT:
+        return None
+    return Finding(
+        "output is constant",
+        f"outputs for different inputs differ by {m.readings.varies:.1g} of their size at most",
+        "the network is dead: look whether gradients reach its weights (requires_grad, detach, a "
+        "last layer of zeros that is left out of the optimiser); if they did, the learning rate "
+        "was too high: divide training.lr by 10",
+    )
 
 
 def random_output(m: Measured) -> Finding | None:

@@ -20,7 +20,8 @@ DATA_STD = 0.9  # of the logarithm: a factor 2.5; EDM's 0.5 is used for data fro
 # The ends of time.
 STANDS_OUT = 0.02  # SNR at t_max: VP with beta_max = 20 has 4e-5, VE at the data's diameter 0.01
 PRIOR_KL = 0.05  # nats a dimension
-LOST = 0.02  # of the variance, by the best denoiser at t_min
+NARROW = 0.05  # W_2 over the data's size; of images the mean over pixels says little
+LOST = 0.01  # of the variance, by the best denoiser at t_min
 FINE = 1 / 3  # of the data's smallest spread
 # Samples, by the run's sampler and by a careful one.
 FURTHER = 2.0  # times the careful one's energy distance to the data,
@@ -77,12 +78,13 @@ def data_std(m: Measured) -> Finding | None:
 
 
 def sigma_max(m: Measured) -> Finding | None:
-    snr, kl = m.facts["terminal_snr"], m.facts["prior_kl"]
-    if snr > STANDS_OUT or kl > PRIOR_KL:
+    snr, kl, prior = m.facts["terminal_snr"], m.facts["prior_kl"], m.facts["law_of_ends"].prior
+    if snr > STANDS_OUT or kl > PRIOR_KL or prior > NARROW:
         return Finding(
             "sigma_max too small",
             f"at t_max the data still stand out: SNR {snr:.2g}, {kl:.2g} nats a dimension between "
-            f"x_T and the prior; the data's diameter is {m.facts['diameter']:.3g}, sigma/alpha "
+            f"x_T and the prior, which leaves samples off by {prior:.2g} of the data's size; the "
+            f"data's diameter is {m.facts['diameter']:.3g}, sigma/alpha "
             f"there {m.levels[-1].at:.3g}",
             f"raise sde.sigma_max to {m.facts['diameter']:.2g} (VE), or beta_max or t_max, and "
             "train again",
@@ -92,7 +94,7 @@ def sigma_max(m: Measured) -> Finding | None:
 
 def t_min(m: Measured) -> Finding | None:
     noise, spread = m.facts["noise_at_t_min"], m.facts["smallest_spread"]
-    lost = m.levels[0].optimal
+    lost = m.attained(m.levels[0])
     if lost > LOST and noise > FINE * spread:
         return Finding(
             "t_min too large",

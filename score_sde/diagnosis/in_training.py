@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from score_sde.diagnosis.denoising import Level
-from score_sde.diagnosis.findings import FINEST, Finding, Measured
+from score_sde.diagnosis.findings import CONSTANT, FINEST, Finding, Measured, finite
 from score_sde.diagnosis.ratios import SURE, Ratio
 from score_sde.diagnosis.readings import INNER
 
@@ -14,6 +13,7 @@ from score_sde.diagnosis.readings import INNER
 WORSE_THAN_TRIVIAL = 1.05  # raw weights: no training that converges leaves them there
 NOISY_WEIGHTS = 2.0  # raw weights over their average; 1.0 to 1.3 at usual rates
 PEAK = 10.0  # largest late loss over the median: batches differ by a factor of 2 or 3
+GROWN = 8.0  # weights over PyTorch's at the start; of networks that converge 1 to 3
 EMA_LAG = 1.1  # averaged over raw; an average in order is below 1
 EMA_APART = 0.05  # of the weights' size between the two, so that they are two
 NOTHING_LEARNED = 0.9  # of the trivial guess's error
@@ -24,7 +24,6 @@ OVERFIT, OVERFIT_COPIES = (
 )  # held-out over training items, alone and with copies among samples
 WEAK = 0.93  # over a linear denoiser where the optimum betters that by a tenth
 HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
-FEW_DIMS, MANY_ITEMS = 20, 1000  # where it is
 LITTLE = 0.2  # of the possible gain: nothing to speak of
 NEGLECTED = 1.2  # over a linear denoiser at one level outside of training's
 NEGLECTED_INSIDE, LEVELS_INSIDE = 2.0, 2  # and at so many inside; x0 errs so at the smallest noise
@@ -37,28 +36,32 @@ TWEEDIE = 0.35  # slopes from 1: of a network that is trained, below 0.2
 
 
 def learning_rate(m: Measured) -> Finding | None:
-    losses = [float(v["loss"]) for v in m.subject.log if _finite(v.get("loss"))]
+    losses = [float(v["loss"]) for v in m.subject.log if finite(v.get("loss"))]
     skipped = max((int(v.get("skipped_steps") or 0) for v in m.subject.log), default=0)
     worse, noisy = m.pooled("raw", "trivial", m.seen), m.pooled("raw", "model", m.seen)
     late = sorted(losses[len(losses) // 2 :])
     peaks = late[-1] / (late[len(late) // 2] + 1e-12) if len(late) >= 4 else 1.0
-    if skipped or worse.above(WORSE_THAN_TRIVIAL) or peaks > PEAK or noisy.above(NOISY_WEIGHTS):
+    # The units of a network whose weights have exploded may all be saturated: it says nothing wild.
+    grown = m.facts["weights_grown"]
+    saturated = grown > GROWN and not m.pooled("raw", "linear", m.seen).below(WEAK)
+    # A dead network, or one of which nothing is known, may err so for other reasons.
+    told = bool(m.subject.log) and m.readings.varies > CONSTANT
+    wild = told and (worse.above(WORSE_THAN_TRIVIAL) or noisy.above(NOISY_WEIGHTS))
+    if skipped or wild or saturated or peaks > PEAK:
         return Finding(
             "learning rate too high",
             f"raw weights err {worse.value:.2g} times the trivial guess and {noisy.value:.2g} "
-            f"times their average; {skipped} updates without a finite gradient; the largest late "
-            f"loss is {peaks:.2g} times the median",
+            f"times their average; they are {grown:.2g} times as large as at a start; {skipped} "
+            f"updates without a finite gradient; the largest late loss is {peaks:.2g} times the "
+            "median",
             "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps",
         )
     return None
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def ema(m: Measured) -> Finding | None:
-    lag = m.pooled("model", "raw", m.levels)
+    # Where there is nothing to gain any weights are as good as others.
+    lag = max(m.pooled("model", "raw", v) for v in (m.levels, m.bettering or m.levels))
     if lag.above(EMA_LAG) and m.facts["ema_distance"] > EMA_APART:
         trivial = m.pooled("model", "trivial").value
         return Finding(
@@ -82,15 +85,14 @@ def ema(m: Measured) -> Finding | None:
 
 def overfit(m: Measured) -> Finding | None:
     pairs = [v for v in m.learnable if v.held_out is not None]
-    if not pairs:
-        return None
     gap = m.pooled("held_out", "model", pairs)
     copies = m.facts.get("memorisation")
     found = copies is not None and copies.found
-    if gap.above(OVERFIT) or (found and gap.above(OVERFIT_COPIES)):
+    if gap.above(OVERFIT) or (found and (not pairs or gap.above(OVERFIT_COPIES))):
+        said = f"held-out items are denoised with {gap.value:.2f} times the error of training items"
         return Finding(
             "overfit",
-            f"held-out items are denoised with {gap.value:.2f} times the error of training items"
+            (said if pairs else "there are no held-out items to compare with")
             + (f"; {copies.sentence()}" if copies is not None else ""),
             f"more data than {m.facts['n_train']} items, a smaller network, dropout, or an earlier "
             "checkpoint (training.keep_best, --step best)",
@@ -110,9 +112,7 @@ def _weak(m: Measured) -> tuple[float, float] | None:
     squares = [float((v.errors["linear"] - v.errors["model"]).var()) / len(v.errors["model"])
                for v in better]  # fmt: skip
     unsure = SURE * math.sqrt(sum(squares)) / possible
-    # In few dimensions the optimum over many items is that of their law; else it knows them all.
-    reachable = m.subject.train[0].numel() <= FEW_DIMS and len(m.subject.train) >= MANY_ITEMS
-    if worse.above(WEAK) or (reachable and gain + unsure < HALF):
+    if worse.above(WEAK) or (m.reachable and gain + unsure < HALF):
         return worse.value, gain
     return None
 

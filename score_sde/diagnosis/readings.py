@@ -16,6 +16,7 @@ from torch import Tensor
 
 from score_sde.diagnosis.closed_forms import Linear
 from score_sde.diagnosis.denoising import (
+    EXACT_DIMS,
     Noisy,
     Subject,
     denoised,
@@ -28,10 +29,10 @@ from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, mean_ratio, rati
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
 
-SCALES = (1e-3, 0.1, 0.25, 1 / 3, 0.5, 2.0, 3.0, 4.0, 10.0, 1e3)
+SCALES = (1e-3, 0.1, 0.25, 1 / 3, 0.5, 0.7, 1.4, 2.0, 3.0, 4.0, 10.0, 1e3)
 """Factors between the scales of noise labels that people use."""
 INNER = (0.05, 20.0)  # sigma/alpha between which readings are told apart
-MOST = 128  # items at each level
+MOST = 128  # items at each level, but for those of few dimensions
 AGAIN = 32  # items that the network is asked twice of
 
 
@@ -59,7 +60,8 @@ class Readings(NamedTuple):
 
     by_kind: other targets, label scales, times, and other ways to show it the items. gain: of its
     outputs. unlike: how far two outputs for the same inputs are apart, over their size, and
-    unlike_alone: those of items in a batch of few and of many.
+    unlike_alone: those of items in a batch of few and of many. varies: how far outputs for other
+    inputs are apart, over their size.
     """
 
     declared: Reading
@@ -67,6 +69,7 @@ class Readings(NamedTuple):
     gain: Gain
     unlike: float
     unlike_alone: float
+    varies: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,6 +80,7 @@ class Readings(NamedTuple):
             "gain": {**self.gain.factor._asdict(), **self.gain.reading.to_dict()},
             "output twice apart": self.unlike,
             "output alone apart": self.unlike_alone,
+            "outputs apart": self.varies,
         }
 
 
@@ -84,7 +88,8 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
     """All readings of the weights as trained."""
     model = subject.raw
     times = [float(t) for t in times_of(model)]
-    few = min(max(n // 2, 16), MOST)
+    small = subject.train[0].numel() <= EXACT_DIMS
+    few = 2 * n if small else min(max(n // 2, 16), MOST)
     drawn = [noisy(model, subject.train, subject.labels, t, few, generator) for t in times]
     levels = [v for v in drawn if INNER[0] < v.sigma / v.alpha < INNER[1]] or drawn
     usual = [_linear_errors(subject.linear, seen) for seen in levels]
@@ -99,9 +104,19 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
         over_own = [ratio(e / o.mean(), d / u.mean()) for e, o, d, u in declared]
         return Reading(name, mean_ratio(over_linear), mean_ratio(over_own))
 
+    rescaled: list[Tensor] = []
+
+    def outputs_as(name: str) -> Sequence[Tensor]:
+        """Networks of the target F are shown inputs of unit variance, others are not."""
+        if _as_target(model, name).scale_input == model.scale_input:
+            return outputs
+        if not rescaled:
+            rescaled.extend([output_of(_as_target(model, name), seen) for seen in levels])
+        return rescaled
+
     found: dict[str, list[Reading]] = {
         "target": [
-            of(name, _errors(_as_target(model, name), levels, outputs))
+            of(name, _errors(_as_target(model, name), levels, outputs_as(name)))
             for name in TARGETS
             if name != model.target
         ],
@@ -136,7 +151,8 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
     factor = _gain(model, more, [output_of(model, seen) for seen in more])
     scaled = _errors(model, levels, [factor.value * out for out in outputs])
     gain = Gain(factor, of(f"{factor.value:.3g}", scaled))
-    return Readings(of(model.target, own), found, gain, *_repeated(model, levels, outputs))
+    varies = max(_variation(out) for out in outputs)
+    return Readings(of(model.target, own), found, gain, *_repeated(model, levels, outputs), varies)
 
 
 def _errors(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -152,6 +168,8 @@ def _linear_errors(linear: Linear, seen: Noisy) -> Tensor:
 def _as_target(model: ScoreModel, name: str) -> ScoreModel:
     other = copy.copy(model)
     other.target, other.row_of = name, TARGETS[name]
+    if "F" in (name, model.target):
+        other.scale_input = name == "F"
     return other
 
 
@@ -202,6 +220,13 @@ def _gain(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor])
         wanted.append(right / size)
         scaled.append(out.double().flatten(1) / size)
     return slope(torch.cat(wanted), torch.nan_to_num(torch.cat(scaled)))
+
+
+def _variation(out: Tensor) -> float:
+    """Root mean square of outputs (n, ...) around their mean, over that around 0."""
+    flat = out.double().flatten(1)
+    around = (flat - flat.mean(0)).square().mean() / flat.square().mean().clamp_min(1e-30)
+    return float(around) ** 0.5
 
 
 def _repeated(

@@ -212,7 +212,7 @@ def smallest_spread(x: Tensor, spec: DataSpec) -> tuple[float, str]:
         kept = values[values > 1e-10 * values.max()]
         return float(kept.min().sqrt()), "smallest principal component"
     distinct = x.unique(dim=0)
-    whole = torch.linalg.eigvalsh(torch.cov(x.T)).clamp_min(0)
+    whole = torch.linalg.eigvalsh(torch.cov(x.T).reshape(dim, dim)).clamp_min(0)
     k = min(len(distinct) - 1, 4 * dim + 16)
     anchors = distinct[:: max(1, len(distinct) // 200)]
     near = torch.cdist(anchors, distinct).topk(k + 1, largest=False).indices

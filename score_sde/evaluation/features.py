@@ -79,10 +79,11 @@ def default_features(images: Tensor) -> str:
 def find_features(features: str | Features | None, items: Tensor) -> Features:
     """An extractor by its name, its dotted path or itself; a default for the items when None."""
     name = default_features(items) if features is None else features
-    if not isinstance(name, str):
-        return name
-    found = lookup(FEATURES, name, "features")
-    return found() if isinstance(found, type) else found
+    found: Any = lookup(FEATURES, name, "features") if isinstance(name, str) else name
+    found = found() if isinstance(found, type) else found
+    if not callable(found):
+        raise DataError(f"features must be a name, or callable on images (got {found!r}).")
+    return found
 
 
 def name_of(features: Features) -> str:
@@ -120,7 +121,7 @@ def _width(found: list[Tensor]) -> int:
 
 def _checked(found: Tensor, n: int, features: Features) -> Tensor:
     found = real_tensor(found, f"what the extractor {name_of(features)} returns").double().cpu()
-    if found.ndim != 2 or len(found) != n:
+    if found.ndim != 2 or len(found) != n or found.shape[1] == 0:
         raise DataError(
             f"the extractor {name_of(features)} returned shape {tuple(found.shape)} for {n} items; "
             f"it must be ({n}, d)."

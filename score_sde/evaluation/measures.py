@@ -16,6 +16,7 @@ from score_sde.evaluation.jackknife import Estimate, block_of
 from score_sde.evaluation.moments import Moments
 from score_sde.noise import generator_of
 
+FEWEST = 3  # samples, without one of which two are left
 MOST = 10_000  # items of each set in distances that compare all pairs
 OF_IMAGES = ("frechet", "kid", "inception_score", "precision", "recall", "density", "coverage")
 OF_VECTORS = (
@@ -125,6 +126,10 @@ def compare(
     for measure in wanted:
         if measure not in {*OF_IMAGES, *OF_VECTORS, "cmmd"}:
             raise DataError(f"measure {measure!r} is unknown; choose from {', '.join(known)}.")
+    if len(mine) < FEWEST:
+        raise DataError(
+            f"{len(mine)} samples are too few for a distance with an error: at least 3."
+        )
     if "frechet" in wanted:
         check_enough(len(mine), mine.features.shape[1], few)
     n, blocks = len(mine), min(blocks, len(mine))
@@ -143,6 +148,20 @@ def compare(
             real.get(key), protocol,
         )  # fmt: skip
     return found
+
+
+def check_found(
+    found: Mapping[str, Measure], wanted: Sequence[str], mine: Featured, moments: bool
+) -> None:
+    """Raises DataError if a measure that was asked for is not there; moments: of these alone."""
+    for name in (n for n in wanted if n not in found):
+        if name == "inception_score":
+            why = f"the features {mine.facts['extractor']} tell no classes (fashion and lite0 do)"
+        elif moments:
+            why = "a file of statistics has moments alone, for frechet; give the items (--data)"
+        else:
+            why = "it needs more than 10 samples and reference items"
+        raise DataError(f"{name} cannot be had here: {why}.")
 
 
 def _labels(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -231,7 +250,9 @@ def _estimates(
         "c2st": lambda: c2st.two_sample_accuracy(x, y, seed=seed),
     }  # fmt: skip
     covers = {"precision", "recall", "density", "coverage"} & set(wanted)
-    if covers and min(len(x), len(y)) > 10:
+    if min(len(x), len(y)) <= 10:
+        makers.pop("c2st")
+    elif covers:
         cover = neighbours.cover(x, block, y)
         found |= {key: getattr(cover, key) for key in covers}
     found |= {key: make() for key, make in makers.items() if key in wanted}
@@ -268,7 +289,7 @@ def median_kernel(x: Tensor, y: Tensor) -> distances.Kernel:
     return kernel
 
 
-def check_statistics(reference: Statistics, facts: Mapping[str, Any]) -> None:
+def check_statistics(reference: Statistics, facts: Mapping[str, Any], d: int) -> None:
     """Raises DataError if statistics are of another extractor than the samples are seen by."""
     for key in ("extractor", "checksum", "resize"):
         theirs, ours = reference.facts.get(key), facts.get(key)
@@ -277,3 +298,9 @@ def check_statistics(reference: Statistics, facts: Mapping[str, Any]) -> None:
                 f"the reference statistics were made with {key} {theirs}, the samples' features "
                 f"with {ours}: make them again with these features, or choose theirs."
             )
+    theirs, ours = len(reference.moments.mean), d
+    if theirs != ours:
+        raise DataError(
+            f"statistics of {theirs} features are no reference for samples of {ours}: they were "
+            "made with others (--features)."
+        )

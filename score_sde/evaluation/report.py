@@ -22,6 +22,7 @@ from score_sde.evaluation.measures import (
     Featured,
     Measure,
     Statistics,
+    check_found,
     check_statistics,
     compare,
     featured,
@@ -29,6 +30,7 @@ from score_sde.evaluation.measures import (
 from score_sde.evaluation.memorisation import Memorisation, memorisation
 
 SAME = "note: the samples and the reference are the same set, item for item."
+FEW_SHARED = 0.01  # of the samples, up to which chance or duplicates may be the reason
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Report:
         p = self.protocol
         text = f"{first}; {p['n']} samples"
         text += f" ({p['samples']})" if p.get("samples") else ""
-        text += f" against {p['n_reference']} of {p.get('reference') or 'the reference'}"
+        some = "" if p["n_reference"] is None else f"{p['n_reference']} of "
+        text += f" against {some}{p.get('reference') or 'the reference'}"
         text += f" [{p['reference_checksum']}], features {p['extractor']}"
         text += f" [{p['checksum']}]" if p.get("checksum") else ""
         for key in ("weights", "step", "method", "nfe", "guidance", "first_seed"):
@@ -118,13 +121,18 @@ def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
 
     Images are uint8, or floats between 0 and 1, which are rounded to 8 bits as files would be.
     """
-    x = real_tensor(values, what)
+    x = real_tensor(values, what).detach()
     if x.ndim < 2 or len(x) == 0:
         raise DataError(f"{what} have shape {tuple(x.shape)}; give (n, D), or images (n, C, H, W).")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         raise DataError(f"{what} hold values that are not finite.")
     if x.ndim != 4:
         return x.flatten(1).double()
+    if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
+        raise DataError(
+            f"{what} are images of {x.dtype}, whose white is not known; give uint8, or floats "
+            "between 0 and 1."
+        )
     if x.dtype != torch.uint8:
         low, high = float(x.min()), float(x.max())
         if low < 0 or high > 1:
@@ -138,6 +146,18 @@ def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
     return x
 
 
+def of_the_reference(x: Tensor, y: Tensor) -> str | None:
+    """What to say if samples x (n, ...) are items of the reference y (N, ...), value for value."""
+    there = {hash(row.tobytes()) for row in y.cpu().contiguous().numpy()}
+    shared = sum(hash(row.tobytes()) in there for row in x.cpu().contiguous().numpy()) / len(x)
+    if shared <= FEW_SHARED:
+        return None
+    return (
+        f"note: {shared:.1%} of the samples are items of the reference, value for value: distances "
+        "are no judgement of new samples."
+    )
+
+
 @checked
 def evaluate(
     samples: Tensor | np.ndarray,
@@ -146,7 +166,7 @@ def evaluate(
     *,
     train: Tensor | np.ndarray | None = None,
     held_out: Tensor | np.ndarray | None = None,
-    measures: Sequence[str] | None = None,
+    measures: Sequence[str] | str | None = None,
     blocks: Depth = 10,
     seed: Seed = 0,
     few: bool = False,
@@ -160,7 +180,8 @@ def evaluate(
         `Statistics` of a reference, for the Frechet distance alone.
     features: a name of `FEATURES`, a dotted path or a callable; a default by the images' shape.
     train, held_out: training items, and items that were not trained on, for `memorisation`.
-    measures: which ones, of `OF_IMAGES` or `OF_VECTORS`; all that apply when None.
+    measures: which ones, of `OF_IMAGES` or `OF_VECTORS`, in a list or a text with commas; all that
+        apply when None.
     blocks, seed: of the jackknife, and of the choice of subsets. few: compute a Frechet distance of
         no more samples than the features have dimensions, which is of little worth.
     protocol: more facts to go with the numbers (sampler, NFE, weights).
@@ -173,6 +194,7 @@ def evaluate(
         y = as_items(reference, "the reference's items")
         check_comparable(x, y)
         require(len(y) > 1, "the reference must have two items at least (got 1).")
+    wanted = [m.strip() for m in measures.split(",")] if isinstance(measures, str) else measures
     extractor = find_features(features, x)
     mine = featured(extractor, x)
     target = reference if isinstance(reference, Statistics) else featured(extractor, y)
@@ -185,7 +207,9 @@ def evaluate(
             other = as_items(held_out, "the held-out items")
             check_comparable(x, other)
         copies = memorisation(x[:MOST], items, other, seed)
-    found = report(mine, target, measures, blocks, seed, few, protocol, copies)
+    found = report(mine, target, wanted, blocks, seed, few, protocol, copies)
+    if not isinstance(target, Statistics) and not found.notes:
+        found = replace(found, notes=tuple(filter(None, [of_the_reference(x, y)])))
     if labels is None and reference_labels is None:
         return found
     if isinstance(target, Statistics):
@@ -202,6 +226,7 @@ def _labels(values: Tensor | np.ndarray, name: str, of: Tensor) -> Tensor:
             f"{name} must be whole numbers ({len(of)},), one for each item (got "
             f"{labels.dtype} of shape {tuple(labels.shape)})."
         )
+    require(int(labels.min()) >= 0, f"{name} must be 0 or above (got {int(labels.min())}).")
     return labels.long()
 
 
@@ -220,7 +245,7 @@ def report(
     facts = dict(mine.facts) | {"n": len(mine), "samples_checksum": mine.checksum}
     facts |= {"blocks": blocks, "seed": seed}
     if isinstance(target, Statistics):
-        check_statistics(target, facts)
+        check_statistics(target, facts, mine.features.shape[1])
         facts |= {"n_reference": target.n, "reference": target.facts.get("data")}
         facts |= {"reference_checksum": target.facts.get("data_checksum", "not stated")}
     else:
@@ -229,6 +254,7 @@ def report(
             notes.append(SAME)
     facts |= protocol or {}
     found = compare(mine, target, measures, blocks, seed, few)
+    check_found(found, measures or ("frechet",), mine, isinstance(target, Statistics))
     return Report(found, facts, copies, tuple(notes))
 
 

@@ -88,6 +88,9 @@ def _of_moments(
         raise DataError(f"{path} holds moments that are not finite.")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
+    uneven = float((covariance - covariance.T).abs().max()) > 1e-4 * float(covariance.abs().max())
+    if uneven or float(covariance.diagonal().min()) < 0:
+        raise DataError(f"{path}: sigma is no covariance, which is symmetric and above 0.")
     return Statistics(Moments.of_gaussian(n or 2, mean, covariance), n, facts)
 
 

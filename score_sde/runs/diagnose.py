@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from score_sde import build
 from score_sde.checks import Index, UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
-from score_sde.diagnosis.denoising import Subject
+from score_sde.diagnosis.denoising import Logged, Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.models import ScoreModel
 from score_sde.noise import seed_torch
@@ -26,9 +26,12 @@ from score_sde.runs.run import Run, load, load_score
 from score_sde.runs.watching import spread_rows
 from score_sde.sampling import ODEError
 from score_sde.training.checkpoints import steps_of
+from score_sde.training.logs import logged_errors
 
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
 MOST_ITEMS = 5000
+FEWEST_SAMPLES = 20
+MEAN_OF = 5  # lines of the log
 Items = Annotated[int, Field(ge=16, le=2**53)]
 
 
@@ -52,6 +55,11 @@ def diagnose(
     loaded = run if isinstance(run, Run) else load_score(path, weights, device, step)
     raw = _raw(path, loaded, str(next(loaded.score.parameters()).device))
     train, held_out, labels, held_out_labels = _items(loaded, data)
+    if num_samples is not None and 0 < num_samples < FEWEST_SAMPLES:
+        raise UserError(
+            f"num_samples must be at least {FEWEST_SAMPLES} to be judged, or 0 for none (got "
+            f"{num_samples})."
+        )
     if num_samples is None:
         num_samples = 64 if loaded.data_spec.is_image else 500
     if items is None:
@@ -65,9 +73,10 @@ def diagnose(
             careful = loaded.sample(num_samples, pixels=False, **CAREFUL).x.cpu()
         except ODEError as error:  # samples that are not finite: what the weights show comes first
             print(f"no samples to judge: {error}")
+    log = _log(path)
     subject = Subject(
-        loaded.score, raw, train, held_out, loaded.data_spec, _log(path), samples, careful, said,
-        _trained(loaded), labels, held_out_labels, _earlier(path, loaded),
+        loaded.score, raw, train, held_out, loaded.data_spec, log, samples, careful, said,
+        _trained(loaded), labels, held_out_labels, _earlier(path, loaded), _logged(loaded, log),
     )  # fmt: skip
     return diagnose_model(subject, items)
 
@@ -104,6 +113,14 @@ def _trained(run: Run) -> tuple[float, float] | None:
         times = build.build_objective(run.config).draw_times(run.score, 20_000, "cpu").double()
     noise = torch.exp(-0.5 * run.sde.log_snr(times))
     return float(noise.quantile(0.001)), float(noise.quantile(0.999))
+
+
+def _logged(run: Run, log: Sequence[Mapping[str, Any]]) -> list[Logged]:
+    """Errors of the last updates; none of networks that are told more than classes."""
+    told = run.config.get("conditioning") or {}
+    if told.get("text") or (log and int(log[-1].get("step", 0)) > run.step):
+        return []
+    return [Logged(*found) for found in logged_errors(log[-MEAN_OF:])]
 
 
 def _raw(path: Path, loaded: Run, device: str) -> Any:

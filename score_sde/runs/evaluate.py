@@ -23,7 +23,13 @@ from score_sde.data import Data, DataError
 from score_sde.evaluation.by_class import agreement, by_class
 from score_sde.evaluation.features import facts_of, find_features
 from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured, featured
-from score_sde.evaluation.report import SAME, Report, as_items, check_comparable, report
+from score_sde.evaluation.report import (
+    Report,
+    as_items,
+    check_comparable,
+    of_the_reference,
+    report,
+)
 from score_sde.evaluation.statistics import holds_statistics, load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.copies import Copies, copies_of, neighbour_grid
@@ -83,6 +89,8 @@ def evaluate_to_files(
     if sweep is not None:
         given = {k: v for k, v in locals().items() if k not in ("sweep", "values")}
         return _sweep(sweep, values, given)
+    if values is not None:
+        raise RunError("--values are the points of a --sweep, which is not asked for.")
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     _check_sources(workdir, samples, data, reference, save)
     if reference is not None and not holds_statistics(Path(reference)):
@@ -155,8 +163,9 @@ def _judged(
         _save(Path(save), target, real)
     result = report(found, target, measures, few=few, protocol=facts,
                     copies=None if copies is None else copies.found)  # fmt: skip
-    if len(items) == len(real) and torch.equal(items, as_items(stored_items(real), "items")):
-        result = replace(result, notes=(*result.notes, SAME))
+    if run is None and not result.notes:
+        said = of_the_reference(items, as_items(stored_items(real), "items"))
+        result = replace(result, notes=tuple(filter(None, [said])))
     theirs = real.condition_items(range(len(real))).get("class_labels")
     if mine.labels is not None and getattr(extractor, "classes", None) == real.spec.classes:
         agrees = agreement(found, mine.labels, target, theirs)
@@ -204,8 +213,8 @@ def _check_sources(workdir: Any, samples: Any, data: Any, reference: Any, save: 
     if workdir is None and samples is None and save is None:
         raise RunError("give --samples to evaluate, or --save to keep the reference's statistics.")
     if save is not None:
-        if Path(save).exists():
-            load_statistics(Path(save), "")  # what holds none is nobody's to replace
+        if Path(save).exists() and not holds_statistics(Path(save)):
+            raise RunError(f"{save} is there and holds no statistics: give another file as --save.")
         check_place(Path(save).parent)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ def _which_bin(noise_level: Tensor) -> np.ndarray:
 def bin_names(noise_level: Tensor) -> list[str]:
     """Names of the bins that noise levels (n,) fall into, each once, ascending."""
     return [BIN_NAMES[i] for i in np.unique(_which_bin(noise_level))]
+
+
+def logged_errors(
+    lines: Sequence[Mapping[str, Any]], measures: str = "eps_error"
+) -> list[tuple[float, float, float]]:
+    """Each bin's lowest and highest noise level, and its error, the mean over lines of a log."""
+    found = []
+    bounds = zip((0.0, *EDGES), (*EDGES, math.inf), BIN_NAMES, strict=True)
+    for low, high, name in bounds:
+        logged = [line.get(f"{measures}/{name}", math.nan) for line in lines]
+        values = [v for v in logged if isinstance(v, float) and math.isfinite(v)]
+        if values:
+            found.append((low, high, sum(values) / len(values)))
+    return found
 
 
 def peak_memory(device: torch.device) -> float:
