@@ -15,11 +15,13 @@ from score_sde.plotting import (
     PlottingError,
     image_grid,
     plot_convergence,
+    plot_errors_over_noise,
     plot_map,
     plot_marginals,
     plot_points,
     plot_schedule,
     plot_score_field,
+    plot_sweep,
     plot_trajectories,
     record_trajectory,
     sampler_style,
@@ -68,6 +70,32 @@ def test_arrows_are_the_score(mixture):
     assert np.quantile(np.hypot(arrows.U, arrows.V) / arrows.scale, 0.9) == pytest.approx(0.8)
     assert (ax.get_xlim(), ax.get_ylim(), ax.get_aspect()) == ((-2, 2), (-2, 2), 1)
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("$x_1$", "$x_2$", "t = 0.3")
+
+
+def test_a_sweep_marks_the_best_and_shows_errors():
+    ax = plot_sweep(["20", "5", "10"], [1.0, 3.0, 2.0], [0.1, 0.2, 0.3], best=0, real=0.5)
+    line, best, real = ax.lines[0], ax.lines[-2], ax.lines[-1]
+    np.testing.assert_array_equal(line.get_xydata(), [[5, 3], [10, 2], [20, 1]])
+    assert best.get_xydata().tolist() == [[20, 1]] and set(real.get_ydata()) == {0.5}
+    (bars,) = ax.collections
+    assert [s[:, 1].tolist() for s in bars.get_segments()][0] == pytest.approx([2.8, 3.2])
+    named = plot_sweep(["ema", "model"], [1.0, 2.0], [0.1, 0.1])
+    assert [t.get_text() for t in named.get_xticklabels()] == ["ema", "model"]
+    with pytest.raises(PlottingError, match="2 points, 1 values"):
+        plot_sweep(["1", "2"], [1.0], [0.1, 0.1])
+
+
+def test_errors_over_noise_are_ratios_and_leave_gaps():
+    errors = {"model": [0.1, 0.4, 0.9], "held out": [0.2, None, 1.0], "trivial": [0.2, 0.8, 1.0]}
+    ax = plot_errors_over_noise([0.1, 1.0, 10.0], errors, relative_to="trivial")
+    model, held_out = ax.lines
+    np.testing.assert_allclose(model.get_xydata(), [[0.1, 0.5], [1, 0.5], [10, 0.9]])
+    np.testing.assert_allclose(held_out.get_xydata(), [[0.1, 1], [10, 1]])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    wild = plot_errors_over_noise([0.1, 1.0], {"model": [5.0, 1.0]})
+    assert wild.get_yscale() == "log"
+    with pytest.raises(PlottingError, match="2 errors for 3 noise levels"):
+        plot_errors_over_noise([1.0, 2.0, 3.0], {"model": [1.0, 2.0]})
 
 
 def test_a_given_scale_and_any_field(mixture):

@@ -13,6 +13,8 @@ from score_sde.plotting.charts import plot_schedule as plot_schedule
 from score_sde.plotting.fields import plot_map as plot_map
 from score_sde.plotting.fields import plot_points as plot_points
 from score_sde.plotting.fields import plot_score_field as plot_score_field
+from score_sde.plotting.judging import plot_errors_over_noise as plot_errors_over_noise
+from score_sde.plotting.judging import plot_sweep as plot_sweep
 from score_sde.plotting.laboratory import plot_over_noise as plot_over_noise
 from score_sde.plotting.laboratory import plot_spectrum as plot_spectrum
 from score_sde.plotting.motion import animate as animate

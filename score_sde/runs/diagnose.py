@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from score_sde import build
+from score_sde import build, plotting
 from score_sde.checks import Index, UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
@@ -20,6 +20,7 @@ from score_sde.models import ScoreModel
 from score_sde.noise import seed_torch
 from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.figures import draw_beside
 from score_sde.runs.items import items_of
 from score_sde.runs.outputs import check_place, json_text, write_beside
 from score_sde.runs.run import Run, load, load_score
@@ -31,6 +32,11 @@ from score_sde.training.logs import logged_errors
 CAREFUL: dict[str, Any] = {"method": "heun", "nfe": 99, "grid": "karras"}
 MOST_ITEMS = 5000
 FEWEST_SAMPLES = 20
+TRIVIAL = "the trivial guess"
+CURVES = {
+    "model": "the model", "raw": "weights as trained", "held_out": "on held-out items",
+    "linear": "linear", "optimal": "best of the items", "trivial": TRIVIAL,
+}  # fmt: skip
 MEAN_OF = 5  # lines of the log
 Items = Annotated[int, Field(ge=16, le=2**53)]
 
@@ -100,7 +106,16 @@ def diagnose_to_file(
     check_place(folder)
     found = diagnose(workdir, data, num_samples, items, weights, device, step)
     print(found)
-    print(f"wrote {write_beside(folder / 'diagnosis.json', json_text(found.to_dict()))}")
+    path = write_beside(folder / "diagnosis.json", json_text(found.to_dict()))
+    print(f"wrote {path}")
+    if found.levels:
+        levels = found.levels
+        curves = {said: [getattr(v, name) for v in levels] for name, said in CURVES.items()}
+        noise = [v.at for v in levels]
+        draw_beside(
+            path.with_suffix(".png"),
+            lambda: plotting.plot_errors_over_noise(noise, curves, relative_to=TRIVIAL),
+        )
     return found
 
 

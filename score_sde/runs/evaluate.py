@@ -36,11 +36,12 @@ from score_sde.runs.copies import Copies, copies_of, neighbour_grid
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.drawn import Drawn, draw
 from score_sde.runs.features import reference_features, stored_items
+from score_sde.runs.figures import draw_beside
 from score_sde.runs.items import items_of
 from score_sde.runs.outputs import check_place, json_text, png_bytes, write_beside
 from score_sde.runs.run import Run, RunError, load, pick_device
 from score_sde.runs.sampler import given_settings
-from score_sde.runs.sweep import as_plain, points, summary
+from score_sde.runs.sweep import as_plain, curve, points, summary
 
 
 @checked("")
@@ -195,7 +196,9 @@ def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | Non
         found.append((name, result))
     print(summary(axis, found))
     wanted = folder / "sweep.json"
-    print(f"wrote {write_beside(wanted, json_text(as_plain(axis, found)))}")
+    path = write_beside(wanted, json_text(as_plain(axis, found)))
+    print(f"wrote {path}")
+    draw_beside(path.with_suffix(".png"), lambda: curve(axis, found))
     return found[-1][1]
 
 

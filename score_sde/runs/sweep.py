@@ -14,14 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from score_sde.checks import number
 from score_sde.evaluation.measures import Measure
 from score_sde.evaluation.report import Report
+from score_sde.plotting import plot_sweep
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.training.checkpoints import averages_of, steps_of
 from score_sde.training.posthoc import kept_averages
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 AXES = ("nfe", "guidance", "weights", "checkpoints")
 USUAL = {"nfe": "10,20,40,80", "guidance": "1,1.5,2,3,5"}
@@ -64,7 +68,7 @@ def summary(axis: str, found: Sequence[tuple[str, Report]]) -> str:
     label = next(iter(measures.values())).label
     rows = [f"{axis:>14s}  {label}"]
     rows += [f"{name:>14s}  {m.value:.5g} +- {m.stderr:.2g}" for name, m in measures.items()]
-    best = min(measures, key=lambda name: _badness(measures[name]))
+    best = best_of(measures)
     equal = [name for name in measures if name != best and _alike(measures[name], measures[best])]
     m = measures[best]
     said = f"best: {axis} {best}, {label} {m.value:.4g} +- {m.stderr:.2g}"
@@ -73,6 +77,21 @@ def summary(axis: str, found: Sequence[tuple[str, Report]]) -> str:
     else:
         said += "; better than all others by more than two standard errors"
     return "\n".join([*rows, said + "."])
+
+
+def best_of(measures: Mapping[str, Measure]) -> str:
+    """The name of the best point."""
+    return min(measures, key=lambda name: _badness(measures[name]))
+
+
+def curve(axis: str, found: Sequence[tuple[str, Report]]) -> Axes:
+    """The number over the points, with its errors and that of real items."""
+    measures = {name: first_of(report) for name, report in found}
+    names, all_of = list(measures), list(measures.values())
+    return plot_sweep(
+        names, [m.value for m in all_of], [m.stderr for m in all_of], real=all_of[0].real,
+        xlabel=axis, ylabel=all_of[0].label, best=names.index(best_of(measures)),
+    )  # fmt: skip
 
 
 def as_plain(axis: str, found: Sequence[tuple[str, Report]]) -> Mapping[str, Any]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from score_sde import plotting
 from score_sde.build import build_sde
 from score_sde.checks import Count, Index, as_it_looks, checked
 from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
+from score_sde.runs.figures import draw_beside
 from score_sde.runs.outputs import check_place, json_text, write_beside
 from score_sde.sampling import options_from_text
-from score_sde.writing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @checked("")
@@ -64,13 +67,10 @@ def _plot(report: VerifyReport, path: Path) -> None:
     curves = {what: curve for what, curve in curves.items() if curve[0]}
     if not curves or path.exists():
         return
-    try:
-        figure, ax = plotting.subplots(width=4.6, height=3.6)
-    except plotting.PlottingError as error:
-        print(f"no plot: {error}")
-        return
-    plotting.plot_convergence(curves, ylabel="error relative to the data", ax=ax)
-    ax.set_title(report.method)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=150, format="png")
-    print(f"wrote {path}")
+
+    def draw() -> Axes:
+        ax = plotting.plot_convergence(curves, ylabel="error relative to the data")
+        ax.set_title(report.method)
+        return ax
+
+    draw_beside(path, draw)
