@@ -1,6 +1,7 @@
 """`diagnose_model` on images: the network of garments that ships, as it is and broken."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def noised(x):
     return x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
 
 
+def shuffled(x):
+    order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(0))
+    return x.flatten(1)[:, order].reshape(x.shape)
+
+
+def until(m, t_min):
+    """The same model, of which sampling stops earlier."""
+    return read(m, sde=dataclasses.replace(m.sde, t_min=t_min))
+
+
 # model, raw, items and samples of each
 BROKEN = {
     "EMA never updated": lambda m: {"model": fresh(m)},
@@ -68,6 +79,10 @@ BROKEN = {
         ("model", "raw"), read(m, time_scale=3 * m.time_scale)
     ),
     "data not as in training": lambda m: {"seen": lambda x: x.flip(-2)},
+    "loaded otherwise than trained": lambda m: {"seen": shuffled},
+    "wrong data range": lambda m: {"seen": lambda x: x / 127.5 - 1},
+    "t_min too large": lambda m: dict.fromkeys(("model", "raw"), until(m, 0.1)),
+    "output is constant": lambda m: dict.fromkeys(("model", "raw"), changed(m, torch.ones_like)),
     "output scaled": lambda m: dict.fromkeys(("model", "raw"), changed(m, lambda out: 1.4 * out)),
     "output is random": lambda m: dict.fromkeys(
         ("model", "raw"), changed(m, lambda out: nn.functional.dropout(out, 0.1, training=True))
