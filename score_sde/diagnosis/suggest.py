@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Seed, checked, real_tensor
+from score_sde.checks.memory import machine_memory
 from score_sde.data import ArrayData, Data, DataSpec
 from score_sde.data.spec import DataError, make_spec
 from score_sde.evaluation.memorisation import mann_whitney_z, nearest
@@ -30,6 +31,8 @@ from score_sde.processes.sdes import VPSDE
 MOST = 2000  # items that are looked at
 TRUNCATION = 1e-3  # nats a dimension that stopping at t_min may cost
 FEWEST = 10
+SMALLEST = 8  # pixels along a side of a U-Net's last level
+ACTIVATIONS = 80  # values that an update keeps for each pixel and channel of the first level, about
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Advice:
     """What `suggest` found; all values are of the data in the model's range.
 
     scaling, data_std, sigma_max, sigma_min, t_min, terminal, log_sigma_mean, log_sigma_std, snr,
-    flip, net, batch_size, steps: a `Choice` each. name, shape: of the data.
+    flip, net, width, levels, batch_size, batch_per_device, steps: a `Choice` each. name, shape: of
+    the data.
     """
 
     name: str
@@ -62,7 +66,10 @@ class Advice:
     snr: Choice
     flip: Choice
     net: Choice
+    width: Choice
+    levels: Choice
     batch_size: Choice
+    batch_per_device: Choice
     steps: Choice
 
     def choices(self) -> Iterator[tuple[str, Choice]]:
@@ -83,9 +90,12 @@ class Advice:
         """A config that trains, as a plain dictionary (VP process, target F)."""
         images = len(self.shape) == 3
         std, t_min = float(self.data_std.value), float(self.t_min.value)
-        net: dict[str, Any] = {"name": "mlp", "width": 128, "depth": 3}
+        width, levels = int(self.width.value), int(self.levels.value)
+        net: dict[str, Any] = {"name": "mlp", "width": width, "depth": levels}
         if images:
-            net = {"name": "unet", "width": 64, "multipliers": (1, 2), "blocks": 2, "attention": ()}
+            multipliers = (1, *(2,) * (levels - 1))
+            net = {"name": "unet", "width": width, "multipliers": multipliers, "blocks": 2,
+                   "attention": ()}  # fmt: skip
         sampling = {"method": "heun", "nfe": 39, "grid": "karras", "batch_size": 250}
         return {
             "data": {"name": self.name, "scaling": self.scaling.value, "flip": self.flip.value},
@@ -98,7 +108,9 @@ class Advice:
                 "log_sigma_std": float(self.log_sigma_std.value),
             },
             "training": {
-                "batch_size": int(self.batch_size.value), "steps": int(self.steps.value),
+                "batch_size": int(self.batch_size.value),
+                "batch_per_device": int(self.batch_per_device.value),
+                "steps": int(self.steps.value),
                 "lr": 1e-3, "warmup_steps": 100, "decay": 0.5, "ema_sigma_rel": 0.1,
             },
             "sampling": sampling,
@@ -129,8 +141,8 @@ def suggest(data: Data | Tensor | np.ndarray, seed: Seed = 0) -> Advice:
     snr = min(0.16, 0.16 * (3072 / dim) ** 0.18)
     flip, flip_reason = mirrored(raw, seed) if spec.is_image else (False, "not images")
     images = len(spec.shape) == 3
-    cuda = torch.cuda.is_available()
     batch = 128 if images else 512
+    width, levels, fits = _network(spec.shape, batch)
     return Advice(
         spec.name, spec.shape, n,
         Choice(_scaling(spec), "bounded images are put on [-1, 1]" if spec.is_image else
@@ -149,9 +161,32 @@ def suggest(data: Data | Tensor | np.ndarray, seed: Seed = 0) -> Advice:
                f"power law at {dim} (2011.13456)"),
         Choice(flip, flip_reason),
         Choice("unet" if images else "mlp", "images" if images else "vectors"),
-        Choice(batch, f"for {'a GPU' if cuda else 'a CPU'}; more does not change what is learned"),
+        width, levels,
+        Choice(batch, "items an update; more does not change what is learned"), fits,
         Choice(max(2000, min(200_000, 60 * n // batch + 1500)), "about 60 passes over the items, "
                "and 1500 updates"),
+    )  # fmt: skip
+
+
+def _network(shape: tuple[int, ...], batch: int) -> tuple[Choice, Choice, Choice]:
+    """Width and levels of a network for items of a shape, and how many items a pass can take."""
+    cuda = torch.cuda.is_available()
+    memory = torch.cuda.get_device_properties(0).total_memory if cuda else machine_memory()
+    machine = f"{'a GPU' if cuda else 'a CPU'} with {memory / 2**30:.0f} GiB"
+    if len(shape) != 3:
+        return (Choice(128, "of the MLP"), Choice(3, "its layers"),
+                Choice(batch, f"all at once on {machine}"))  # fmt: skip
+    width, levels, sides = 128 if cuda else 64, 1, shape[1:]
+    while all(side % 2**levels == 0 and side >> levels >= SMALLEST for side in sides):
+        levels += 1
+    last = " x ".join(str(side >> (levels - 1)) for side in sides)
+    item = 4 * ACTIVATIONS * width * math.prod(sides)
+    fits = max(min(batch, 2 ** int(math.log2(max(memory / 2 / item, 1)))), 1)
+    return (
+        Choice(width, f"channels of the first level, for {machine}"),
+        Choice(levels, f"resolutions, the last {last}: halves as long as they are whole"),
+        Choice(fits, f"items a pass, some {fits * item / 2**30:.1f} GiB of activations; an update "
+               "adds up the gradients of several"),
     )  # fmt: skip
 
 
