@@ -98,9 +98,7 @@ def test_networks_are_of_a_size_that_the_images_and_the_machine_allow(monkeypatc
         advice = suggest(items)
         assert (advice.levels.value, advice.batch_per_device.value) == (levels, fits), str(advice)
         spec = make_spec(items, "data", 0.0, 255.0, 256)
-        with torch.device("meta"):
-            net = build.build_model(advice.config(), spec).net
-            assert net(torch.zeros(1, 1, *size), torch.zeros(1)).shape == (1, 1, *size)
+        build.build_model(advice.config(), spec)  # which refuses sizes that do not divide
 
 
 def test_data_that_cannot_be_judged_are_refused():
