@@ -60,8 +60,9 @@ def learning_rate(m: Measured) -> Finding | None:
 
 
 def ema(m: Measured) -> Finding | None:
-    # Where there is nothing to gain any weights are as good as others.
-    lag = max(m.pooled("model", "raw", v) for v in (m.levels, m.bettering or m.levels))
+    lag = m.pooled("model", "raw", m.levels)
+    if m.pooled("raw", "linear", m.bettering).below(WEAK):  # elsewhere any weights are as good
+        lag = max(lag, m.pooled("model", "raw", m.bettering))
     if lag.above(EMA_LAG) and m.facts["ema_distance"] > EMA_APART:
         trivial = m.pooled("model", "trivial").value
         return Finding(
