@@ -49,10 +49,12 @@ def _split_of(run: Run, split: str) -> Data | None:
 
 
 def neighbour_grid(items: Tensor, copies: Copies, pairs: int = 32) -> Any:
-    """Samples with the smallest ratios, each with the training item nearest to it at its right."""
+    """Samples with the smallest ratios, each joined to its nearest training item on the right.
+
+    Gaps are between the pairs.
+    """
     shown: Sequence[Tensor] = [
-        image
+        torch.cat([items[place], copies.train[source]], dim=2)
         for place, source in zip(copies.found.suspects[:pairs], copies.found.sources, strict=False)
-        for image in (items[place], copies.train[source])
     ]
-    return enlarged(grid_array(torch.stack(list(shown)), columns=8))
+    return enlarged(grid_array(torch.stack(list(shown)), columns=4))
