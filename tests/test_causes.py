@@ -123,7 +123,7 @@ def test_nothing_is_found_in_exact_denoisers():
 
 DATA_LABELS = torch.cdist(ITEMS.double(), CENTRES).argmin(1)
 FEW = ITEMS[:24]
-TURN = torch.linalg.qr(torch.randn(2, 2, generator=generator_of(3)))[0]
+OTHERS = torch.randn(4000, 2, generator=generator_of(3))
 LOG = [Logged(0, 0.03, 1.0), Logged(0.03, 0.1, 0.95), Logged(0.1, 0.3, 0.7), Logged(0.3, 1, 0.4)]
 """What training said of the exact denoiser."""
 BY_HEART = GaussianMixture([1 / 24] * 24, FEW.double(), 0.02**2)
@@ -137,7 +137,7 @@ FAULTS = {
     "output scaled": lambda: found(Exact(factor=0.75)),
     "output is constant": lambda: found(Dead()),
     "loaded otherwise than trained": lambda: found(
-        Exact(), items=ITEMS @ TURN, held_out=NEW @ TURN, logged=LOG
+        Exact(), items=OTHERS[:3000], held_out=OTHERS[3000:], logged=LOG
     ),
     "t_min too large": lambda: found(Exact(), sde=VPSDE(t_min=0.1)),
     "output is random": lambda: found(Dropping()),
