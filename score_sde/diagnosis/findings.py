@@ -15,6 +15,8 @@ from score_sde.diagnosis.readings import Readings
 BETTER = 0.9  # of an error: by less than a tenth nothing is to be learned that errors would show
 FINEST = 0.02  # sigma/alpha below which a guess of x_0 is as good as x itself
 CONSTANT = 1e-5  # of the output, around its mean: rounding
+WEAK = 0.93  # over a linear denoiser where the optimum betters that by a tenth
+GROWN = 5.0  # weights over PyTorch's at the start; of networks that converge 1 to 3
 FEW_DIMS, MANY_ITEMS = 20, 1000  # where the optimum over the items is that of their law
 
 
@@ -56,6 +58,13 @@ class Measured:
             return level.optimal
         own = level.model if level.held_out is None else level.held_out
         return min(own, level.linear, level.trivial)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether weights have exploded and with them all that was learned: nothing wild is said,
+        nor is anything heard."""
+        linear = self.pooled("raw", "linear", self.seen)
+        return self.facts["weights_grown"] > GROWN and not linear.below(WEAK)
 
     @property
     def learnable(self) -> list[Level]:

@@ -158,7 +158,8 @@ def gain(m: Measured) -> Finding | None:
 def time(m: Measured) -> Finding | None:
     most = max(v.heard for v in m.levels)
     learned = any(v.ratio("model", "trivial").below(LEARNED) for v in m.learnable)
-    if m.pooled("raw", "trivial").above(EXPLODED) or m.readings.varies < CONSTANT:
+    exploded = m.pooled("raw", "trivial").above(EXPLODED) or m.saturated
+    if exploded or m.readings.varies < CONSTANT:
         return None
     low, high = m.subject.trained or (0.0, math.inf)
     if most < DEAF or (most < HARDLY_HEARS and learned and high > MANY_LEVELS * low):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from score_sde.diagnosis.denoising import Level
-from score_sde.diagnosis.findings import CONSTANT, FINEST, Finding, Measured, finite
+from score_sde.diagnosis.findings import CONSTANT, FINEST, WEAK, Finding, Measured, finite
 from score_sde.diagnosis.ratios import SURE, Ratio
 from score_sde.diagnosis.readings import INNER
 
@@ -13,7 +13,6 @@ from score_sde.diagnosis.readings import INNER
 WORSE_THAN_TRIVIAL = 1.05  # raw weights: no training that converges leaves them there
 NOISY_WEIGHTS = 2.0  # raw weights over their average; 1.0 to 1.3 at usual rates
 PEAK = 10.0  # largest late loss over the median: batches differ by a factor of 2 or 3
-GROWN = 8.0  # weights over PyTorch's at the start; of networks that converge 1 to 3
 EMA_LAG = 1.1  # averaged over raw; an average in order is below 1
 EMA_APART = 0.05  # of the weights' size between the two, so that they are two
 NOTHING_LEARNED = 0.9  # of the trivial guess's error
@@ -22,7 +21,6 @@ OVERFIT, OVERFIT_COPIES = (
     1.2,
     1.1,
 )  # held-out over training items, alone and with copies among samples
-WEAK = 0.93  # over a linear denoiser where the optimum betters that by a tenth
 HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
 LITTLE = 0.2  # of the possible gain: nothing to speak of
 NEGLECTED = 1.2  # over a linear denoiser at one level outside of training's
@@ -41,17 +39,14 @@ def learning_rate(m: Measured) -> Finding | None:
     worse, noisy = m.pooled("raw", "trivial", m.seen), m.pooled("raw", "model", m.seen)
     late = sorted(losses[len(losses) // 2 :])
     peaks = late[-1] / (late[len(late) // 2] + 1e-12) if len(late) >= 4 else 1.0
-    # The units of a network whose weights have exploded may all be saturated: it says nothing wild.
-    grown = m.facts["weights_grown"]
-    saturated = grown > GROWN and not m.pooled("raw", "linear", m.seen).below(WEAK)
     # A dead network, or one of which nothing is known, may err so for other reasons.
     told = bool(m.subject.log) and m.readings.varies > CONSTANT
     wild = told and (worse.above(WORSE_THAN_TRIVIAL) or noisy.above(NOISY_WEIGHTS))
-    if skipped or wild or saturated or peaks > PEAK:
+    if skipped or wild or m.saturated or peaks > PEAK:
         return Finding(
             "learning rate too high",
             f"raw weights err {worse.value:.2g} times the trivial guess and {noisy.value:.2g} "
-            f"times their average; they are {grown:.2g} times as large as at a start; {skipped} "
+            f"times their average; they are {m.facts['weights_grown']:.2g} times as large as at a start; {skipped} "
             f"updates without a finite gradient; the largest late loss is {peaks:.2g} times the "
             "median",
             "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps",
