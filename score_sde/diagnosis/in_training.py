@@ -46,9 +46,9 @@ def learning_rate(m: Measured) -> Finding | None:
         return Finding(
             "learning rate too high",
             f"raw weights err {worse.value:.2g} times the trivial guess and {noisy.value:.2g} "
-            f"times their average; they are {m.facts['weights_grown']:.2g} times as large as at a start; {skipped} "
-            f"updates without a finite gradient; the largest late loss is {peaks:.2g} times the "
-            "median",
+            f"times their average; they are {m.facts['weights_grown']:.2g} times as large as at a "
+            f"start; {skipped} updates without a finite gradient; the largest late loss is "
+            f"{peaks:.2g} times the median",
             "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps",
         )
     return None
