@@ -126,7 +126,7 @@ def loading(m: Measured) -> Finding | None:
 def _sure_of_others(m: Measured) -> str:
     """Of a model without a log: it draws what it thinks likely, and is sure that data are not."""
     likelier, stderr = (m.facts.get(f"careful_likelier{of}", math.nan) for of in ("", "_stderr"))
-    linear, trivial = m.pooled("raw", "linear"), m.pooled("raw", "trivial")
+    linear, trivial = (m.pooled("raw", simple, m.seen) for simple in ("linear", "trivial"))
     sure = linear.above(1) and likelier - SURE * stderr > SURE_OF_ITSELF
     if m.subject.log or not (sure or trivial.above(NO_TRAINING)):
         return ""
