@@ -148,6 +148,8 @@ def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
 
 def of_the_reference(x: Tensor, y: Tensor) -> str | None:
     """What to say if samples x (n, ...) are items of the reference y (N, ...), value for value."""
+    if torch.equal(x, y):
+        return SAME
     there = {hash(row.tobytes()) for row in y.cpu().contiguous().numpy()}
     shared = sum(hash(row.tobytes()) in there for row in x.cpu().contiguous().numpy()) / len(x)
     if shared <= FEW_SHARED:
