@@ -20,6 +20,7 @@ from score_sde.data import load_data
 from score_sde.runs.train import train
 from score_sde.training import checkpoints
 
+UNEVEN = ("moons", "swissroll", "clusters5", "sheet8")  # others look alike turned by 90 degrees
 TOYS = ("ring8", "moons", "checkerboard", "swissroll", "clusters5", "sheet8")
 
 
@@ -241,7 +242,7 @@ def make(fault: str, seed: int, folder: Path, images: bool) -> str | None:
         config["conditioning"] = {"classes": True}
         config["net"] = {"name": f"{Told.__module__}.Told"}
     elif not images or fault in ("few items", *SHOWN_OTHERS):
-        name = dice.choice(TOYS)
+        name = dice.choice(TOYS if fault != "items turned around" else UNEVEN)
         x = vectors(name, dice) if not images else load_data("fashion_mnist").raw.numpy()
         few = dice.choice([16, 32, 60])
         cut = few if fault.startswith("few items") else 7000

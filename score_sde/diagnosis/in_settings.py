@@ -110,9 +110,9 @@ def sampler(m: Measured) -> Finding | None:
     if "samples" not in f:
         return None
     mine, careful, error = f["samples"], f["careful"], f["samples_stderr"]
-    drift = f.get("samples_likelier", 0.0) - f.get("careful_likelier", 0.0)
+    drift, unsure = f.get("drift", 0.0), f.get("drift_stderr", math.inf)
     far = mine > FURTHER * max(careful, 0) + SURE * error + AND_BY * f["spread"]
-    drifts = abs(drift) > LIKELIER + SURE * f.get("samples_likelier_stderr", math.inf)
+    drifts = abs(drift) > LIKELIER + SURE * unsure
     if far or drifts:
         return Finding(
             "bad sampler settings",

@@ -123,7 +123,11 @@ def coverage(m: Measured) -> Finding | None:
     fine = (m.facts["smallest_spread"] / m.facts["data_std"]) ** 2 / 10
     matter = [v for v in m.levels if v.model - v.optimal > fine]
     outside = [v for v in matter if v.at < low / 2 or v.at > 2 * high]
-    bad = [v for v in outside if v.ratio("model", "linear").above(NEGLECTED) or _learned_little(v)]
+    sides = [[v for v in outside if v.at < low], [v for v in outside if v.at > high]]
+    poor = [v for side in sides if m.pooled("model", "linear", side).above(NEGLECTED)
+            for v in side if v.model > NEGLECTED * v.linear]  # fmt: skip
+    bad = [v for v in outside if v in poor or v.ratio("model", "linear").above(NEGLECTED)
+           or _learned_little(v)]  # fmt: skip
     if bad and not (len(m.bettering) >= 2 and _weak(m)):  # weak where it was trained, too
         return Finding(
             "noise levels not trained",
