@@ -49,12 +49,12 @@ def errors(model: FlowMap, x_T: Tensor, exact: Tensor, std: float) -> str:
 def main(words: list[str] | None = None) -> None:
     """Train, and print the errors after an eighth, a quarter, half and all of the updates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=15_000)
+    parser.add_argument("--updates", type=int, default=13_000)
     parser.add_argument("--gap", type=float, default=0.1)
     parser.add_argument("--power", type=float, default=0.5)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--time_scale", type=float, default=5.0)
     parser.add_argument("--scratch", action="store_true", help="learn from the data alone")
     asked = parser.parse_args(words)

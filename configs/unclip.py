@@ -50,6 +50,7 @@ def get_config(variant: str = "prior") -> ConfigDict:
     config.conditioning.text = "minilm"
     config.net = ConfigDict({"name": "mlp", "width": 512, "depth": 4, "text": 384})
     config.model.target, config.model.precision = "x0", "fp32"
+    config.loss.weighting = "output"  # the error of x_0 itself, as in the paper
     config.model.scale_input = True
     config.training.batch_size, config.training.minutes = 256, 4.0
     config.training.optimizer, config.training.lr = "adam", 1e-3
