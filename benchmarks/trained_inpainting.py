@@ -67,7 +67,8 @@ def main() -> None:
         x0 = spec.to_model(torch.cat([data.raw_items(range(i, i + 1)) for i in rows]))
         trainer.update(x0, picture=told(x0, seen, generator)[0])
         losses.append(trainer.read().get("loss", float("nan")))
-    print(f"{trainer.step} updates, loss {losses[0]:.4f} to {sum(losses[-50:]) / 50:.4f}")
+    last = losses[-50:]
+    print(f"{trainer.step} updates, loss {losses[0]:.4f} to {sum(last) / len(last):.4f}")
     score = packed(model.with_net(trainer.ema.net))
     x0 = spec.to_model(run.data("test").raw_items(range(given.items)))
     picture, y = told(x0, seen, torch.Generator().manual_seed(0))
