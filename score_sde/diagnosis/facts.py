@@ -77,7 +77,7 @@ def _grown(net: torch.nn.Module) -> float:
         math.sqrt(3 * m.weight[0].numel() * float(m.weight.detach().double().square().mean()))
         for m in net.modules() if isinstance(m, kinds)
     ]  # fmt: skip
-    return sorted(sizes)[len(sizes) // 2] if sizes else 1.0
+    return sorted(sizes)[len(sizes) // 2] if sizes else math.nan
 
 
 def _some(items: Tensor, n: int, generator: torch.Generator) -> Tensor:

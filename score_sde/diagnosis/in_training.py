@@ -13,6 +13,7 @@ from score_sde.diagnosis.readings import INNER
 WORSE_THAN_TRIVIAL = 1.05  # raw weights: no training that converges leaves them there
 NOISY_WEIGHTS = 2.0  # raw weights over their average; 1.0 to 1.3 at usual rates
 PEAK = 10.0  # largest late loss over the median: batches differ by a factor of 2 or 3
+MOVED = 1.15  # weights over PyTorch's at the start: after ten updates 1.0
 EMA_LAG = 1.1  # averaged over raw; an average in order is below 1
 EMA_APART = 0.05  # of the weights' size between the two, so that they are two
 NOTHING_LEARNED = 0.9  # of the trivial guess's error
@@ -39,8 +40,9 @@ def learning_rate(m: Measured) -> Finding | None:
     worse, noisy = m.pooled("raw", "trivial", m.seen), m.pooled("raw", "model", m.seen)
     late = sorted(losses[len(losses) // 2 :])
     peaks = late[-1] / (late[len(late) // 2] + 1e-12) if len(late) >= 4 else 1.0
-    # A dead network, or one of which nothing is known, may err so for other reasons.
-    told = bool(m.subject.log) and m.readings.varies > CONSTANT
+    # A dead network, one at its start, or one of which nothing is known, may err so as well.
+    moved = not m.facts["weights_grown"] < MOVED  # NaN of layers of other kinds
+    told = bool(m.subject.log) and moved and m.readings.varies > CONSTANT
     wild = told and (worse.above(WORSE_THAN_TRIVIAL) or noisy.above(NOISY_WEIGHTS))
     if skipped or wild or m.saturated or peaks > PEAK:
         return Finding(

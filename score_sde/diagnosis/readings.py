@@ -25,7 +25,7 @@ from score_sde.diagnosis.denoising import (
     output_of,
     times_of,
 )
-from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, mean_ratio, ratio, slope
+from score_sde.diagnosis.ratios import SURE, Ratio, Slope, errors_of, mean_ratio, ratio, slope
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
 
@@ -33,6 +33,7 @@ SCALES = (1e-3, 0.1, 0.25, 1 / 3, 0.5, 0.7, 1.4, 2.0, 3.0, 4.0, 10.0, 1e3)
 """Factors between the scales of noise labels that people use."""
 INNER = (0.05, 20.0)  # sigma/alpha between which readings are told apart
 MOST = 128  # items at each level, but for those of few dimensions
+WORSE = 1.2  # than a linear denoiser: surely no right reading
 AGAIN = 32  # items that the network is asked twice of
 
 
@@ -276,4 +277,6 @@ def misread(found: Readings, kind: str, better: float) -> Reading | None:
         return None
     best = min(others, key=lambda r: r.over_declared.log)
     sense = best.over_linear.below(1)
+    if found.declared.over_linear.above(WORSE):  # some reading is better: half of the evidence
+        sense = sense or best.over_linear.log + SURE / 2 * best.over_linear.stderr < 0
     return best if sense and best.over_declared.below(better) else None
