@@ -1,6 +1,7 @@
 """Samplers on data whose score is known: exact endpoints, orders, laws, seeds, counts."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from score_sde import VESDE, VPSDE, TableSDE, list_samplers, sample, verify
+from score_sde.checks import UserError
 from score_sde.noise import SeededNoise
 from score_sde.processes.expand import expand
-from score_sde.sampling import SAMPLERS, ODEError, Predictor, make_sampler
+from score_sde.sampling import (
+    SAMPLERS,
+    ODEError,
+    Predictor,
+    PredictorCorrector,
+    make_sampler,
+)
 from score_sde.sampling.grids import GRIDS, make_grid
 
 F64 = torch.float64
@@ -258,3 +266,36 @@ def test_list_samplers_describes_all():
     assert set(rows) == set(SAMPLERS)
     assert rows["heun"]["evaluations"] == 2 and rows["ancestral"]["stochastic"]
     assert all(row["about"] for row in rows.values())
+
+
+@dataclass(frozen=True)
+class Mine(Predictor):
+    """A step of a user's, with mistakes by name."""
+
+    mistake: str
+
+    def prepare(self, sde, times):
+        rows = {"few": [1.0], "none": None, "no_argument": [1.0] * (len(times) - 1)}
+        return rows.get(self.mistake, [None] * (len(times) - 1))
+
+    def step(self, run, x, t, s):
+        return {"nothing": None, "fewer": x[:2], "number": 0.0}.get(self.mistake, x)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("few", "Mine.prepare must return an entry for each of 3 steps .got 1."),
+        ("none", "Mine.prepare must return an entry for each of 3 steps .got 0."),
+        ("no_argument", r"Mine.step is called as step.run, x, t, s, numbers., as prepare returns"),
+        ("nothing", "what Mine.step returns must be a tensor like x, .*; it is None"),
+        ("fewer", "what Mine.step returns must be a tensor like x, .4, 2.* it is .2, 2."),
+        ("number", "what Mine.step returns must be a tensor like x"),
+    ],
+)  # fmt: skip
+def test_a_predictor_of_ones_own_is_held_to_what_it_declares(mistake, message):
+    sde, score = VPSDE(), lambda x, t: -x
+    sample(sde, score, (4, 2), method=Mine("no"), steps=3)
+    for method in (Mine(mistake), PredictorCorrector(predictor=Mine(mistake))):
+        with pytest.raises(UserError, match=message):
+            sample(sde, score, (4, 2), method=method, steps=3)

@@ -25,7 +25,7 @@ from torch import Tensor
 from score_sde.checks import Depth, Positive, validated
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.sampling.method import Predictor, Trajectory, advance
+from score_sde.sampling.method import Predictor, Trajectory, advance, prepared
 from score_sde.sampling.options import make
 from score_sde.sampling.predictors import PREDICTORS
 
@@ -137,16 +137,16 @@ class PredictorCorrector(Predictor[PredictorCorrectorNumbers]):
 
     def prepare(self, sde: SDE, times: Tensor) -> list[PredictorCorrectorNumbers]:
         a = sde.transition(times[1:], times[:-1])[0] ** 2
-        rows = zip(a.tolist(), self.parts.predictor.prepare(sde, times), strict=True)
+        rows = zip(a.tolist(), prepared(self.parts.predictor, sde, times), strict=True)
         return [PredictorCorrectorNumbers(*row) for row in rows]
 
     def step(
         self, run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: PredictorCorrectorNumbers
     ) -> Tensor:
-        predictor, (a, prepared) = self.parts.predictor, numbers
+        predictor, (a, mine) = self.parts.predictor, numbers
         if self.corrector_first:
-            return advance(predictor, run, self.correct(run, x, t, a), t, s, prepared)
-        return self.correct(run, advance(predictor, run, x, t, s, prepared), s, a)
+            return advance(predictor, run, self.correct(run, x, t, a), t, s, mine)
+        return self.correct(run, advance(predictor, run, x, t, s, mine), s, a)
 
     def correct(self, run: Trajectory, x: Tensor, t: Tensor, a: float) -> Tensor:
         """All corrector steps at time t."""

@@ -6,15 +6,17 @@ A predictor of yours needs a `step` and nothing else; nothing is registered.
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from score_sde.checks import UserError, require
 from score_sde.ode.multistep import History
 from score_sde.processes.sdes import SDE
-from score_sde.scores import ScoreFn
+from score_sde.scores import ScoreFn, check_like
 
 Numbers = TypeVar("Numbers")
 """What a method prepares for one step: a named tuple, or None."""
@@ -77,10 +79,34 @@ class Predictor(abc.ABC, Generic[Numbers]):
         """x_s from x_t (B, ...); s < t are float64 tensors of shape ()."""
 
 
+def prepared(method: Predictor[Any], sde: SDE, times: Tensor) -> list[Any]:
+    """What a method prepares for each step; UserError unless its `step` can be called with it."""
+    name, found = type(method).__name__, method.prepare(sde, times)
+    try:
+        rows = list(found)
+    except TypeError:
+        rows = []
+    steps = len(times) - 1
+    require(
+        len(rows) == steps,
+        f"{name}.prepare must return an entry for each of {steps} steps (got {len(rows)}).",
+    )
+    words = ["run", "x", "t", "s"] + ["numbers"] * any(row is not None for row in rows[:1])
+    try:
+        inspect.signature(method.step).bind(*words)
+    except TypeError as error:
+        what = "nothing is prepared" if len(words) == 4 else "prepare returns the last of these"
+        raise UserError(
+            f"{name}.step is called as step({', '.join(words)}), as {what}: {error}."
+        ) from None
+    return rows
+
+
 def advance(
     method: Predictor[Any], run: Trajectory, x: Tensor, t: Tensor, s: Tensor, numbers: Any
 ) -> Tensor:
-    """One step, with what was prepared for it if anything was."""
-    if numbers is None:
-        return method.step(run, x, t, s)  # type: ignore[call-arg]
-    return method.step(run, x, t, s, numbers)
+    """One step, with what was prepared for it if anything was; UserError if it is not like x."""
+    more = () if numbers is None else (numbers,)
+    moved = method.step(run, x, t, s, *more)
+    check_like(moved, x, f"what {type(method).__name__}.step returns", dtype=False)
+    return moved

@@ -17,7 +17,7 @@ from score_sde.noise import BrownianNoise, NoiseFactory, PhiloxNoise, SeededNois
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.catalogue import make_sampler
 from score_sde.sampling.grids import make_grid
-from score_sde.sampling.method import Predictor
+from score_sde.sampling.method import Predictor, prepared
 from score_sde.sampling.options import settings_of
 from score_sde.sampling.recipe import Recipe
 
@@ -118,7 +118,7 @@ def make_plan(
         name=name,
         grid=grid if named else "recipe" if recipe else "explicit",
         times=times,
-        numbers=made.prepare(sde, times),
+        numbers=prepared(made, sde, times),
         nfe=nfe,
         denoise=denoise,
         shape=sizes,
