@@ -97,11 +97,12 @@ class Drawing:
             guidance=None if guidance == 1 else real(guidance, "guidance", 0, 1000),
         )
         self.film = found = self._watch(method, steps, weights, seed, n, wish)
-        lines, against = [str(found.result)], None
+        of = "{}: {}" if len(self.subject.weights) > 1 else "{1}"
+        lines, against = [of.format(weights, found.result)], None
         if other != "nothing":
             rival = self._watch(other, other_steps, other_weights, seed, n, wish).result
             apart = (rival.x - found.result.x).square().mean().sqrt()
-            lines += [str(rival), f"rms difference {float(apart):.3f}"]
+            lines += [of.format(other_weights, rival), f"rms difference {float(apart):.3f}"]
             against = shown(picture_of(rival.x.cpu(), self.spec))
         drawn, last = shown(picture_of(found.result.x.cpu(), self.spec)), len(found.times) - 1
         beside, moment = gr.update(visible=against is not None), gr.update(maximum=last, value=last)

@@ -40,7 +40,8 @@ class SampleResult:
         return str(self)
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        said = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in self.settings.items()}
+        settings = ", ".join(f"{key}={value}" for key, value in said.items())
         return f"{len(self.x)} samples: {settings}; NFE {self.nfe}, {self.seconds:.1f} s"
 
 
