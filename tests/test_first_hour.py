@@ -37,6 +37,18 @@ def test_samples_processes_and_recipes_show_themselves(fashion):
     assert "polyline" in recipe._repr_html_()
 
 
+def test_wrong_numbers_of_samples_are_sentences(fashion):
+    for n, words in (
+        (0, "n must be at least 1"),
+        ("5", "n must be a whole number"),
+        (1.5, "n must"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fashion.sample(n)
+    with pytest.raises(UserError, match="first_seed must be at least 0"):
+        fashion.sample(1, -1)
+
+
 def test_small_pictures_are_enlarged_by_whole_factors():
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     large = enlarged(pixels, 10)

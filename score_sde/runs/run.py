@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import check_size, checked, trusting, trusts_files
+from score_sde.checks import Count, Seed, check_size, checked, trusting, trusts_files
 from score_sde.conditioning.classes import (
     ClassLabels,
     class_labels_of,
@@ -223,8 +223,8 @@ class Run:
         the methods that need the data's scale are given it, and `ancestral` takes the variances
         that a model has learned. Raises `LabelError` for classes that the network does not have.
         """
+        seeds = _seeds(n, first_seed)
         check_size(4 * n * math.prod(self.data_spec.shape), "so many samples")
-        seeds = range(first_seed, first_seed + n)
         wish = Wish(
             class_labels, prompt, guidance, negative_prompt, against, guidance_interval,
             guidance_rule, guidance_options or {}, classifier, condition, prior,
@@ -283,6 +283,12 @@ class Run:
                            progress and distributed.is_writer(), own, **changes)  # fmt: skip
         found = gathered(part, mine, n)
         return replace(found, settings=found.settings | said_of_classes(labels))
+
+
+@checked("")
+def _seeds(n: Count, first_seed: Seed) -> range:
+    """The seeds of n samples."""
+    return range(first_seed, first_seed + n)
 
 
 @checked
