@@ -59,7 +59,7 @@ def _import_without_stubs() -> None:
         return
     sys.modules["gradio"] = package = importlib.util.module_from_spec(spec)
     try:
-        made = importlib.import_module("gradio.component_meta")
+        made: Any = importlib.import_module("gradio.component_meta")
         if hasattr(made, "create_or_modify_pyi"):
             made.create_or_modify_pyi = lambda *_: None
         spec.loader.exec_module(package)

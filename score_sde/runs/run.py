@@ -261,7 +261,9 @@ class Run:
         step = self.step if steps_of(RunDirectory(self.path).checkpoints) else None
         device = str(next(self.score.parameters()).device)
         own = {"weights": self.weights, "step": step, "device": device}
-        return evaluate_to_files(self.path, **own | words)
+        report = evaluate_to_files(self.path, **own | words)
+        assert report is not None  # that is without a run
+        return report
 
     def sample_shared(
         self,
