@@ -19,6 +19,7 @@ FIGURES = {
     "06": 4,
     "07": 5,
     "08": 5,
+    "09": 5,
     "10": 7,
     "11": 7,
 }  # at least; the slider is none
@@ -33,6 +34,7 @@ LESS = {
         '"--config.training.minutes=0", "--config.training.steps=60"',
     ),
     "07": ("data.sample(512)", "data.sample(128)"),
+    "09": ('"training.steps": 250', '"training.steps": 150'),
 }
 
 
