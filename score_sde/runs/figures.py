@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from score_sde import plotting
 from score_sde.runs.outputs import write_beside
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def draw_beside(path: Path, draw: Callable[[], Axes]) -> None:
     """Draw into a .png of this name, or of one beside it, as `write_beside`; or say why not."""
     try:
-        figure = draw().figure
+        figure: Any = draw().figure
     except plotting.PlottingError as error:
         print(f"no figure: {error}")
         return
