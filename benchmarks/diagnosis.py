@@ -50,7 +50,7 @@ EXPECTED: dict[str, set[str]] = {
     "target scaled": {"output scaled"},
     "labels shuffled": {"labels ignored"},
     "labels exchanged": {"labels exchanged"},
-    "items turned around": {"data not as in training"},
+    "items turned around": OTHER,
     "dropout left on": {"output is random"},
     "learning rate too low": {"undertrained"},
     "values cut off": {"values cut off"},
