@@ -21,7 +21,6 @@ from score_sde.conditioning.classes import (
     needs_labels,
 )
 from score_sde.data import Data, DataSpec
-from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.models import FlowMap, ScoreModel
 from score_sde.restoration.reference import ReferenceGaussian
 from score_sde.restoration.residuals import Residuals
@@ -31,7 +30,7 @@ from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
 from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.reference import gaussian_of, residuals_of
-from score_sde.runs.sampler import gathered, make_sampler
+from score_sde.runs.sampler import RunSamples, gathered, make_sampler
 from score_sde.runs.signature import is_signed
 from score_sde.runs.steering import said_of_classes, steer
 from score_sde.runs.weights import find_weights
@@ -57,20 +56,6 @@ def pick_device(name: str = "auto") -> torch.device:
         there = [*reversed(here), *numbered[1 + len(mps) :]]
         raise RunError(f"device {name!r} is not available here; choose auto or one of {there}.")
     return torch.device(name)
-
-
-@dataclass(frozen=True, repr=False)
-class RunSamples(SampleResult):
-    """Samples of a run, and what they are of; notebooks show their picture."""
-
-    spec: DataSpec | None = None
-
-    def _repr_png_(self) -> bytes | None:
-        if self.spec is None:
-            return None
-        shown = self.x if len(self.spec.shape) == 1 else self.x[:64]
-        picture = picture_of(shown.cpu(), self.spec)
-        return None if picture is None else png_bytes(picture)
 
 
 @dataclass(repr=False)

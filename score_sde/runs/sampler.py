@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from score_sde import distributed
 from score_sde.checks import UserError
+from score_sde.data import DataSpec
+from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.models import FlowMap, ScoreModel
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import Start
@@ -29,6 +31,20 @@ from score_sde.sampling import (
 from score_sde.sampling.loop import Hook
 
 MOST = 500  # evaluations of a sample drawn to a tolerance
+
+
+@dataclass(frozen=True, repr=False)
+class RunSamples(SampleResult):
+    """Samples of a run, and what they are of; notebooks show their picture."""
+
+    spec: DataSpec | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        if self.spec is None:
+            return None
+        shown = self.x if len(self.spec.shape) == 1 else self.x[:64]
+        picture = picture_of(shown.cpu(), self.spec)
+        return None if picture is None else png_bytes(picture)
 
 
 @dataclass(frozen=True)
