@@ -153,8 +153,8 @@ def read_value(text: str, kind: Any, name: str) -> Any:
     try:
         if kind is int:
             return _whole(text)
-        if kind is float and not math.isnan(value := number(text, float)):
-            return value
+        if kind is float and not math.isnan(found := number(text, float)):
+            return found
         if kind is float:
             raise ValueError
         value = literal(text)

@@ -22,6 +22,6 @@ def draw_beside(path: Path, draw: Callable[[], Axes]) -> None:
         print(f"no figure: {error}")
         return
     content = io.BytesIO()
-    figure.savefig(content, dpi=150, format="png")
+    figure.savefig(content, dpi=150, format="png")  # type: ignore[union-attr]
     figure.clear()
     print(f"wrote {write_beside(path, content.getvalue())}")

@@ -255,8 +255,8 @@ class Trainer(Generic[Model]):
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. What it does not have starts anew: averages from its weights."""
-        nothing = {"seed": self.seed, "seconds": 0.0, "ema_updates": {}, "bins": None}
-        meta = nothing | checkpoint.meta
+        start: dict[str, Any] = {"seed": self.seed, "seconds": 0.0, "ema_updates": {}, "bins": None}
+        meta = start | checkpoint.meta
         load_net(self.model.net, checkpoint.model)
         for name, ema in self._every_average().items():
             saved = checkpoint.ema if name == "ema" else checkpoint.averages.get(name)
