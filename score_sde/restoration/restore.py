@@ -146,7 +146,7 @@ def restore(
     job = Job(sde, score, system, told, nfe, batch_size, dtype, options)
     started = time.perf_counter()
     several = tuple(y.shape) != system.measurement.operator.measured(system.measurement.shape)
-    groups: list[tuple[int, Sequence[int]]] = [
+    groups: list[Group] = [
         (which, seeds[first : first + size])
         for which in range(len(system.measurement.y))
         for first in range(0, n, size)
