@@ -112,9 +112,10 @@ def test_arrays_train_and_sample(tmp_path, shape, layout):
 
 def test_shapes_that_no_network_takes(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(12, 15)))
+    vectors = {"data.layout": "vector"}
     cases = {
-        "does not take items of shape .15,.: signals .C, L., images": {},
-        "Length 15 is not divisible by 8": {"data.layout": "L"},
+        "does not take items of shape .15,.: signals .C, L., images": vectors,
+        "Length 15 is not divisible by 8": {},
         "net.name=edm2 does not take": {"data.layout": "L", "net": {"name": "edm2"}},
     }
     for said, changes in cases.items():

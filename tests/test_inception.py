@@ -81,8 +81,8 @@ def test_a_name_claims_no_more_than_it_is(weights, tmp_path):
     extractor = InceptionFeatures(weights)
     report = evaluate(images(3), images(4), extractor, measures=["kid"])
     assert report.kid.label.startswith("KID-inception-2015-12-05-like-")
-    with pytest.raises(DataError, match="2 samples are too few .* 2048 features"):
-        evaluate(images(2), images(2), extractor)
+    with pytest.raises(DataError, match="3 samples are too few .* 2048 features"):
+        evaluate(images(3), images(4), extractor)
     for content in (b"", b"no weights"):
         (tmp_path / "broken.pth").write_bytes(content)
         with pytest.raises(DataError, match="does not hold the weights of FID's Inception"):

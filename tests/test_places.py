@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from score_sde.checks import UserError
-from score_sde.data import DataError
 from score_sde.evaluation.statistics import load_statistics
 from score_sde.runs import diagnose, outputs
 from score_sde.runs.calibrate import calibrate_run
@@ -57,6 +56,8 @@ def test_commands_ask_before_they_work(taken, toy_run, monkeypatch):
 
 def test_nobodys_reports_are_replaced(tmp_path, toy_run, monkeypatch):
     class Found:
+        levels = ()
+
         def to_dict(self):
             return {"causes": [1.0, float("nan")]}
 
@@ -73,7 +74,7 @@ def test_nobodys_reports_are_replaced(tmp_path, toy_run, monkeypatch):
 
 def test_statistics_replace_nothing_but_statistics(tmp_path):
     (tmp_path / "photo.npz").write_text("mine")
-    with pytest.raises(DataError, match="photo.npz is not a readable .npz file of statistics"):
+    with pytest.raises(UserError, match="photo.npz is there and holds no statistics"):
         evaluate_to_files(data="ring8", save=tmp_path / "photo.npz")
     assert (tmp_path / "photo.npz").read_text() == "mine"
 
