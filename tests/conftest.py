@@ -189,3 +189,11 @@ def mixture() -> GaussianMixture:
 def times_of(sde: SDE, n: int = 9) -> torch.Tensor:
     """Float64 times spread over the process, away from the ends of a table's segments."""
     return torch.linspace(sde.t_min * 1.7, sde.t_max * 0.99, n, dtype=torch.float64)
+
+
+@pytest.fixture
+def close_figures():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")

@@ -22,14 +22,7 @@ from score_sde.plotting import (
 
 matplotlib.use("Agg")
 VP = VPSDE()
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("close_figures")
 
 
 def test_a_gif_has_a_picture_a_frame(mixture, tmp_path):

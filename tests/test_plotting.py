@@ -32,14 +32,7 @@ from score_sde.sampling import SAMPLERS
 
 matplotlib.use("Agg")
 VP = VPSDE()
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("close_figures")
 
 
 def luminance(colour) -> float:

@@ -29,6 +29,7 @@ from score_sde.restoration import (
 )
 from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser
+from score_sde.restoration.means import MEANS, mean_at
 from score_sde.restoration.measurement import make_measurement
 from score_sde.restoration.particles import Draws, Particles, systematic, tempered
 from score_sde.restoration.restore import METHODS
@@ -190,6 +191,28 @@ def test_noise_about_the_jacobians_mean_is_as_narrow_as_the_jacobian():
     x = restore(sde, data.score(sde), torch.tensor([0.7]), seen, noise_std=1.0, gaussian=wide,
                 method="hybrid", kernel="seen", n=n, nfe=8, seeds=range(n), dtype=F64)  # fmt: skip
     assert float(x[:, 0].std()) == pytest.approx(0.5**0.5, rel=0.08)
+
+
+def test_what_is_left_of_the_noise_is_the_posterior_deviation_over_the_references():
+    """sqrt of [V S / (V + S)] / [C S / (C + S)]; all of it where V is not believed."""
+    sde, nu, S = VPSDE(), 0.8, 1.0
+    left = {}
+    for variance in (1.0, 1e-4):  # of the data; the reference has 6
+        score = Gaussian(torch.zeros(2), variance * torch.eye(2)).score(sde)
+        measured = make_measurement(Mask(torch.arange(2) < 1), normal(1, 1, seed=3), S, (2,))
+        system = System(Gaussian(torch.zeros(2), 6.0 * torch.eye(2)), measured)
+        point, _ = mean_at(
+            MEANS["hybrid"],
+            {"white": 0.0},
+            system,
+            Denoiser(sde, score, (2,)),
+            normal(1, 2, seed=4),
+            nu,
+        )
+        left[variance] = float(point.narrow)
+    V, C = (c * nu**2 / (c + nu**2) for c in (1.0, 6.0))
+    assert left[1.0] == pytest.approx(((V / (V + S)) / (C / (C + S))) ** 0.5, rel=1e-6)
+    assert left[1e-4] == 1
 
 
 def test_poisson_correlated_and_nonlinear_measurements_have_the_right_law():
