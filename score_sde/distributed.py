@@ -7,6 +7,8 @@ Without torchrun there is one process, every item is its own, and nothing is set
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,17 @@ from score_sde.checks import UserError
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_SECONDS = 60.0  # for all processes to start
 PATIENCE = timedelta(minutes=30)  # for the slowest process to arrive at an exchange
+
+# A group ends by waiting for its threads, and a thread of gloo may wait for Python's lock to drop
+# the tensors of the last exchange. Whoever has the group last ends it: a wrapped network, in C++,
+# does so with the lock held, and both wait for ever. Python does so without: it keeps them longer.
+_groups: list[dist.ProcessGroup] = []
+
+
+@atexit.register
+def _end() -> None:
+    gc.collect()  # networks in cycles
+    _groups.clear()
 
 
 class DistributedError(UserError):
@@ -187,12 +200,9 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     store = _meet(here, count, found)
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"  # what hosts tell each other goes by gloo
     dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=PATIENCE)
+    _groups.append(dist.group.WORLD)
     yield device
     wait()
-    if not nccl:
-        # A thread of gloo may still hold the tensor of this exchange, as a Python object, and abort
-        # when it drops it while Python ends. A barrier has none, and gives it the time.
-        dist.barrier()
     dist.destroy_process_group()
 
 
