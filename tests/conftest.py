@@ -8,6 +8,7 @@ import sys
 import tempfile
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,10 +35,25 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key of the tests'
 
 
-# Files that take longest, which begin first, so that pytest's processes end together.
-LONGEST = ["notebooks", "shapes", "diagnose_images", "outputs", "diagnose", "sharding"]
-LONGEST += ["sharded_checkpoints", "distributed", "resume", "solvers", "sampling", "verify"]
-LONGEST += ["likelihood", "labels", "analysis", "logs", "hostile", "docs"]
+# Files that take longest, slow tests with them, which begin first, so that pytest's processes end
+# together; those of whose tests each is for whoever is free, since they share little.
+LONGEST = ["diagnose", "shapes", "notebooks", "outputs", "diagnose_images", "sharding", "resume"]
+LONGEST += ["sharded_checkpoints", "distributed", "docs", "explorer_browser", "run", "solvers"]
+LONGEST += ["sampling", "verify", "likelihood", "labels", "analysis", "logs", "hostile"]
+APART = {"notebooks", "outputs", "diagnose_images", "explorer_browser", "distributed", "resume"}
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A file of tests is for one process, which makes what they share once, but for `APART`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if Path(file).stem.removeprefix("test_") in APART else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -151,10 +151,15 @@ def test_encode_and_interpolate(trained, tmp_path, capsys):
         (["--repeats=0"], "repeats must be at least 1"),
         (["--probes=0"], "probes must be at least 1"),
         (["--option", "solver=euler"], "solver must be 'adams' or 'dopri5' (got 'euler')"),
-        (["--option", "nfes=3"], "no option 'nfes'; available: atol, divergence"),
+        (["--option", "solver=5"], "solver must be 'adams' or 'dopri5' (got 5)"),
+        (["--option", "rtol=0"], "rtol must be greater than 0 (got 0)"),
+        (["--option", "t_min=3"], "t_min must lie in (0, 1.0) (got 3"),
+        (["--option", "t_min=auto"], 'truncation="bound" has none'),  # that of data with levels
+        (["--option", "nfes=3"], "nfes is unknown. Did you mean 'nfe'? Known are divergence"),
     ],
 )
 def test_bad_flags_are_explained(trained, tmp_path, capsys, arguments, message):
     out = f"--out={tmp_path / 'out'}"
     assert command("--workdir", str(trained), "--mode=likelihood", out, *arguments) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # refused before any work

@@ -122,6 +122,8 @@ def test_words_become_values_of_the_types_that_flags_and_fields_have():
         (["--mode=encode", "--config=toy2d", "--config.sampling.nfe=3"], "no effect in --mode enc"),
         (["--mode=sample", "--workdir=w", "--stepps=3"], "Did you mean 'steps'"),
         (["--config=toy2d", "-nfe"], "--nfe needs a value"),
+        (["--list_samplers", "--bound=chain"], "--list_samplers takes no --bound"),
+        (["--list_samplers", "--config.seed=1"], "--list_samplers takes no --config.seed"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(words, message):

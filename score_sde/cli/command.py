@@ -53,6 +53,8 @@ def understand(words: Sequence[str]) -> Command | str:
     if general["help"]:
         return help_of(name, said.flags.get("sampler")) if general["mode"] else help_text()
     if general["list_samplers"]:
+        for other in (*said.flags, *(field.name for field in said.fields)):
+            raise UsageError(f"--list_samplers takes no --{other}: it lists all there are.")
         return samplers_text()
     for flag in said.flags:
         if known[flag] not in MODES[name].flags:

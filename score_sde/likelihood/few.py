@@ -70,7 +70,7 @@ class Few:
 
     def smaller(self, solve: Solve) -> Smaller:
         """What smaller t_min say; nothing of a bound, which always holds."""
-        if solve.truncation != "corrected":
+        if solve.by.truncation != "corrected":
             return Smaller()
         flow, _ = solve.flow(Counted(self.score), self.frame, self.clock, self.x, self.seeds)
         y, level = self.x.flatten(1).to(work_dtype(self.x)), levels(solve.sde, solve.t_min)[0]
@@ -92,4 +92,4 @@ class Few:
         size = error[: len(nats)].square().mean().sqrt()
         if float(size) == 0:
             return torch.full_like(error, float(off))
-        return error * (off / size if solve.solver == "adams" else (off / size).clamp(min=1))
+        return error * (off / size if solve.by.solver == "adams" else (off / size).clamp(min=1))

@@ -45,12 +45,12 @@ from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import Count, Index, Positive, Size, UserError, checked
+from score_sde.checks import Count, Index, Positive, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.few import Few, Smaller, how_many
 from score_sde.likelihood.result import Likelihood
 from score_sde.likelihood.setting import check_state, clock_of, frame_of
-from score_sde.likelihood.solve import Solve
+from score_sde.likelihood.solve import Evaluations, Settings, Solve
 from score_sde.likelihood.truncation import TOLERANCE
 from score_sde.noise import check_seeds
 from score_sde.ode.flow import Counted
@@ -59,7 +59,6 @@ from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches, check_density, take
 
 Levels = Annotated[Count, Field(ge=2)]
-Evaluations = Annotated[Size, Field(ge=8)]
 
 
 @checked
@@ -120,16 +119,14 @@ def log_likelihood(
     check_state(score, x)
     check_density(score)
     check = how_many(len(x)) if check is None else check
-    if t_min == "auto":
-        check_auto(check, truncation)
-    start = sde.t_min if t_min is None or isinstance(t_min, str) else t_min
-    solve = Solve(
-        sde=sde, divergence=divergence, probes=probes, probe_kind=probe_kind, solver=solver,
-        nfe=nfe, rtol=rtol, atol=atol, max_evaluations=max_evaluations, truncation=truncation,
-        t_min=start, prior=prior,
+    if t_min == "auto" and not check:
+        raise UserError('t_min="auto" is found on a few samples; check=0 leaves none.')
+    by = Settings(
+        divergence, probes, probe_kind, solver, nfe, rtol, atol, max_evaluations, truncation,
+        t_min, prior,
     )  # fmt: skip
+    solve = Solve(sde, by, by.start(sde), by.is_exact(x[0].numel()))
     seeds = check_seeds(seeds, len(x))
-    solve = replace(solve, exact=solve.is_exact(x[0].numel()))
     frame, sd = frame_of(x, gaussian, data_std)
     clock = clock_of(frame, sd, solver == "dopri5")
     rows = slice(0, min(check, len(x)))
@@ -159,17 +156,6 @@ def log_likelihood(
         solver_error=error, truncation_error=cut, settings=solve.settings(), advice=advice,
         levels=levels, scale=scale,
     )  # fmt: skip
-
-
-def check_auto(check: int, truncation: str) -> None:
-    """UserError where the largest t_min that does cannot be found."""
-    if not check:
-        raise UserError(f't_min="auto" is found on a few samples; check={check} leaves none.')
-    if truncation != "corrected":
-        raise UserError(
-            f't_min="auto" is the one below which the correction finds nothing; truncation='
-            f'"{truncation}" has none. Give a number, or take truncation="corrected".'
-        )
 
 
 def check_finite(nats: Tensor) -> None:

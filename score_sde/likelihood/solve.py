@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Count, Positive, Size, UserError, validated
 from score_sde.likelihood.truncation import growth
 from score_sde.noise import SeededNoise
 from score_sde.ode.adaptive import StoppedError, integrate_each
@@ -26,6 +27,7 @@ from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
 
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
+Evaluations = Annotated[Size, Field(ge=8)]
 
 
 class Solved(NamedTuple):
@@ -37,43 +39,63 @@ class Solved(NamedTuple):
     latent: Tensor
 
 
+@validated("likelihood")
 @dataclass(frozen=True)
-class Solve:
-    """The settings of `log_likelihood`, checked; called with a batch, it solves the flow."""
+class Settings:
+    """How `log_likelihood` solves, which tells what each of them is."""
 
-    sde: SDE
-    divergence: str
-    probes: int
-    probe_kind: str
-    solver: str
-    nfe: int
-    rtol: float
-    atol: float
-    max_evaluations: int
-    truncation: str
-    t_min: float
-    prior: str
-    exact: bool = True
+    divergence: Literal["auto", "exact", "hutchinson"] = "auto"
+    probes: Count = 4
+    probe_kind: Literal["rademacher", "gaussian"] = "rademacher"
+    solver: Literal["adams", "dopri5"] = "adams"
+    nfe: Evaluations = 64
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    max_evaluations: Count = 10_000
+    truncation: Literal["corrected", "none", "bound"] = "corrected"
+    t_min: Positive | Literal["auto"] | None = None
+    prior: Literal["matched", "sde"] = "matched"
 
     def __post_init__(self) -> None:
-        if not 0 < self.t_min < self.sde.t_max:
-            raise UserError(f"t_min must lie in (0, {self.sde.t_max}) (got {self.t_min}).")
+        if self.t_min == "auto" and self.truncation != "corrected":
+            raise UserError(
+                f't_min="auto" is the one below which the correction finds nothing; truncation='
+                f'"{self.truncation}" has none. Give a number, or take truncation="corrected".'
+            )
+
+    def start(self, sde: SDE) -> float:
+        """The t_min from which a process is solved, at first; UserError for one outside of it."""
+        t_min = sde.t_min if self.t_min is None or isinstance(self.t_min, str) else self.t_min
+        if not 0 < t_min < sde.t_max:
+            raise UserError(f"t_min must lie in (0, {sde.t_max}) (got {t_min}).")
+        return t_min
 
     def is_exact(self, dim: int) -> bool:
         """Whether the divergence is exact for data of ``dim`` coordinates."""
         return self.divergence == "exact" or (self.divergence == "auto" and dim <= EXACT_UP_TO)
 
+
+@dataclass(frozen=True)
+class Solve:
+    """Called with a batch, it solves the flow by the settings, from t_min on."""
+
+    sde: SDE
+    by: Settings
+    t_min: float
+    exact: bool
+
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on."""
-        adaptive = {"rtol": self.rtol, "atol": self.atol, "max_evaluations": self.max_evaluations}
+        by = self.by
+        adaptive = {"rtol": by.rtol, "atol": by.atol, "max_evaluations": by.max_evaluations}
         return {
             "divergence": "exact" if self.exact else "hutchinson",
-            "probes": None if self.exact else self.probes,
-            "solver": self.solver,
-            **({"nfe": self.nfe} if self.solver == "adams" else adaptive),
-            "truncation": self.truncation,
+            "probes": None if self.exact else by.probes,
+            "solver": by.solver,
+            **({"nfe": by.nfe} if by.solver == "adams" else adaptive),
+            "truncation": by.truncation,
             "t_min": self.t_min,
-            "prior": self.prior,
+            "prior": by.prior,
         }
 
     def __call__(
@@ -83,16 +105,16 @@ class Solve:
         (low, high), before, y = levels(self.sde, self.t_min), score.whole.calls, x.flatten(1)
         y = y.to(work_dtype(x))
         noise = None
-        if self.truncation == "bound":
+        if self.by.truncation == "bound":
             noise = source.draw().flatten(1).to(y)
             y = y + low * noise
         z = frame.to_z(y, low)
-        look = flow.look(z, low, hessian=self.exact and self.truncation == "corrected")
+        look = flow.look(z, low, hessian=self.exact and self.by.truncation == "corrected")
         value, traces = look.score, look.traces
         correction, cut = torch.zeros_like(traces), torch.zeros_like(traces[:, 0])
-        if self.truncation == "corrected":
+        if self.by.truncation == "corrected":
             correction, cut = growth(flow, y, low, look)
-        left = self.nfe - (score.whole.calls - before) - 2 * (self.prior == "matched")
+        left = self.by.nfe - (score.whole.calls - before) - 2 * (self.by.prior == "matched")
         end, change = self._integrate(flow, z, flow.turn(z, low, value, traces), low, high, left)
         dim, latent = flow.dim, flow.state(end[:, : flow.dim], high)
         # Of log N(z; 0, I) - log p(z)'s growth, to first order.
@@ -107,7 +129,9 @@ class Solve:
 
     def finer(self) -> Solve:
         """The same with half as many evaluations more, or a third of the tolerance."""
-        return replace(self, nfe=3 * self.nfe // 2, rtol=self.rtol / 3, atol=self.atol / 3)
+        by = self.by
+        more = replace(by, nfe=3 * by.nfe // 2, rtol=by.rtol / 3, atol=by.atol / 3)
+        return replace(self, by=more)
 
     def flow(
         self, score: Counted, frame: Frame, clock: Clock, x: Tensor, seeds: Sequence[int]
@@ -121,8 +145,8 @@ class Solve:
         """(K, B, ...) probes by the samples' seeds; None for an exact divergence."""
         if self.exact:
             return None
-        drawn = torch.stack([source.draw() for _ in range(self.probes)])
-        return drawn.sign() if self.probe_kind == "rademacher" else drawn
+        drawn = torch.stack([source.draw() for _ in range(self.by.probes)])
+        return drawn.sign() if self.by.probe_kind == "rademacher" else drawn
 
     def _integrate(
         self, flow: Flow, z: Tensor, first: Tensor, low: Tensor, high: Tensor, evaluations: int
@@ -130,13 +154,13 @@ class Solve:
         """(z, growth of log p(z)) (B, D + K) at the level ``high``."""
         start, end = flow.clock.u(float(low)), flow.clock.u(float(high))
         state = torch.cat([z, torch.zeros_like(first[:, flow.dim :])], 1)
-        if self.solver == "adams":
+        if self.by.solver == "adams":
             nodes = torch.linspace(start, end, evaluations + 1, dtype=torch.float64)
             return integrate(flow.slope, state, nodes, first=first)
         parts = (flow.dim, state.shape[1] - flow.dim)
         try:
             return integrate_each(
-                flow, state, start, end, self.rtol, self.atol, self.max_evaluations, parts
+                flow, state, start, end, self.by.rtol, self.by.atol, self.by.max_evaluations, parts
             )
         except StoppedError as error:
             where = float(flow.time(flow.clock.level(torch.tensor(error.where).double()))[0])
@@ -148,7 +172,7 @@ class Solve:
     def _log_prior(self, flow: Flow, latent: Tensor) -> Tensor:
         """log p_T(x_T), (B, 1 or K)."""
         sde, dim, dtype = self.sde, flow.dim, work_dtype(latent)
-        if self.prior == "sde":
+        if self.by.prior == "sde":
             return sde.prior_log_prob(latent.to(dtype))[:, None]
         t = torch.tensor(sde.t_max, dtype=torch.float64)
         found = score_and_traces(flow.score, latent, t, flow.probes)

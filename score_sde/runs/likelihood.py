@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,19 +34,15 @@ from score_sde.likelihood import (
     log_likelihood,
     variational_bound,
 )
+from score_sde.likelihood.solve import Settings
 from score_sde.noise import other_stream
-from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, refuse_latents, to_model
 from score_sde.runs.outputs import Output, open_output, write_json, write_npz
 from score_sde.runs.run import Run, load_score, pick_device
 from score_sde.sampling import ScoreFn
 from score_sde.writing import replacing
 
-# Of `log_likelihood`, that a command may set; the others follow from the run.
-OPTIONS = {
-    "divergence", "probes", "probe_kind", "solver", "nfe", "rtol", "atol", "max_evaluations",
-    "truncation", "t_min", "prior",
-}  # fmt: skip
+OPTIONS = tuple(field.name for field in fields(Settings))  # that a command may set
 Bound = Literal["none", "chain", "continuous", "both"]
 BOUNDS = get_args(Bound)
 
@@ -82,7 +79,7 @@ def likelihood_to_files(
     """
     given = {key: v for key, v in {"probes": probes, "nfe": nfe}.items() if v is not None}
     options = given | dict(options or {})
-    _check(options)
+    Settings(**options)  # what cannot be asked of any run
     with distributed.processes(pick_device(device)) as chosen:
         run = load_score(workdir, weights, str(chosen), step=step)
         refuse_latents(
@@ -91,11 +88,12 @@ def likelihood_to_files(
             "autoencoder happens to give them",
             "Likelihoods are of runs of pixels.",
         )
+        settings = _settings(run, options)
         items, n = items_of(run, split, num_samples, data)
         split = items.split  # "all" of data without parts, whatever was asked for
         labels = labels_of(run, items, n, class_labels)
         spec = run.data_spec
-        protocol = _protocol(run, items.spec.name, split, bound, repeats, weights, options)
+        protocol = _protocol(run, items.spec.name, split, bound, repeats, weights, settings)
         if labels is not None:
             named = isinstance(class_labels, str | int)
             protocol["class_labels"] = class_labels if named else labels.tolist()
@@ -118,13 +116,12 @@ def likelihood_to_files(
         return summary
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    """RunError for what cannot be asked of any run."""
-    for name in options:
-        if name not in OPTIONS:
-            raise RunError(
-                f"likelihood has no option {name!r}; available: {', '.join(sorted(OPTIONS))}."
-            )
+def _settings(run: Run, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `log_likelihood`; UserError for what cannot be asked of this run."""
+    truncation = "bound" if run.data_spec.levels else "corrected"
+    settings = {"prior": "sde", "truncation": truncation, **options}
+    Settings(**settings).start(run.sde)
+    return settings | {"data_std": run.data_std}
 
 
 def _protocol(
@@ -134,15 +131,13 @@ def _protocol(
     bound: str,
     repeats: int,
     weights: str,
-    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the numbers depend on but the items; options: of `log_likelihood`."""
+    """All that the numbers depend on but the items."""
     levels = run.data_spec.levels
-    settings = {"prior": "sde", "data_std": run.data_std}
-    settings |= {"truncation": "bound" if levels else "corrected", **options}
     return {
         "split": split, "bound": bound, "repeats": repeats if levels else 1, "weights": weights,
-        "step": run.step, "options": settings, "process": str(run.sde), "data": data,
+        "step": run.step, "options": dict(settings), "process": str(run.sde), "data": data,
         "levels": levels, "dequantisation": "uniform" if levels else None,
     }  # fmt: skip
 
