@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from score_sde.checks import UserError, lookup, unknown
+from score_sde.sampling.adams_sde import AdamsSDE
 from score_sde.sampling.adaptive import RK45, AdaptiveSDE
 from score_sde.sampling.correctors import CORRECTORS, Corrector, PredictorCorrector
 from score_sde.sampling.flow_map import FlowMapSteps
@@ -18,7 +19,6 @@ from score_sde.sampling.multistep import (
     IPNDM,
     LMS,
     Adams,
-    AdamsSDE,
     DPMSolverM,
     DPMSolverPP2M,
     DPMSolverPP3M,

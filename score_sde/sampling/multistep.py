@@ -301,25 +301,3 @@ class Adams(Multistep):
     corrector: bool = True
     default_steps: ClassVar[int] = 20
     default_grid: ClassVar[str | None] = "saturating"
-
-
-@validated("sampling.options")
-@dataclass(frozen=True)
-class AdamsSDE(Multistep):
-    r"""Ours for the reverse SDE: x0 in theta with the corrector, weak order 2.
-
-    A step of the SDE with noise of strength eta keeps e^{-eta^2 h} of x/sigma, adds noise of the
-    exact variance, and integrates x0 through its last values by the kernel of that (see `frames`).
-    x0, not F: the pull -x/sigma^2 towards it is then exact, and no narrow direction makes a step
-    unstable; but in theta = arctan(s/sd), where x0 is as smooth as F. What noise does within a step
-    limits the law to weak order 2, with a constant that grows with eta; 1 is the reverse SDE, 0 a
-    probability flow. data_std: standard deviation of x_0; a run knows it.
-    """
-
-    variable: frames.Variable = "theta"
-    order: Order = 3  # type: ignore[misc]
-    corrector: bool = True
-    eta: NonNegative = 0.7
-    stochastic: ClassVar[bool] = True
-    default_steps: ClassVar[int] = 50
-    default_grid: ClassVar[str | None] = "saturating"
