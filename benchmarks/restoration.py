@@ -6,7 +6,7 @@
     python benchmarks/restoration.py --error 0.1                    # with an imperfect denoiser
     python benchmarks/restoration.py --aside                        # problems nothing was chosen on
 
-`score_sde.diagnosis.posterior` on mixtures of Gaussians: geometric means over its problems of
+`score_sde.restoration.verify` on mixtures of Gaussians: geometric means over its problems of
 sw2_x and wsw2_x (1 is perfect), the mean error of mode weights, and the mean fit. Cost is
 evaluations plus vector-Jacobian products for each draw. --error: a smooth error of the denoiser of
 that share of min(nu, std), the posterior that is scored against staying the exact one. --aside: two
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from score_sde import GaussianMixture, restore
-from score_sde.diagnosis.posterior import Problem, RestorationReport, verify_restoration
 from score_sde.processes.expand import expand
 from score_sde.restoration import METHODS
+from score_sde.restoration.verify import Problem, RestorationReport, verify_restoration
 
 
 class Wrong:

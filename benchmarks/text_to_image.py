@@ -29,7 +29,7 @@ from torch import Tensor
 
 from score_sde import load
 from score_sde.data.emoji import emoji, held_out
-from score_sde.data.pictures import captioned_grid, save_png
+from score_sde.plotting.pictures import captioned_grid, save_png
 
 TONE = re.compile(r":[^:]*skin tone$")
 COLOURS = ("red", "blue", "orange", "yellow", "green", "purple", "brown", "black", "white")

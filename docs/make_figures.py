@@ -30,7 +30,7 @@ from score_sde import (  # noqa: E402  (after the choice of a backend that needs
     plotting,
     verify,
 )
-from score_sde.data.pictures import grid_array  # noqa: E402
+from score_sde.plotting.pictures import grid_array  # noqa: E402
 from score_sde.runs.film import film  # noqa: E402
 from score_sde.runs.plane import closed_forms  # noqa: E402
 
@@ -145,7 +145,7 @@ FIGURES = (score_field, marginals, trajectories, schedules, schedules_ve, conver
 
 def quick_start(run_directory: str) -> Path:
     """64 garments of a trained run, as they are drawn in training: pixels without margins."""
-    from score_sde.data.pictures import picture_of, save_png
+    from score_sde.plotting.pictures import picture_of, save_png
 
     run = load(run_directory)
     path = FOLDER / "quick_start.png"

@@ -36,13 +36,12 @@ from score_sde.checks import (
     validated,
     whole_seeds,
 )
-from score_sde.conditioning.classifier import Classification, NoisyClassifier
 from score_sde.conditioning.text import make_text_encoder
 from score_sde.conditioning.told import Conditioning
 from score_sde.convert.live_autoencoder import autoencoder_of
 from score_sde.data import Data, DataSpec, load_data
 from score_sde.losses import ScoreMatching
-from score_sde.models import FlowMap, ScoreModel
+from score_sde.models import FlowMap, NoisyClassifier, ScoreModel
 from score_sde.nets import MLP, ImageClassifier, Transformer, UNet, VectorClassifier
 from score_sde.nets.autoencoder import KLAutoencoder
 from score_sde.nets.layout import in_fast_layout as in_fast_layout
@@ -60,6 +59,7 @@ from score_sde.processes.sdes import (
 from score_sde.sampling import SamplingSettings
 from score_sde.training import TrainingSettings
 from score_sde.training.autoencoding import Reconstruction
+from score_sde.training.classification import Classification
 from score_sde.training.map_matching import MapMatching, TeacherSettings
 
 SDES = {

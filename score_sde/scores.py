@@ -9,12 +9,13 @@ passes it on.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from score_sde.checks import UserError, shown
 
@@ -25,6 +26,17 @@ Rows: TypeAlias = "slice | Tensor"
 """Places in a batch: a slice, or integers (n,)."""
 
 Score = TypeVar("Score", bound=ScoreFn)
+
+
+def conditions_of(net: nn.Module) -> tuple[str, ...] | None:
+    """What a network can be told beside x and the noise label, by its signature.
+
+    None if it takes anything (``**condition``).
+    """
+    parameters = list(inspect.signature(net.forward).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return tuple(p.name for p in parameters[2:])
 
 
 def nothing_like(value: Tensor) -> Tensor:

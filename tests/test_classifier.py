@@ -10,13 +10,14 @@ from torch import nn
 
 from score_sde import VPSDE, FlowSDE, GaussianMixture, ScoreModel, guide, load, sample
 from score_sde.checks import UserError
-from score_sde.conditioning.classifier import Classification, NoisyClassifier
 from score_sde.losses import ScoreMatching
+from score_sde.models import NoisyClassifier
 from score_sde.nets import MLP, ImageClassifier, VectorClassifier
 from score_sde.runs.classifier import load_classifier, train_classifier
 from score_sde.runs.configs import load_config
 from score_sde.scores import take
 from score_sde.training import Trainer, TrainingSettings
+from score_sde.training.classification import Classification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DATA = GaussianMixture(

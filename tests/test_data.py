@@ -23,7 +23,7 @@ from score_sde.data import (
     load_data,
 )
 from score_sde.data.batches import EndlessSampler, check_batch
-from score_sde.data.pictures import density_array, grid_array, image_array
+from score_sde.plotting.pictures import density_array, grid_array, image_array
 
 
 def write(path, array, **options):

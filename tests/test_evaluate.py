@@ -8,7 +8,7 @@ import torch
 
 from score_sde import evaluate
 from score_sde.checks import UserError
-from score_sde.data import DataError, load_data
+from score_sde.data import load_data
 from score_sde.evaluation import Statistics, neighbours
 from score_sde.evaluation.classifier import FashionFeatures
 from score_sde.evaluation.features import default_features, extract
@@ -114,7 +114,7 @@ def test_statistics_of_other_features_are_refused_and_their_own_agree(garments):
     saved = Statistics(Moments.of(features), 600, {"extractor": "fashion-classifier"})
     again = evaluate(test, saved)
     assert again.frechet.value == pytest.approx(report.frechet.value, rel=1e-9)
-    with pytest.raises(DataError, match="made with extractor inception"):
+    with pytest.raises(UserError, match="made with extractor inception"):
         evaluate(test, Statistics(saved.moments, None, {"extractor": "inception"}))
 
 

@@ -10,7 +10,8 @@ from launching import Processes, command
 from torch import nn
 
 from score_sde import cli, evaluate
-from score_sde.data import DataError, load_data
+from score_sde.checks import UserError
+from score_sde.data import load_data
 from score_sde.evaluation.classifier import FashionFeatures
 from score_sde.evaluation.statistics import load_statistics
 from score_sde.nets import MLP
@@ -129,9 +130,9 @@ def test_numbers_class_by_class(run, tmp_path, capsys):
     rows = str(found).splitlines()
     start = next(i for i, row in enumerate(rows) if row.startswith("class"))
     assert rows[start + 1].startswith("1 ")
-    with pytest.raises(DataError, match="the samples have none"):
+    with pytest.raises(UserError, match="the samples have none"):
         evaluate(wrong, real, reference_labels=y)
-    with pytest.raises(DataError, match="labels must be whole numbers .200,., one for each item"):
+    with pytest.raises(UserError, match="labels must be whole numbers .200,., one for each item"):
         evaluate(wrong, real, labels=y[:5], reference_labels=y)
     np.save(tmp_path / "plain.npy", x)
     words = ["x", "--mode=evaluate", f"--samples={tmp_path / 'plain.npy'}", "--per_class"]
@@ -151,7 +152,7 @@ def test_edm2_statistics_are_read_and_nothing_in_them_is_run(tmp_path):
         assert np.allclose(fid.moments.covariance, moments["sigma"])
         assert np.allclose(dino.moments.mean, other["mu"])
     assert load_statistics(path).facts["data"] == "img64.pkl (fid)"
-    with pytest.raises(DataError, match="statistics of inception, dinov2; the features in use are"):
+    with pytest.raises(UserError, match="statistics of inception, dinov2; the features in use are"):
         load_statistics(path, "fashion-classifier")
 
     class Hostile:
@@ -164,10 +165,10 @@ def test_edm2_statistics_are_read_and_nothing_in_them_is_run(tmp_path):
 
     for bad in ({"fid": Hostile()}, {"fid": Huge()}, {"fid": [1]}, [3]):
         path.write_bytes(pickle.dumps(bad))
-        with pytest.raises(DataError):
+        with pytest.raises(UserError):
             load_statistics(path)
     path.write_bytes(pickle.dumps({"fid": moments})[:-40])
-    with pytest.raises(DataError, match="is not a file of statistics"):
+    with pytest.raises(UserError, match="is not a file of statistics"):
         load_statistics(path)
     assert not (tmp_path / "made").exists()
     assert torch.is_tensor(fid.moments.mean)

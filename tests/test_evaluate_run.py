@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from score_sde import cli
-from score_sde.data import DataError, load_data
-from score_sde.data.pictures import image_array, save_png
+from score_sde.checks import UserError
+from score_sde.data import load_data
 from score_sde.evaluation import Measure, Report
 from score_sde.evaluation.statistics import load_statistics
+from score_sde.plotting.pictures import image_array, save_png
 from score_sde.runs import drawn
 from score_sde.runs.evaluate import evaluate_to_files
 from score_sde.runs.sweep import summary
@@ -74,7 +75,7 @@ def test_folders_files_and_statistics_agree(tmp_path):
     assert stats.n == 500 and stats.facts["extractor"] == "fashion-classifier"
     third = evaluate_to_files(samples=str(tmp_path / "pngs"), reference=tmp_path / "stats.npz")
     assert third.frechet.value == pytest.approx(one.frechet.value, rel=1e-5)
-    with pytest.raises(DataError, match="made with extractor fashion-classifier"):
+    with pytest.raises(UserError, match="made with extractor fashion-classifier"):
         evaluate_to_files(samples=str(tmp_path / "pngs"), reference=tmp_path / "stats.npz",
                           features="pixels", few=True)  # fmt: skip
 

@@ -14,7 +14,7 @@ import score_sde
 from score_sde import VESDE, VPSDE, load
 from score_sde.checks import UserError
 from score_sde.cli import main
-from score_sde.data.pictures import enlarged
+from score_sde.plotting.pictures import enlarged
 from score_sde.runs.film import film
 from score_sde.sampling import Recipe
 

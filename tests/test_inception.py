@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from score_sde import evaluate
-from score_sde.data import DataError
+from score_sde.checks import UserError
 from score_sde.evaluation.features import find_features
 from score_sde.evaluation.inception import Inception, InceptionFeatures, resize_tf1
 
@@ -81,13 +81,13 @@ def test_a_name_claims_no_more_than_it_is(weights, tmp_path):
     extractor = InceptionFeatures(weights)
     report = evaluate(images(3), images(4), extractor, measures=["kid"])
     assert report.kid.label.startswith("KID-inception-2015-12-05-like-")
-    with pytest.raises(DataError, match="3 samples are too few .* 2048 features"):
+    with pytest.raises(UserError, match="3 samples are too few .* 2048 features"):
         evaluate(images(3), images(4), extractor)
     for content in (b"", b"no weights"):
         (tmp_path / "broken.pth").write_bytes(content)
-        with pytest.raises(DataError, match="does not hold the weights of FID's Inception"):
+        with pytest.raises(UserError, match="does not hold the weights of FID's Inception"):
             InceptionFeatures(tmp_path / "broken.pth")
-    with pytest.raises(DataError, match="grey or RGB"):
+    with pytest.raises(UserError, match="grey or RGB"):
         extractor(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
 
 
@@ -121,12 +121,12 @@ def test_dinov2_and_clip_of_small_networks_are_not_called_as_the_large_ones(tmp_
     torch.testing.assert_close(clip(images(2)).norm(dim=1), torch.ones(2))
     report = evaluate(images(12), images(16), clip, measures=["cmmd", "kid"])
     assert report.cmmd.label == "MMD-10" and report.kid.label == "KID-clip-16-14-28"
-    with pytest.raises(DataError, match="cannot be loaded .* SCORE_SDE_DINOV2"):
+    with pytest.raises(UserError, match="cannot be loaded .* SCORE_SDE_DINOV2"):
         DINOv2Features(str(tmp_path / "none"))
 
 
 def test_missing_weights_say_where_they_come_from(monkeypatch, tmp_path):
     monkeypatch.setenv("SCORE_SDE_CACHE", str(tmp_path))
     monkeypatch.delenv("SCORE_SDE_INCEPTION", raising=False)
-    with pytest.raises(DataError, match="torch-fidelity .* SCORE_SDE_INCEPTION"):
+    with pytest.raises(UserError, match="torch-fidelity .* SCORE_SDE_INCEPTION"):
         find_features("inception", images(1))

@@ -3,7 +3,7 @@
 import torch
 
 from score_sde.cli import main
-from score_sde.diagnosis.posterior import problems, verify_restoration
+from score_sde.restoration.verify import problems, verify_restoration
 
 
 def exact(sde, score, y, operator, *, noise_std, gaussian, n, nfe, seeds):

@@ -130,7 +130,6 @@ class TransformersText:
 
 
 TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"minilm": TransformersText, "words": WordTable}
-TEXT_NAMES = ("text", "text_mask", "pooled", "text_ids")
 
 
 def make_text_encoder(name: str, length: int = 24) -> Any:

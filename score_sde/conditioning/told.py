@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from score_sde.checks import Count, Index, Row, require, validated
 from score_sde.conditioning.classes import LabelError, classes_of
-from score_sde.models import conditions_of
+from score_sde.scores import conditions_of
 
 
 @validated("conditioning")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from score_sde.conditioning.classes import classes_of
 from score_sde.diagnosis.causes import CHECKS, HIDES
 from score_sde.diagnosis.classes import class_reading
 from score_sde.diagnosis.denoising import Level, Subject, denoised, measure, noisy, times_of
@@ -95,7 +94,7 @@ def diagnose_model(subject: Subject, n: int = 512, seed: int = 0) -> Diagnosis:
     levels = tuple(measure(subject, float(t), n, source) for t in times_of(subject.model))
     facts = facts_of(subject, source)
     other = readings(subject, n, source)
-    classes = class_reading(subject, classes_of(subject.model.net), n, source)
+    classes = class_reading(subject, subject.model.classes, n, source)
     if subject.earlier is not None:
         facts["mean_over_model"] = _mean_over_model(subject, min(n, MOST_MEAN), source)
     facts["readings"] = other.to_dict()

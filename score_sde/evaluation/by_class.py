@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError
 from score_sde.evaluation.measures import Featured, Measure, compare
 
 OF_IMAGES = ("kid", "precision", "recall")  # of 2048 features and 100 items nothing else is known
@@ -27,7 +27,7 @@ def by_class(
     """Measures of the samples of each class against the reference's items of that class.
 
     labels, target_labels: the classes (n,) and (N,). names: of the classes by their numbers; a
-    class with fewer than 20 of either is left out. Raises DataError where there are no labels, or
+    class with fewer than 20 of either is left out. Raises UserError where there are no labels, or
     too few items of every class.
     """
     for what, given, n in (
@@ -35,12 +35,12 @@ def by_class(
         ("reference", target_labels, len(target)),
     ):
         if given is None:
-            raise DataError(
+            raise UserError(
                 f"class-wise numbers need the class of every item, and the {what} have none: "
                 "samples of a run that is told classes, and folders or labels that name them."
             )
         if len(given) != n:
-            raise DataError(f"{len(given)} labels are not those of {n} items of the {what}.")
+            raise UserError(f"{len(given)} labels are not those of {n} items of the {what}.")
     assert labels is not None and target_labels is not None
     found: dict[str, Mapping[str, Measure]] = {}
     for number in torch.cat([labels, target_labels]).unique().tolist():
@@ -50,7 +50,7 @@ def by_class(
             wanted = OF_IMAGES if mine.images else OF_VECTORS
             found[name] = compare(mine.rows(rows), target.rows(others), wanted, blocks, seed)
     if not found:
-        raise DataError(f"no class has {FEWEST} samples and as many items of the reference.")
+        raise UserError(f"no class has {FEWEST} samples and as many items of the reference.")
     return found
 
 

@@ -22,9 +22,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from score_sde import distributed
-from score_sde.checks import lookup, real_tensor
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError, lookup, real_tensor
 from score_sde.evaluation.classifier import FashionFeatures
 from score_sde.evaluation.inception import InceptionFeatures
 from score_sde.evaluation.lite0 import Lite0Features
@@ -82,7 +80,7 @@ def find_features(features: str | Features | None, items: Tensor) -> Features:
     found: Any = lookup(FEATURES, name, "features") if isinstance(name, str) else name
     found = found() if isinstance(found, type) else found
     if not callable(found):
-        raise DataError(f"features must be a name, or callable on images (got {found!r}).")
+        raise UserError(f"features must be a name, or callable on images (got {found!r}).")
     return found
 
 
@@ -97,37 +95,19 @@ def facts_of(features: Features) -> dict[str, Any]:
 
 
 def extract(features: Features, items: Tensor, batch: int = BATCH) -> Tensor:
-    """Features (n, d) of items (n, ...), float64 on the CPU, divided over the processes.
-
-    Batches are the same however many processes there are, and so is the result.
-    """
-    batches = items.split(batch)
-    mine = distributed.share(len(batches))
-    found = [_checked(features(batches[i]), len(batches[i]), features) for i in mine]
-    if distributed.size() == 1:
-        return torch.cat(found)
-    # A process without a batch learns the width from the others.
-    width = _width(found)
-    padded = torch.zeros(len(mine), batch, width, dtype=torch.float64)
-    for row, part in enumerate(found):
-        padded[row, : len(part)] = part
-    return distributed.gather(padded, len(batches)).flatten(0, 1)[: len(items)]
-
-
-def _width(found: list[Tensor]) -> int:
-    mine = torch.tensor([found[0].shape[1] if found else 0])
-    return int(distributed.gather(mine, distributed.size()).max())
+    """Features (n, d) of items (n, ...), float64 on the CPU, a batch at a time."""
+    return torch.cat([_checked(features(part), len(part), features) for part in items.split(batch)])
 
 
 def _checked(found: Tensor, n: int, features: Features) -> Tensor:
     found = real_tensor(found, f"what the extractor {name_of(features)} returns").double().cpu()
     if found.ndim != 2 or len(found) != n or found.shape[1] == 0:
-        raise DataError(
+        raise UserError(
             f"the extractor {name_of(features)} returned shape {tuple(found.shape)} for {n} items; "
             f"it must be ({n}, d)."
         )
     if not bool(torch.isfinite(found).all()):
-        raise DataError(f"the extractor {name_of(features)} returned values that are not finite.")
+        raise UserError(f"the extractor {name_of(features)} returned values that are not finite.")
     return found
 
 

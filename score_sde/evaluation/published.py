@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError
 
 OF_EXTRACTOR = {"fid": "inception", "fd_dinov2": "dinov2"}
 """Which of our features the statistics of a name are of, by the beginning of their names."""
@@ -52,13 +52,13 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 
 def read_pickle(path: Path, extractor: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """mu (d,), sigma (d, d) and their name in the file, of the features in use; DataError else."""
+    """mu (d,), sigma (d, d) and their name in the file, of the features in use; UserError else."""
     try:
         found = _Reader(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except Exception as error:  # whatever a damaged or a hostile file provokes
-        raise DataError(f"{path} is not a file of statistics ({error}); it was not run.") from error
+        raise UserError(f"{path} is not a file of statistics ({error}); it was not run.") from error
     named = found if isinstance(found, dict) else {}
     if {"mu", "sigma"} <= named.keys():
         named = {"fid": named}
@@ -66,14 +66,14 @@ def read_pickle(path: Path, extractor: str) -> tuple[np.ndarray, np.ndarray, str
     name = next((n for n in there if extractor.startswith(OF_EXTRACTOR[n])), None)
     if name is None:
         features = ", ".join(OF_EXTRACTOR[n] for n in there) or "no features that are known here"
-        raise DataError(
+        raise UserError(
             f"{path} holds statistics of {features}; the features in use are {extractor}. Choose "
             "--features to match."
         )
     arrays = named[name]
     if not (isinstance(arrays, dict) and {"mu", "sigma"} <= arrays.keys()):
-        raise DataError(f"{path}: {name} holds no mu and sigma.")
+        raise UserError(f"{path}: {name} holds no mu and sigma.")
     mu, sigma = arrays["mu"], arrays["sigma"]
     if not all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in (mu, sigma)):
-        raise DataError(f"{path}: mu and sigma of {name} are no arrays of floats.")
+        raise UserError(f"{path}: mu and sigma of {name} are no arrays of floats.")
     return mu, sigma, name

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import Depth, Seed, checked, real_tensor, require
-from score_sde.data.spec import DataError
+from score_sde.checks import Depth, Seed, UserError, checked, real_tensor, require
 from score_sde.evaluation.by_class import by_class
 from score_sde.evaluation.by_class import table as class_table
 from score_sde.evaluation.features import Features, find_features
@@ -117,26 +116,26 @@ def _plain(value: Any) -> Any:
 
 
 def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
-    """uint8 images (n, C, H, W), or vectors (n, D) in float64; DataError says what is wrong.
+    """uint8 images (n, C, H, W), or vectors (n, D) in float64; UserError says what is wrong.
 
     Images are uint8, or floats between 0 and 1, which are rounded to 8 bits as files would be.
     """
     x = real_tensor(values, what).detach()
     if x.ndim < 2 or len(x) == 0:
-        raise DataError(f"{what} have shape {tuple(x.shape)}; give (n, D), or images (n, C, H, W).")
+        raise UserError(f"{what} have shape {tuple(x.shape)}; give (n, D), or images (n, C, H, W).")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise DataError(f"{what} hold values that are not finite.")
+        raise UserError(f"{what} hold values that are not finite.")
     if x.ndim != 4:
         return x.flatten(1).double()
     if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
-        raise DataError(
+        raise UserError(
             f"{what} are images of {x.dtype}, whose white is not known; give uint8, or floats "
             "between 0 and 1."
         )
     if x.dtype != torch.uint8:
         low, high = float(x.min()), float(x.max())
         if low < 0 or high > 1:
-            raise DataError(
+            raise UserError(
                 f"{what} are float images from {low:.4g} to {high:.4g}; give uint8, or floats "
                 "between 0 and 1. Of a run, run.data_spec.to_uint8(x) makes them."
             )
@@ -189,7 +188,7 @@ def evaluate(
     protocol: more facts to go with the numbers (sampler, NFE, weights).
     labels, reference_labels: the classes (n,), for `report.classes`, the measures of each class.
 
-    Raises DataError for sets that cannot be compared, and for too few samples.
+    Raises UserError for sets that cannot be compared, and for too few samples.
     """
     x = as_items(samples, "samples")
     if not isinstance(reference, Statistics):
@@ -215,7 +214,7 @@ def evaluate(
     if labels is None and reference_labels is None:
         return found
     if isinstance(target, Statistics):
-        raise DataError("class-wise numbers need the reference's items; statistics have none.")
+        raise UserError("class-wise numbers need the reference's items; statistics have none.")
     named = (("labels", labels, x), ("reference_labels", reference_labels, y))
     both = [None if v is None else _labels(v, name, of) for name, v, of in named]
     return replace(found, classes=by_class(mine, target, both[0], both[1], (), blocks, seed))
@@ -224,7 +223,7 @@ def evaluate(
 def _labels(values: Tensor | np.ndarray, name: str, of: Tensor) -> Tensor:
     labels = real_tensor(values, name)
     if labels.ndim != 1 or len(labels) != len(of) or labels.is_floating_point():
-        raise DataError(
+        raise UserError(
             f"{name} must be whole numbers ({len(of)},), one for each item (got "
             f"{labels.dtype} of shape {tuple(labels.shape)})."
         )
@@ -261,14 +260,14 @@ def report(
 
 
 def check_comparable(x: Tensor, y: Tensor) -> None:
-    """Raises DataError if two sets are not of one kind of items."""
+    """Raises UserError if two sets are not of one kind of items."""
     if x.shape[1:] != y.shape[1:]:
         if x.ndim == y.ndim == 4:
-            raise DataError(
+            raise UserError(
                 f"samples are of shape {tuple(x.shape[1:])} (C, H, W), the reference of "
                 f"{tuple(y.shape[1:])}: a distance would be one of sizes. Resize one of them first "
                 "(data.size, data.resize, data.convert; --size)."
             )
-        raise DataError(
+        raise UserError(
             f"samples have shape {tuple(x.shape[1:])} and the reference {tuple(y.shape[1:])}."
         )

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import cache_dir, real_tensor
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError, cache_dir, real_tensor
 from score_sde.evaluation.measures import Featured, Statistics
 from score_sde.evaluation.moments import Moments
 from score_sde.evaluation.published import read_pickle
@@ -48,7 +47,7 @@ def holds_statistics(path: Path) -> bool:
 
 
 def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
-    """Moments from a file, see the module; DataError for one that holds none.
+    """Moments from a file, see the module; UserError for one that holds none.
 
     extractor: the features in use, of which a .pkl file may hold several.
     """
@@ -62,13 +61,13 @@ def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
         with found as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file of statistics ({error}).") from error
+        raise UserError(f"{path} is not a readable .npz file of statistics ({error}).") from error
     facts: dict[str, Any] = {"data": path.name}
     if "pool_3" in arrays:
         features = torch.from_numpy(arrays["pool_3"]).reshape(len(arrays["pool_3"]), -1)
         return Statistics(Moments.of(features), len(features), facts)
     if not {"mu", "sigma"} <= arrays.keys():
-        raise DataError(
+        raise UserError(
             f"{path} holds {', '.join(arrays)}; statistics are mu and sigma, or pool_3. Make them "
             "with --mode evaluate --data DATA --save FILE."
         )
@@ -76,7 +75,7 @@ def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
         facts |= dict(json.loads(str(arrays.get("facts", "{}"))))
         n = int(arrays["n"]) if "n" in arrays else None
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: n must be a number and facts a dictionary ({error}).") from error
+        raise UserError(f"{path}: n must be a number and facts a dictionary ({error}).") from error
     return _of_moments(path, arrays["mu"], arrays["sigma"], n, facts)
 
 
@@ -85,12 +84,12 @@ def _of_moments(
 ) -> Statistics:
     mean, covariance = (real_tensor(a, f"the moments in {path}").double() for a in (mu, sigma))
     if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-        raise DataError(f"{path} holds moments that are not finite.")
+        raise UserError(f"{path} holds moments that are not finite.")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise DataError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
+        raise UserError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
     uneven = float((covariance - covariance.T).abs().max()) > 1e-4 * float(covariance.abs().max())
     if uneven or float(covariance.diagonal().min()) < 0:
-        raise DataError(f"{path}: sigma is no covariance, which is symmetric and above 0.")
+        raise UserError(f"{path}: sigma is no covariance, which is symmetric and above 0.")
     return Statistics(Moments.of_gaussian(n or 2, mean, covariance), n, facts)
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from score_sde.data.spec import DataError
+from score_sde.checks import UserError
 from score_sde.evaluation.inception import as_rgb
 
 DINOV2 = "facebook/dinov2-large"
@@ -47,12 +47,12 @@ def _load(cls: str, where: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise DataError("these features need `pip install transformers`.") from error
+        raise UserError("these features need `pip install transformers`.") from error
     try:
         return getattr(transformers, cls).from_pretrained(where).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(
+        raise UserError(
             f"{where} cannot be loaded ({reason}). Give a folder that holds config.json and "
             "model.safetensors, downloaded from the hub, in SCORE_SDE_DINOV2 or SCORE_SDE_CLIP."
         ) from error

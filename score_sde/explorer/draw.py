@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from score_sde.checks import UserError
-from score_sde.data.pictures import picture_of
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import picture, real, shown, spoken, whole
+from score_sde.plotting.pictures import picture_of
 from score_sde.runs.choices import SAMPLERS
 from score_sde.runs.film import Film, film, state_picture
 from score_sde.runs.wish import Wish

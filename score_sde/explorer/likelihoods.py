@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from score_sde.checks import UserError
-from score_sde.data.pictures import image_array
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import picture, shown, spoken, upload, whole
+from score_sde.plotting.pictures import image_array
 from score_sde.runs.editing import adapted, read_picture
 from score_sde.runs.items import refuse_latents
 from score_sde.runs.likelihood import likelihood_of

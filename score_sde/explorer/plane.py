@@ -13,8 +13,8 @@ from score_sde.checks import UserError, real_tensor
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import canvas, data_url, from_canvas, real, spoken, whole
+from score_sde.plotting import record_trajectory
 from score_sde.plotting.fields import arrow_scale, density_on, evaluate, lattice, own_density
-from score_sde.plotting.paths import record_trajectory
 from score_sde.plotting.style import limits, sampler_style, shaded
 from score_sde.runs.plane import PROCESSES, Field, closed_forms, learn
 

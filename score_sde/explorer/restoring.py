@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import UserError
-from score_sde.data.pictures import grid_array, image_array
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.runs_here import Subject
 from score_sde.explorer.widgets import (
@@ -23,6 +22,7 @@ from score_sde.explorer.widgets import (
     upload,
     whole,
 )
+from score_sde.plotting.pictures import grid_array, image_array
 from score_sde.runs.editing import adapted, read_picture
 from score_sde.runs.items import refuse_latents
 from score_sde.runs.restore import fill as filled

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from score_sde.data.pictures import picture_of
+from score_sde.plotting.pictures import picture_of
 from score_sde.runs import pretrained
 from score_sde.runs.run import Run, load
 from score_sde.runs.steering import class_names

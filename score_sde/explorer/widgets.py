@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from score_sde.checks import UserError, sentence_of
-from score_sde.data.pictures import enlarged, png_bytes
 from score_sde.explorer.library import import_gradio
+from score_sde.plotting.pictures import enlarged, png_bytes
 
 if TYPE_CHECKING:
     import gradio

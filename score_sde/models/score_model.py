@@ -12,7 +12,6 @@ whose rows (a, b) are in `processes.targets`.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from score_sde.devices import moved
 from score_sde.processes.expand import as_time, expand, on_rows
 from score_sde.processes.sdes import SDE
 from score_sde.processes.targets import TARGETS, Row
-from score_sde.scores import Rows, ScoreError, nothing_like
+from score_sde.scores import Rows, ScoreError, conditions_of, nothing_like
 
 TIME_SCALES = {"time": 999.0, "log_sigma": 0.25, "nearest": 1.0}
 PRECISIONS = {
@@ -34,17 +33,6 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-def conditions_of(net: nn.Module) -> tuple[str, ...] | None:
-    """What a network can be told beside x and the noise label, by its signature.
-
-    None if it takes anything (``**condition``).
-    """
-    parameters = list(inspect.signature(net.forward).parameters.values())
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return tuple(p.name for p in parameters[2:])
 
 
 def check_classes(net: nn.Module, labels: Tensor) -> None:
@@ -237,6 +225,12 @@ class ScoreModel(nn.Module):
                 "loss.uncertainty=False, or use net.name=edm2 with net.log_variance=True."
             )
         return net.log_variance(self._label(as_time(t)))
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network knows, 0 if it has no such number."""
+        classes = getattr(self.net, "classes", 0)
+        return classes if isinstance(classes, int) else 0
 
     @property
     def dtype(self) -> torch.dtype:

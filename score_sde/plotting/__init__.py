@@ -21,7 +21,7 @@ from score_sde.plotting.motion import animate as animate
 from score_sde.plotting.motion import explore_score_field as explore_score_field
 from score_sde.plotting.paths import plot_marginals as plot_marginals
 from score_sde.plotting.paths import plot_trajectories as plot_trajectories
-from score_sde.plotting.paths import record_trajectory as record_trajectory
 from score_sde.plotting.style import PlottingError as PlottingError
 from score_sde.plotting.style import sampler_style as sampler_style
 from score_sde.plotting.style import subplots as subplots
+from score_sde.sampling import record_trajectory as record_trajectory

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from score_sde.checks import Depth, Positive, checked, real_tensor
 from score_sde.data import DataSpec
-from score_sde.data.pictures import grid_array
+from score_sde.plotting.pictures import grid_array
 from score_sde.plotting.style import (
     CYCLE,
     MARKERS,

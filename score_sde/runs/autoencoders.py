@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataError
-from score_sde.evaluation.features import Features, extract
+from score_sde.evaluation.features import Features
 from score_sde.evaluation.moments import Moments, frechet
 from score_sde.nets.autoencoder import psnr
 from score_sde.noise import seed_torch
+from score_sde.plotting.pictures import picture_of
 from score_sde.runs.codecs import BATCH, RunCodec, fitted
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.features import extract_shared
 from score_sde.runs.prepare import Parts, as_begun, as_json, facts_of, say_of_data
 from score_sde.training import Pictures
 from score_sde.training.autoencoding import AutoencoderModel, AutoencoderTrainer
-
-SHOWN = 32  # pictures of a grid, each with what comes back below it
 
 
 def prepare_autoencoder(
@@ -61,13 +62,13 @@ def _pictures(trainer: AutoencoderTrainer, data: Data, count: int) -> Pictures:
     """Grids of the first items, each beside what comes back of it."""
     x = data.reference(max(1, count // 2))
 
-    def draw(model: AutoencoderModel) -> Tensor:
+    def draw(model: AutoencoderModel) -> np.ndarray | None:
         with torch.no_grad():
             back = model(x.to(trainer.device))[0].cpu()
-        return torch.stack([x, back], 1).flatten(0, 1)
+        return picture_of(torch.stack([x, back], 1).flatten(0, 1), data.spec)
 
     models: Any = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
-    return Pictures(draw, models, data.spec)  # type: ignore[arg-type]
+    return Pictures(draw, models)  # type: ignore[arg-type]
 
 
 def finish_autoencoder(directory: RunDirectory, parts: Parts) -> RunCodec:
@@ -125,7 +126,7 @@ def reconstruction_distance(
         x = codec.spec.to_model(data.raw_items(range(first, min(first + BATCH, n))))
         backs.append(codec.spec.to_uint8(codec.decode(codec.encode(x))))
     whole = Moments.of(known)
-    back = frechet(Moments.of(extract(extractor, torch.cat(backs))), whole)
+    back = frechet(Moments.of(extract_shared(extractor, torch.cat(backs))), whole)
     floor = frechet(Moments.of(known[:n]), whole)
     return (
         f"The autoencoder alone: frechet {back:.4g} of {n} items that went through it, against all "

@@ -11,8 +11,8 @@ import torch
 
 from score_sde import build, distributed
 from score_sde.checks import trusting, trusts_files
-from score_sde.conditioning.classifier import NoisyClassifier
 from score_sde.data import DataSpec
+from score_sde.models import NoisyClassifier
 from score_sde.noise import seed_torch
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.prepare import Parts, as_begun, facts_of

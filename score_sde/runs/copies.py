@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from score_sde.data import Data, DataError
-from score_sde.data.pictures import enlarged, grid_array
 from score_sde.evaluation.measures import MOST
 from score_sde.evaluation.memorisation import FEWEST, Memorisation, memorisation
+from score_sde.plotting.pictures import enlarged, grid_array
 from score_sde.runs.directory import RunError
 from score_sde.runs.features import stored_items
 from score_sde.runs.items import items_of

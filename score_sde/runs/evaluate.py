@@ -22,7 +22,7 @@ from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
 from score_sde.evaluation.by_class import agreement, by_class
 from score_sde.evaluation.features import facts_of, find_features
-from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured, featured
+from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured
 from score_sde.evaluation.report import (
     Report,
     as_items,
@@ -35,7 +35,7 @@ from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.copies import Copies, copies_of, neighbour_grid
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.drawn import Drawn, draw
-from score_sde.runs.features import reference_features, stored_items
+from score_sde.runs.features import featured, reference_features, stored_items
 from score_sde.runs.figures import draw_beside
 from score_sde.runs.items import items_of
 from score_sde.runs.outputs import check_place, json_text, png_bytes, write_beside

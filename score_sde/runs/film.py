@@ -15,8 +15,8 @@ from torch import Tensor
 
 from score_sde.checks import Count, checked
 from score_sde.data import DataSpec
-from score_sde.data.pictures import enlarged, picture_of
 from score_sde.noise import SeededNoise
+from score_sde.plotting.pictures import enlarged, picture_of
 from score_sde.runs.directory import RunError
 from score_sde.runs.run import Run
 from score_sde.runs.steering import steer

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from score_sde.checks import Count, Positive, check_size, checked
 from score_sde.conditioning.classes import ClassLabels
-from score_sde.data.pictures import enlarged, grid_array
 from score_sde.likelihood import decode, encode, interpolate
+from score_sde.plotting.pictures import enlarged, grid_array
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, to_model
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png

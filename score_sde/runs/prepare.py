@@ -14,9 +14,9 @@ import torch
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
-from score_sde.data.pictures import picture_of
 from score_sde.models import FlowMap
 from score_sde.noise import seed_torch
+from score_sde.plotting.pictures import picture_of
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
@@ -128,8 +128,9 @@ def _pictures(
     if conditioning.classes:
         told["class_labels"] = torch.arange(count) % len(data.spec.classes)
     draw = drawing(trainer, sampler, (count, *data.spec.shape), told, codec)
+    spec = data.spec if codec is None else codec.spec
     models = {"": trainer.model.with_net(trainer.ema.net), "_raw": trainer.model}
-    return Pictures(draw, models, data.spec if codec is None else codec.spec)
+    return Pictures(lambda model: picture_of(draw(model).cpu(), spec), models)
 
 
 def say_of_data(data: Data, batch_size: int, conditioning: Conditioning) -> None:

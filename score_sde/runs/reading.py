@@ -18,9 +18,8 @@ from typing_extensions import Required
 
 from score_sde import build
 from score_sde.checks import Index, Positive, UserError, memory_for, read_json
-from score_sde.conditioning.classifier import NoisyClassifier
 from score_sde.data import DataSpec
-from score_sde.models import ScoreModel
+from score_sde.models import NoisyClassifier, ScoreModel
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.facts import Section, Sections
 

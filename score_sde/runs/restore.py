@@ -15,7 +15,7 @@ from score_sde import distributed
 from score_sde.checks import Count, NonNegative, Seed, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.data.pictures import enlarged, grid_array
+from score_sde.plotting.pictures import enlarged, grid_array
 from score_sde.restoration import Mask, Restored, restore
 from score_sde.runs.directory import RunError
 from score_sde.runs.measuring import (

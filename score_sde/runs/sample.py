@@ -18,7 +18,13 @@ from score_sde import build, distributed
 from score_sde.checks import Count, NonNegative, Seed, as_it_looks, check_size, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
-from score_sde.data.pictures import captioned_grid, enlarged, grid_array, image_array, picture_of
+from score_sde.plotting.pictures import (
+    captioned_grid,
+    enlarged,
+    grid_array,
+    image_array,
+    picture_of,
+)
 from score_sde.runs.cascade import check_upscaler, enlarge
 from score_sde.runs.classifier import load_classifier
 from score_sde.runs.directory import RunError

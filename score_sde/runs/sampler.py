@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from score_sde import distributed
 from score_sde.checks import UserError
 from score_sde.data import DataSpec
-from score_sde.data.pictures import picture_of, png_bytes
 from score_sde.models import FlowMap, ScoreModel
+from score_sde.plotting.pictures import picture_of, png_bytes
 from score_sde.runs.directory import RunError
 from score_sde.runs.editing import Start
 from score_sde.sampling import (

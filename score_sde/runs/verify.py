@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from score_sde import plotting
 from score_sde.build import build_sde
 from score_sde.checks import Count, Index, as_it_looks, checked
-from score_sde.diagnosis.posterior import RestorationReport, verify_restoration
 from score_sde.diagnosis.verify import VerifyReport, verify
+from score_sde.restoration.verify import RestorationReport, verify_restoration
 from score_sde.runs.figures import draw_beside
 from score_sde.runs.outputs import check_place, json_text, write_beside
 from score_sde.sampling import options_from_text

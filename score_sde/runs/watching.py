@@ -24,7 +24,7 @@ from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataError, DataSpec
 from score_sde.evaluation.features import Features, find_features
-from score_sde.evaluation.measures import Featured, featured
+from score_sde.evaluation.measures import Featured
 from score_sde.evaluation.report import as_items, report
 from score_sde.models import ScoreModel
 from score_sde.nets import packed
@@ -33,7 +33,7 @@ from score_sde.runs.codecs import RunCodec, latents_of
 from score_sde.runs.conditions import with_told
 from score_sde.runs.directory import RunError
 from score_sde.runs.drawn import as_stored
-from score_sde.runs.features import stored_items
+from score_sde.runs.features import featured, stored_items
 from score_sde.runs.sampler import Sampler
 from score_sde.training import Trainer
 

@@ -21,6 +21,7 @@ from score_sde.sampling.predictors import Affine as Affine
 from score_sde.sampling.predictors import Coefficients as Coefficients
 from score_sde.sampling.recipe import Recipe as Recipe
 from score_sde.sampling.recipe import load_recipe as load_recipe
+from score_sde.sampling.record import record_trajectory as record_trajectory
 from score_sde.sampling.settings import SamplingSettings as SamplingSettings
 from score_sde.sampling.settings import change_sampling as change_sampling
 from score_sde.sampling.tolerance import ToleranceResult as ToleranceResult

@@ -12,7 +12,7 @@ from score_sde.processes.sdes import SDE
 
 
 class Trainable(Protocol):
-    """A network under a process: `ScoreModel`, or `conditioning.classifier.NoisyClassifier`."""
+    """A network under a process: `ScoreModel`, or `models.NoisyClassifier`."""
 
     net: Any
     sde: SDE
@@ -23,7 +23,7 @@ class Trainable(Protocol):
 
 
 class Objective(Protocol):
-    """`losses.ScoreMatching`, or `conditioning.classifier.Classification`.
+    """`losses.ScoreMatching`, or `training.classification.Classification`.
 
     measures: what `LossTerms.error` is, as logs name it.
     """

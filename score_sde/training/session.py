@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde import distributed
-from score_sde.data import Data, DataSpec
+from score_sde.data import Data
 from score_sde.data.batches import batch_indices
-from score_sde.data.pictures import picture_of, save_png
 from score_sde.models import ScoreModel
 from score_sde.training.checkpoints import Checkpoint, save_checkpoint, save_tensors
 from score_sde.training.logs import Logger
@@ -58,13 +59,12 @@ class Directory(Protocol):
 class Pictures:
     """Grids of the same noise as training goes on.
 
-    draw: samples in the model's range, by a model.
+    draw: a picture (H, W[, 3]), uint8, of samples by a model, None where there is none to be drawn.
     models: those that are shown, by the ending of their pictures' names.
     """
 
-    draw: Callable[[ScoreModel], Tensor]
+    draw: Callable[[ScoreModel], np.ndarray | None]
     models: dict[str, ScoreModel]
-    spec: DataSpec
 
 
 def nothing(condition: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -216,9 +216,11 @@ class Session:
         self._check_directory()
         for ending, model in self.pictures.models.items():
             model.eval()  # the next update sets the weights as trained back to training
-            picture = picture_of(self.pictures.draw(model).cpu(), self.pictures.spec)
+            picture = self.pictures.draw(model)
             if picture is not None and self.logger is not None:
-                save_png(picture, self.directory.picture(self.trainer.step, ending))
+                path = self.directory.picture(self.trainer.step, ending)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
                 self.logger.image(self.trainer.step, f"samples{ending}", picture)
 
     def _check_directory(self) -> None:

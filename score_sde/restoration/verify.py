@@ -32,7 +32,8 @@ from score_sde.checks import lookup
 from score_sde.exact import Gaussian, GaussianMixture
 from score_sde.noise import generator_of
 from score_sde.processes.sdes import SDE, VPSDE
-from score_sde.restoration import METHODS, Matrix, restore
+from score_sde.restoration.operators import Matrix
+from score_sde.restoration.restore import METHODS, restore
 
 AnyMethod = str | Callable[..., Tensor]
 F64 = torch.float64

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_sde.checks import Positive, UserError, checked
 from score_sde.devices import moved
-from score_sde.losses import LossTerms, ScoreMatching
-from score_sde.models import PRECISIONS
+from score_sde.models.score_model import PRECISIONS
 from score_sde.processes.expand import as_time, expand, on_rows
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreFn, take
@@ -167,37 +165,3 @@ class _Both:
         x, t = x[: self.n], t[: self.n] if t.ndim else t
         plain, v = self.told.score.score_and_v(x, t)  # type: ignore[attr-defined]
         return torch.cat([plain + self.told.gradient(x, t), plain]), torch.cat([v, v])
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The objective of a noisy classifier: E[-log p_t(y | x_t)], in nats.
-
-    times: the objective whose density of times is taken. The error beside the loss is 1 where the
-    guess is wrong.
-    """
-
-    measures: ClassVar[str] = "wrong"
-    times: ScoreMatching
-
-    def check(self, sde: SDE) -> None:
-        """Raise UserError for training times that the process does not have."""
-        self.times.check(sde)
-
-    def draw_times(self, model: NoisyClassifier, n: int, device: torch.device | str) -> Tensor:
-        """n times, float32 (n,)."""
-        return self.times.draw_times(model, n, device)  # type: ignore[arg-type]
-
-    def trivial(self, model: NoisyClassifier, t: Tensor, data_std: float) -> Tensor:
-        """The error of guessing, like t."""
-        return torch.full_like(t, 1 - 1 / model.classes)
-
-    def __call__(
-        self, model: NoisyClassifier, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor
-    ) -> LossTerms:
-        """The loss of each x0 (B, ...) of ``class_labels`` (B,) at t (B,) with noise eps."""
-        class_labels = condition["class_labels"]
-        mean, std = model.sde.marginal(x0, t)
-        log_probs = model.log_probs(mean + std * eps, t)
-        loss = F.nll_loss(log_probs, class_labels, reduction="none")
-        return LossTerms(loss, t, (log_probs.detach().argmax(1) != class_labels).to(loss))
