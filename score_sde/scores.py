@@ -10,7 +10,7 @@ passes it on.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.checks import UserError, shown
+from score_sde.devices import moved
 
 ScoreFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """score(x, t): the gradient of log p_t at x; x (B, ...), t () or (B,), result like x."""
@@ -48,6 +49,16 @@ def nothing_like(value: Tensor) -> Tensor:
     """
     discrete = value.dtype != torch.bool and not value.is_floating_point()
     return torch.full_like(value, -1) if discrete else torch.zeros_like(value)
+
+
+def without(condition: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The condition with nothing in these rows (B,) bool."""
+    return {
+        name: torch.where(
+            moved(rows, v.device).reshape(-1, *[1] * (v.ndim - 1)), nothing_like(v), v
+        )
+        for name, v in condition.items()
+    }
 
 
 class ScoreError(UserError):

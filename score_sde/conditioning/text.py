@@ -27,7 +27,7 @@ from torch import Tensor
 
 from score_sde.checks import UserError, cache_dir, lookup
 from score_sde.conditioning.minilm import MINILM, fetch_minilm
-from score_sde.scores import nothing_like
+from score_sde.scores import without
 from score_sde.writing import whole_file
 
 Caption = str | None
@@ -140,14 +140,6 @@ def make_text_encoder(name: str, length: int = 24) -> Any:
     if "/" in name or Path(name).is_dir():
         return TransformersText(name, length)
     return lookup(TEXT_ENCODERS, name, "conditioning.text")(length=length)
-
-
-def without(condition: Condition, rows: Tensor) -> Condition:
-    """The condition with nothing in these rows (B,) bool, as training drops it."""
-    return {
-        name: torch.where(rows.reshape(-1, *[1] * (v.ndim - 1)), nothing_like(v), v)
-        for name, v in condition.items()
-    }
 
 
 @functools.lru_cache(maxsize=2)

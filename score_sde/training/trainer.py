@@ -19,7 +19,7 @@ from score_sde.devices import moved
 from score_sde.losses import LossTerms
 from score_sde.models import PRECISIONS
 from score_sde.noise import StepRandomness
-from score_sde.scores import nothing_like
+from score_sde.scores import without
 from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
@@ -165,15 +165,7 @@ class Trainer(Generic[Model]):
         """The condition, with nothing in the rows that are dropped."""
         if not condition or not self.dropout:
             return condition
-        dropped = random.dropped(self.dropout, self.rows)
-        return {
-            name: torch.where(
-                moved(dropped, value.device).reshape(-1, *[1] * (value.ndim - 1)),
-                nothing_like(value),
-                value,
-            )
-            for name, value in condition.items()
-        }
+        return without(condition, random.dropped(self.dropout, self.rows))
 
     def _gradient(
         self, x0: Tensor, condition: dict[str, Tensor], random: StepRandomness
