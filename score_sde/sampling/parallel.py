@@ -8,7 +8,14 @@ sweeps, N sweeps reach it whatever happens; a flow that turns little takes far f
 
 What is kept between sweeps is not the score but F (see `frames`), of which the score at a state
 that has moved is made again: F changes little along the flow, the score, -eps/sigma, by orders of
-magnitude. The first guess is F = 0, the flow of Gaussian data.
+magnitude. The first guess is F = 0, the flow of Gaussian data. And what F was at each state before
+and after it moved tells how F changes there: Broyden's update of the slope J, for every state of
+every sample alone,
+
+    F(x) = F_k + J_k (x - x_k),    J_k = J_{k-1} + (dF - J_{k-1} dx) dx^T / |dx|^2,
+
+is used on the way through the method (but no further from x_k than it last moved), so that states
+follow one another within a sweep as in Newton's method (2309.12252), without a derivative.
 
 A machine with idle parallelism gives samples sooner by N over the number of sweeps; the evaluations
 of each sample are more than N.
@@ -70,9 +77,10 @@ def sample_parallel(
     """What `sample` gives by a method without noise, in fewer evaluations one after the other.
 
     tolerance: how far a sample may be from that of `sample`, rms over coordinates in units of
-        data_std: a state counts as final when a sweep moves no sample's by more than a tenth of it.
+        data_std: a state counts as final when a sweep moves no sample's by more than a third of it.
         Samples that start where flows part may be further off.
-    window: how many states the network is asked about at once, times the batch; all if None.
+    window: how many states the network is asked about at once, times the batch; all if None. Each
+        keeps up to twenty tensors of its size.
     data_std: of x_0, for F. The other arguments are those of `sample`; with seeds, x_T is the same.
 
     Raises UserError for a method that draws noise, or that takes other than one evaluation a step.
@@ -90,13 +98,54 @@ def sample_parallel(
     started, watched = time.perf_counter(), Watched(score, plan.score_dtype, plan.shape[0])
     with torch.no_grad():
         sweeps = _Sweeps(plan, watched, data_std)
-        x, spent = sweeps.solve(0.1 * tolerance, window or plan.steps + plan.denoise)
+        x, spent = sweeps.solve(CAREFUL * tolerance, window or plan.steps + plan.denoise)
     x = x.to(plan.score_dtype)
     check_finite(x, plan.name, sweeps.depth)
     settings = plan.settings() | {"tolerance": tolerance}
     return ParallelResult(
         x, spent, time.perf_counter() - started, settings, sweeps.depth, plan.steps + plan.denoise
     )
+
+
+SECANTS = 10  # kept of each state, each of two tensors like it
+CAREFUL = 0.3  # of the tolerance: how far a final state may have moved in the last sweep
+
+
+class Answer:
+    """What F is taken to be near a state: its value there, and its slope by secants."""
+
+    def __init__(self, value: Tensor):
+        self.value = value
+        self.state: Tensor | None = None
+        self.secants: list[tuple[Tensor, Tensor]] = []  # J = sum_j rise_j run_j^T
+        self.reach = value  # (B, 1, ...): how far the state moved last
+
+    def at(self, x: Tensor) -> Tensor:
+        """F at x, like x."""
+        if self.state is None or not self.secants:
+            return self.value
+        step = x - self.state
+        far = _dot(step, step).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+        return self.value + self._slope(step) * (self.reach / far).clamp(max=1)
+
+    def _slope(self, step: Tensor) -> Tensor:
+        """J step."""
+        return sum((rise * _dot(run, step) for rise, run in self.secants), torch.zeros_like(step))
+
+    def asked(self, x: Tensor, value: Tensor) -> None:
+        """The network has answered at x."""
+        if self.state is not None:
+            step = x - self.state
+            size = _dot(step, step)
+            rise = value - self.value - self._slope(step)
+            run = torch.where(size > 0, step / size, torch.zeros_like(step))
+            self.secants, self.reach = [*self.secants, (rise, run)][-SECANTS:], size.sqrt()
+        self.state, self.value = x, value
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of samples, (B, 1, ...)."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
 
 
 class _Sweeps:
@@ -110,14 +159,14 @@ class _Sweeps:
         self.on_x, self.on_score = on_x.tolist(), on_score.tolist()
         self.width = frames.scale(plan.sde, self.times, "F", data_std).tolist()
 
-    def states(self, values: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Where the method asks, and where it ends, if F were these values."""
+    def states(self, answers: list[Answer]) -> tuple[list[Tensor], Tensor]:
+        """Where the method asks, and where it ends, if F were what these say."""
         asked: list[Tensor] = []
 
         def known(x: Tensor, t: Tensor) -> Tensor:
             i = len(asked)
             asked.append(x)
-            return (values[i] - self.on_x[i] * x) / self.on_score[i]
+            return (answers[i].at(x) - self.on_x[i] * x) / self.on_score[i]
 
         plan, x = self.plan, self.start
         run = Trajectory(plan.sde, known, lambda *which: torch.zeros_like(x))
@@ -129,18 +178,18 @@ class _Sweeps:
     def solve(self, tolerance: float, window: int) -> tuple[Tensor, int]:
         """(samples, evaluations of each) once no state moves by more than the tolerance."""
         n, final, spent = len(self.times), 0, 0
-        values = [torch.zeros_like(self.start)] * n
-        states, x = self.states(values)
+        answers = [Answer(torch.zeros_like(self.start)) for _ in self.times]
+        states, x = self.states(answers)
         while final < n:
             here = range(final, min(final + window, n))
             found = self._ask(states, here)
             self.depth, spent = self.depth + 1, spent + len(here)
             for i, value in zip(here, found, strict=True):
-                values[i] = value
+                answers[i].asked(states[i], value)
             for i in range(here.stop, n):  # a guess, until it is their turn
-                values[i] = values[here.stop - 1]
+                answers[i] = Answer(answers[here.stop - 1].value)
             before = states
-            states, x = self.states(values)
+            states, x = self.states(answers)
             final = self._final(before, states, here, tolerance)
         return x, spent
 
