@@ -14,6 +14,7 @@ from score_sde.data.spec import DataSpec
 from score_sde.diagnosis.denoising import Logged, Subject, measure, times_of
 from score_sde.diagnosis.diagnose import diagnose_model
 from score_sde.noise import generator_of
+from score_sde.processes import FlowSDE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SDE = VPSDE(t_min=1e-3)
@@ -46,6 +47,13 @@ class Dropping(Exact):
 
     def forward(self, x, noise_label):
         return nn.functional.dropout(super().forward(x, noise_label), 0.2, training=True)
+
+
+class Backwards(Exact):
+    """Told time from the noise to the data."""
+
+    def forward(self, x, noise_label):
+        return super().forward(x, self.scale - noise_label)
 
 
 class Crowded(Exact):
@@ -85,9 +93,10 @@ class OfClass(nn.Module):
         return self.factor * sigma * (x - alpha * centre) / (alpha**2 * 0.15**2 + sigma**2)
 
 
-def subject(net, raw=None, target="eps", items=ITEMS, sde=SDE, **more):
-    model = ScoreModel(net, sde, target).requires_grad_(False)
-    other = model if raw is None else ScoreModel(raw, sde, target).requires_grad_(False)
+def subject(net, raw=None, target="eps", items=ITEMS, sde=SDE, settings=None, **more):
+    settings = settings or {}
+    model = ScoreModel(net, sde, target, **settings).requires_grad_(False)
+    other = model if raw is None else ScoreModel(raw, sde, target, **settings).requires_grad_(False)
     return Subject(model, other, items, more.pop("held_out", NEW), SPEC, **more)
 
 
@@ -124,7 +133,9 @@ def test_nothing_is_found_in_exact_denoisers():
 DATA_LABELS = torch.cdist(ITEMS.double(), CENTRES).argmin(1)
 FEW = ITEMS[:24]
 OTHERS = torch.randn(4000, 2, generator=generator_of(3))
-LOG = [Logged(0, 0.03, 1.0), Logged(0.03, 0.1, 0.95), Logged(0.1, 0.3, 0.7), Logged(0.3, 1, 0.4)]
+TIMES = 1e-3 + (1 - 1e-3) * torch.rand(20_000, generator=generator_of(5), dtype=torch.float64)
+LOG = [Logged(0, 0.03, 0.98, 1.0, 0.02), Logged(0.03, 0.1, 0.8, 0.99, 0.02),
+       Logged(0.1, 0.3, 0.41, 0.96, 0.02), Logged(0.3, 1, 0.48, 0.73, 0.02)]  # fmt: skip
 """What training said of the exact denoiser."""
 BY_HEART = GaussianMixture([1 / 24] * 24, FEW.double(), 0.02**2)
 LINEAR = Gaussian(ITEMS.double().mean(0), torch.cov(ITEMS.double().T))
@@ -134,10 +145,11 @@ FAULTS = {
     "EMA lags": lambda: found(Exact(factor=0.7), raw=Exact()),
     "wrong prediction type": lambda: found(Exact(), target="x0"),
     "wrong noise labels": lambda: found(Exact(scale=3 * 999.0)),
+    "wrong process": lambda: found(Exact(), sde=FlowSDE(t_min=1e-3)),
     "output scaled": lambda: found(Exact(factor=0.75)),
     "output is constant": lambda: found(Dead()),
     "loaded otherwise than trained": lambda: found(
-        Exact(), items=OTHERS[:3000], held_out=OTHERS[3000:], logged=LOG
+        Exact(), items=OTHERS[:3000], held_out=OTHERS[3000:], logged=LOG, drawn=TIMES
     ),
     "t_min too large": lambda: found(Exact(), sde=VPSDE(t_min=0.1)),
     "output is random": lambda: found(Dropping()),
@@ -168,7 +180,7 @@ def test_a_fault_put_into_an_exact_denoiser_is_named(cause):
 
 def test_what_training_logged_is_no_fault_and_a_scale_that_it_did_not_see_is():
     log = [{"step": 900, "loss": 0.5, "data/std": 1.0}]
-    assert found(Exact(), logged=LOG, log=log).causes == ()
+    assert found(Exact(), logged=LOG, drawn=TIMES, log=log).causes == ()
     larger = found(Exact(), items=1.6 * ITEMS, held_out=1.6 * NEW, log=log)
     assert larger.causes == ("data not as in training",)
 
@@ -183,6 +195,15 @@ def test_items_learned_by_heart_are_named_without_held_out_ones():
 
 def test_doubled_rates_of_the_process_are_wrong_noise_labels():
     assert found(Exact(), sde=VPSDE(beta_max=40.0, t_min=1e-3)).causes == ("wrong noise labels",)
+
+
+def test_labels_of_another_kind_and_time_that_runs_backwards_are_wrong_noise_labels():
+    for case, fix in (
+        (found(Exact(), settings={"time_input": "log_sigma"}), "model.time_input=time"),
+        (found(Backwards()), "time from 0 at the data"),
+    ):
+        assert case.causes == ("wrong noise labels",), str(case)
+        assert fix in case.findings[0].fix
 
 
 def test_networks_that_saw_scaled_inputs_are_read_as_such():

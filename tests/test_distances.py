@@ -148,7 +148,7 @@ def test_neighbours_by_hand_and_their_errors():
     found = neighbours.cover(x, block, y)
     for j in (0, 7):  # each part is that of the other samples alone
         kept = block != j
-        alone = neighbours.cover(x[kept], block_of(int(kept.sum()), 10), y)
+        alone = neighbours.cover(fake[kept], block_of(int(kept.sum()), 10), y)
         for name in neighbours.Cover._fields:
             assert getattr(found, name).without[j] == pytest.approx(
                 getattr(alone, name).value, abs=1e-12

@@ -63,6 +63,11 @@ HIDES: dict[str, tuple[str, ...]] = {  # what one cause explains is not said aga
         "output scaled", "sigma_max too small", "t_min too large", "data not as in training",
         OTHERWISE,
     ),
+    "wrong process": (
+        *POOR, "learning rate too high", "ignored t", "EMA lags", "EMA never updated", "overfit",
+        "output scaled", "sigma_max too small", "t_min too large", "data not as in training",
+        OTHERWISE,
+    ),
     "wrong data_std": (*POOR, "learning rate too high", "output scaled", "overfit", OTHERWISE),
     "output scaled": (*POOR, "learning rate too high", OTHERWISE),
     "EMA never updated": (*POOR, "ignored t", "overfit"),

@@ -43,11 +43,17 @@ PROBES = 4  # random directions of it beyond; half as many of calibration and cu
 
 
 class Logged(NamedTuple):
-    """An error that training logged, of noise levels sigma/alpha from low to high."""
+    """What training logged of noise levels sigma/alpha from low to high.
+
+    error: mean square of eps, and trivial: that of the trivial guess. stderr: of the error, over
+    it, by how lines of the log differ.
+    """
 
     low: float
     high: float
     error: float
+    trivial: float
+    stderr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,9 @@ class Subject:
     train, None for a network that is told none; held_out_labels likewise. spec: of the data. log:
     lines of the training log, oldest first. samples: (n, ...) in the model's range by the run's own
     sampler, and careful: by a careful one from the same seeds; None if they are not to be judged.
-    trained: the range of sigma/alpha that holds all but 0.2 % of the training times, None if not
-    known. earlier: another checkpoint's weights as trained. logged: the mean squared errors of eps
-    in the last updates, by ranges of sigma/alpha from low to high, if training logged them.
+    drawn: training times (n,) as the objective draws them, None if not known, and trained: the
+    range of sigma/alpha that holds all but 0.2 % of them. earlier: another checkpoint's weights as
+    trained. logged: errors of the last updates by noise, if training logged them.
     """
 
     model: ScoreModel
@@ -78,6 +84,7 @@ class Subject:
     held_out_labels: Tensor | None = None
     earlier: ScoreModel | None = None
     logged: Sequence[Logged] = ()
+    drawn: Tensor | None = None
 
     @cached_property
     def linear(self) -> Linear:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from score_sde.diagnosis.as_trained import again
 from score_sde.diagnosis.causes import CHECKS, HIDES
 from score_sde.diagnosis.classes import class_reading
 from score_sde.diagnosis.denoising import Level, Subject, denoised, measure, noisy, times_of
@@ -79,6 +80,8 @@ def _plain(value: Any) -> Any:
         return value._asdict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
@@ -100,7 +103,9 @@ def diagnose_model(subject: Subject, n: int = 512, seed: int = 0) -> Diagnosis:
     facts["readings"] = other.to_dict()
     if classes is not None:
         facts["classes"] = classes._asdict()
-    measured = Measured(subject, levels, facts, other, classes)
+    logged = again(subject, 4 * n, source)
+    facts["as_trained"] = [v._asdict() for v in logged]
+    measured = Measured(subject, levels, facts, other, classes, logged)
     found = [check(measured) for check in CHECKS.values()]
     findings = tuple(f for f in found if f is not None)
     hidden = {cause for f in findings for cause in HIDES.get(f.cause, ())}

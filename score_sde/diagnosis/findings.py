@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from score_sde.diagnosis.as_trained import Again
 from score_sde.diagnosis.classes import ClassReading
 from score_sde.diagnosis.denoising import Level, Subject
 from score_sde.diagnosis.ratios import Ratio, mean_ratio
@@ -31,13 +32,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that checks look at. classes: None for a network that is told none."""
+    """All that checks look at. classes: None for a network that is told none. again: what training
+    logged, measured again."""
 
     subject: Subject
     levels: tuple[Level, ...]
     facts: Mapping[str, Any]
     readings: Readings
     classes: ClassReading | None = None
+    again: Sequence[Again] = ()
 
     def pooled(self, a: str, b: str, levels: Sequence[Level] | None = None) -> Ratio:
         """The ratio of two denoisers' errors, the geometric mean over levels (`learnable` ones)."""

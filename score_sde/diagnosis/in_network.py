@@ -4,14 +4,19 @@ items are other than in training, or it does not use what it is told or shown.""
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
+from score_sde.diagnosis.as_trained import grown
+from score_sde.diagnosis.asked import Reading
 from score_sde.diagnosis.findings import CONSTANT, Finding, Measured, finite
-from score_sde.diagnosis.ratios import SURE
+from score_sde.diagnosis.other_labels import PROCESSES
+from score_sde.diagnosis.ratios import SURE, Slope
 from score_sde.diagnosis.readings import misread
+from score_sde.models import TIME_SCALES
 
 OTHER_TARGET = 0.8  # a right target betters a wrong one at least so much (eps as v: 0.3 and less)
 OTHER_LABELS = 0.97  # labels off by a third cost little more; of right ones nothing betters 0.99
+HALF_WAY, TOO_FAR = 0.5, 2.0  # of a change of labels that data ask for: right ones 0, wrong ones 1
+EQUAL = 0.01  # of the logarithm of an error: two readings that are the same
 OTHER_STD = math.log(1.3)  # of the items, over training batches
 OTHER_ITEMS = 0.9  # sets that are nearly symmetric are denoised as well turned around
 GAIN = math.log(1.15)  # short training leaves the scale a few per cent off
@@ -20,7 +25,8 @@ HARDLY_HEARS = 0.02  # networks trained at many noise levels: 0.4 and more; ten 
 MANY_LEVELS = 10.0  # largest over smallest sigma/alpha: trained at fewer, t is of no use
 LEARNED = 0.97  # of the trivial guess's error at some level, surely: something has been learned
 EXPLODED = 10.0  # over the trivial guess's error: such weights hear nothing, but for that reason
-WORSE_THAN_LOGGED = 1.5  # errors of eps in training's last updates, of a range of levels
+GROWN = 1.15  # errors of eps over those of training's last updates, which are weights as good
+WORSE_THAN_LOGGED = 1.5  # and at one range of levels alone
 SURE_OF_ITSELF = 0.5  # nats a dimension, own samples over data
 NO_TRAINING = 1.05  # of the trivial guess's error: none that converges leaves a network there
 RANDOM = 0.02  # two outputs for one input apart; bfloat16 rounds to 0.004
@@ -40,25 +46,54 @@ def target(m: Measured) -> Finding | None:
 
 
 def labels(m: Measured) -> Finding | None:
-    """Noise labels that are not those of training: another scale, or another process."""
-    found = [misread(m.readings, kind, OTHER_LABELS) for kind in ("label scale", "time")]
-    best = min((r for r in found if r is not None), key=lambda r: r.over_declared.log, default=None)
-    if best is None:
+    """Noise labels that are not those of training: another scale or kind, or another process."""
+    kinds = ("label scale", "time_input", "time", "process")
+    readings = {kind: _other_labels(m, kind) for kind in kinds}
+    found = {kind: r for kind, r in readings.items() if r is not None}
+    if not found:
         return None
-    own = m.readings.declared.over_linear.value
+    kind, best = min(found.items(), key=lambda pair: pair[1].over_declared.log)
+    if "process" in found and found["process"].over_declared.log < best.over_declared.log + EQUAL:
+        kind, best = "process", found["process"]  # which explains times as well
+    own, raw = m.readings.declared.over_linear.value, m.subject.raw
     said = f"as declared it errs {own:.3g} times as much as a linear denoiser; "
-    if best is found[0]:
-        told = f"told noise labels {best.name} times as large, {best.over_linear.value:.3g} times"
-        scale = float(best.name) * m.subject.raw.time_scale
-        return Finding(
-            "wrong noise labels", said + told,
-            f"set model.time_scale={scale:.4g}; if it is right, model.time_input is not",
-        )  # fmt: skip
-    return Finding(
-        "wrong noise labels",
-        said + f"told other times, {best.over_linear.value:.3g} times: sigma/alpha {best.name}",
-        "give the process (sde.*), time_input and time_shift that the network was trained with",
-    )
+    share = best.share
+    asked = "" if share is None else (
+        f", and the data ask for {share.value:.2f} +- {share.stderr:.1g} of the change"
+    )  # fmt: skip
+    then = f"{best.over_linear.value:.3g} times"
+    if kind == "label scale":
+        scale = float(best.name) * raw.time_scale
+        evidence = f"told noise labels {best.name} times as large, {then}"
+        fix = f"set model.time_scale={scale:.4g}; if it is right, model.time_input or sde.* is not"
+    elif kind == "time_input":
+        evidence, fix = f"told {best.name}, {then}", f"set model.time_input={best.name}"
+        if best.name not in TIME_SCALES:
+            fix = "tell the network time from 0 at the data to t_max in noise, as in training"
+    elif kind == "time":
+        evidence = f"told other times, {then}: sigma/alpha {best.name}"
+        fix = "give the process (sde.*), time_input and time_shift of training"
+    else:
+        evidence = f"shown x_t of the process {best.name!r} with its times, {then}"
+        fix = f"set sde.name={best.name}, with its sde.* of training"
+    same = kind != "process" or type(PROCESSES[best.name]) is type(raw.sde)
+    name = "wrong noise labels" if same else "wrong process"
+    return Finding(name, said + evidence + asked, fix)
+
+
+def _other_labels(m: Measured, kind: str) -> Reading | None:
+    """The best reading of a kind, if it is surely right: by the error, or by what data ask for."""
+    found = misread(m.readings, kind, OTHER_LABELS)
+    if found is None and kind != "time":  # times are chosen level by level, the best of many
+        found = misread(m.readings, kind, 1.0)
+        if found is not None and not (found.share is not None and asked_for(found.share)):
+            return None
+    return found
+
+
+def asked_for(share: Slope) -> bool:
+    """Whether data ask for a change: surely for more than half of it, and not for much more."""
+    return share.value - SURE * share.stderr > HALF_WAY and share.value < TOO_FAR
 
 
 def items(m: Measured) -> Finding | None:
@@ -92,25 +127,15 @@ def _of_another_scale(m: Measured) -> Finding | None:
 
 
 def loading(m: Measured) -> Finding | None:
-    """Errors that the log of training does not have: something else has changed since then.
-
-    The error of eps falls with noise: at a level it is at most the mean over the range below.
-    """
-    worse = []
-    for below, own in pairwise(m.subject.logged):
-        for v in m.levels:
-            if below.high == own.low and own.low < v.at <= own.high:
-                error = v.errors["raw"] * (m.facts["variance"] / v.at**2)
-                sure = float(error.mean()) - SURE * float(error.std()) / len(error) ** 0.5
-                most = max(below.error, own.error)
-                if sure > WORSE_THAN_LOGGED * most:
-                    worse.append((v.at, float(error.mean()), most))
-    if len(worse) >= 2:
-        at = ", ".join(f"{level:.2g}" for level, _, _ in worse)
-        _, now, then = max(worse, key=lambda found: found[1] / found[2])
+    """Errors that training did not have: something else has changed since then."""
+    pooled = grown(m.again)
+    worse = [v for v in m.again if v.ratio.above(WORSE_THAN_LOGGED)]
+    if pooled.above(GROWN) or worse:
+        most = max(worse or m.again, key=lambda v: v.ratio.log)
         said = (
-            f"at sigma/alpha {at} the weights as trained err more than in training: up to {now:.3g}"
-            f" (of eps) where the log of the last updates says at most {then:.3g}"
+            f"the weights as trained err {pooled.value:.3g} times as much as the log says of the "
+            f"last updates, with times and items drawn as there; at sigma/alpha {most.low:g} to "
+            f"{most.high:g} {most.now:.3g} (of eps) where the log says {most.then:.3g}"
         )
     elif (said := _sure_of_others(m)) == "":
         return None

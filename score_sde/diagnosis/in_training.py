@@ -11,6 +11,7 @@ from score_sde.diagnosis.readings import INNER
 
 # Ratios of errors that a cause must pass, by four standard errors each.
 WORSE_THAN_TRIVIAL = 1.05  # raw weights: no training that converges leaves them there
+LEARNED = 0.97  # raw weights over the trivial guess at some noise, surely
 NOISY_WEIGHTS = 2.0  # raw weights over their average; 1.0 to 1.3 at usual rates
 PEAK = 10.0  # largest late loss over the median: batches differ by a factor of 2 or 3
 MOVED = 1.15  # weights over PyTorch's at the start: after ten updates 1.0
@@ -43,7 +44,10 @@ def learning_rate(m: Measured) -> Finding | None:
     # A dead network, one at its start, or one of which nothing is known, may err so as well.
     moved = not m.facts["weights_grown"] < MOVED  # NaN of layers of other kinds
     told = bool(m.subject.log) and moved and m.readings.varies > CONSTANT
-    wild = told and (worse.above(WORSE_THAN_TRIVIAL) or noisy.above(NOISY_WEIGHTS))
+    # Wild weights are so at all noise, and were so in training: what is bad at some noise only was
+    # not trained there, and what was good in training has been changed since.
+    well = any(v.ratio("raw", "trivial").below(LEARNED) for v in m.seen) or _went_well(m)
+    wild = told and ((worse.above(WORSE_THAN_TRIVIAL) and not well) or noisy.above(NOISY_WEIGHTS))
     if skipped or wild or m.saturated or peaks > PEAK:
         return Finding(
             "learning rate too high",
@@ -54,6 +58,12 @@ def learning_rate(m: Measured) -> Finding | None:
             "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps",
         )
     return None
+
+
+def _went_well(m: Measured) -> bool:
+    """Whether the log says that the last updates erred less than the trivial guess."""
+    logs = [math.log(max(v.error, 1e-12) / v.trivial) for v in m.subject.logged if v.trivial > 0]
+    return bool(logs) and sum(logs) < 0
 
 
 def ema(m: Measured) -> Finding | None:

@@ -46,6 +46,11 @@ class Ratio(NamedTuple):
     log: float
     stderr: float
 
+    @classmethod
+    def of(cls, a: float, b: float, stderr: float) -> Ratio:
+        """a / b with the standard error of its logarithm."""
+        return cls(math.log(max(a, 1e-12) / max(b, 1e-12)), stderr)
+
     @property
     def value(self) -> float:
         """The ratio."""

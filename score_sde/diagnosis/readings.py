@@ -8,45 +8,32 @@ right one it is below 1, and a network that has learned nothing is below 1 under
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from score_sde.diagnosis.closed_forms import Linear
+from score_sde.diagnosis.asked import Asked, Reading
 from score_sde.diagnosis.denoising import (
     EXACT_DIMS,
     Noisy,
     Subject,
-    denoised,
     guessed,
     noisy,
     output_of,
     times_of,
 )
-from score_sde.diagnosis.ratios import SURE, Ratio, Slope, errors_of, mean_ratio, ratio, slope
+from score_sde.diagnosis.other_items import other_items
+from score_sde.diagnosis.other_labels import by_kind
+from score_sde.diagnosis.ratios import SURE, Slope, slope
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
 
-SCALES = (1e-3, 0.1, 0.25, 1 / 3, 0.5, 0.7, 1.4, 2.0, 3.0, 4.0, 10.0, 1e3)
-"""Factors between the scales of noise labels that people use."""
 INNER = (0.05, 20.0)  # sigma/alpha between which readings are told apart
 MOST = 128  # items at each level, but for those of few dimensions
 WORSE = 1.2  # than a linear denoiser: surely no right reading
 AGAIN = 32  # items that the network is asked twice of
-
-
-class Reading(NamedTuple):
-    """A way to read the network; its error over a linear denoiser's and the declared one's."""
-
-    name: str
-    over_linear: Ratio
-    over_declared: Ratio
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"over_linear": self.over_linear.value, "over_declared": self.over_declared.value}
 
 
 class Gain(NamedTuple):
@@ -66,7 +53,7 @@ class Readings(NamedTuple):
     """
 
     declared: Reading
-    by_kind: Mapping[str, list[Reading]]
+    by_kind: Mapping[str, Sequence[Reading]]
     gain: Gain
     unlike: float
     unlike_alone: float
@@ -93,77 +80,39 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
     few = 2 * n if small else min(max(n // 2, 16), MOST)
     drawn = [noisy(model, subject.train, subject.labels, t, few, generator) for t in times]
     levels = [v for v in drawn if INNER[0] < v.sigma / v.alpha < INNER[1]] or drawn
-    usual = [_linear_errors(subject.linear, seen) for seen in levels]
-    outputs = [output_of(model, seen) for seen in levels]
-    own = _errors(model, levels, outputs)
-
-    def of(name: str, errors: Sequence[Tensor], others: Sequence[Tensor] = usual) -> Reading:
-        """others: a linear denoiser's errors on the same items."""
-        over_linear = [ratio(e, u) for e, u in zip(errors, others, strict=True)]
-        declared = zip(errors, others, own, usual, strict=True)
-        # Of other items, the declared reading's errors are seen in units of the linear ones.
-        over_own = [ratio(e / o.mean(), d / u.mean()) for e, o, d, u in declared]
-        return Reading(name, mean_ratio(over_linear), mean_ratio(over_own))
-
-    rescaled: list[Tensor] = []
-
-    def outputs_as(name: str) -> Sequence[Tensor]:
-        """Networks of the target F are shown inputs of unit variance, others are not."""
-        if _as_target(model, name).scale_input == model.scale_input:
-            return outputs
-        if not rescaled:
-            rescaled.extend([output_of(_as_target(model, name), seen) for seen in levels])
-        return rescaled
-
-    found: dict[str, list[Reading]] = {
-        "target": [
-            of(name, _errors(_as_target(model, name), levels, outputs_as(name)))
-            for name in TARGETS
-            if name != model.target
-        ],
-        "items": [],
+    asked = Asked.of(model, subject.linear, levels)
+    found: dict[str, Sequence[Reading]] = {
+        "target": _other_targets(asked),
+        "items": other_items(asked),
+        **by_kind(asked),
     }
-    for name, turn in TURNS.items():
-        if turn(subject.train[:1]) is not None:
-            shown = [_shown(seen, turn(seen.x0)) for seen in levels]
-            # A turn keeps lengths and is its own inverse: the linear denoiser turns with it.
-            back = [seen._replace(x0=turn(seen.x0), x=turn(seen.x)) for seen in shown]
-            others = [_linear_errors(subject.linear, seen) for seen in back]
-            mine = [errors_of(seen.x0, denoised(model, seen)) for seen in shown]
-            found["items"].append(of(name, mine, others))
-    for name, (scale, shift) in SCALED.items():
-        shown = [_shown(seen, scale * seen.x0 + shift) for seen in levels]
-        # As if the noise were smaller by the scale, and errors larger by its square.
-        back = [
-            v._replace(x0=u.x0, x=(v.x - v.alpha * shift) / scale, sigma=v.sigma / scale)
-            for u, v in zip(levels, shown, strict=True)
-        ]
-        others = [scale**2 * _linear_errors(subject.linear, seen) for seen in back]
-        mine = [errors_of(seen.x0, denoised(model, seen)) for seen in shown]
-        found["items"].append(of(name, mine, others))
-    if model.time_table is None:
-        found["label scale"] = [
-            of(f"{scale:g}", [errors_of(v.x0, denoised(_scaled(model, scale), v)) for v in levels])
-            for scale in SCALES
-        ]
-        found["time"] = [of(*_told_other_times(model, levels, times))]
     # A small part of the output is what scale shows in: more items.
     more = [noisy(model, subject.train, subject.labels, v.t, n, generator) for v in levels]
     factor = _gain(model, more, [output_of(model, seen) for seen in more])
-    scaled = _errors(model, levels, [factor.value * out for out in outputs])
-    gain = Gain(factor, of(f"{factor.value:.3g}", scaled))
-    varies = max(_variation(out) for out in outputs)
-    return Readings(of(model.target, own), found, gain, *_repeated(model, levels, outputs), varies)
+    scaled = _guesses(model, levels, [factor.value * out for out in asked.outputs])
+    gain = Gain(factor, asked.reading(f"{factor.value:.3g}", scaled))
+    varies = max(_variation(out) for out in asked.outputs)
+    declared = asked.by_errors(model.target, asked.own)
+    return Readings(declared, found, gain, *_repeated(model, levels, asked.outputs), varies)
 
 
-def _errors(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(levels, outputs, strict=True)
-    return [errors_of(seen.x0, guessed(model, seen, out)) for seen, out in pairs]
+def _other_targets(asked: Asked) -> list[Reading]:
+    """The outputs as other targets; networks of the target F are shown inputs of unit variance."""
+    model, found = asked.model, []
+    rescaled: list[Tensor] = []
+    for name in TARGETS:
+        other = _as_target(model, name)
+        outputs = asked.outputs
+        if other.scale_input != model.scale_input:
+            rescaled = rescaled or [output_of(other, seen) for seen in asked.levels]
+            outputs = rescaled
+        if name != model.target:
+            found.append(asked.reading(name, _guesses(other, asked.levels, outputs)))
+    return found
 
 
-def _linear_errors(linear: Linear, seen: Noisy) -> Tensor:
-    guess = linear(seen.x.flatten(1).double(), seen.alpha, seen.sigma)
-    return errors_of(seen.x0.flatten(1), guess)
+def _guesses(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> list[Tensor]:
+    return [guessed(model, seen, out) for seen, out in zip(levels, outputs, strict=True)]
 
 
 def _as_target(model: ScoreModel, name: str) -> ScoreModel:
@@ -172,38 +121,6 @@ def _as_target(model: ScoreModel, name: str) -> ScoreModel:
     if "F" in (name, model.target):
         other.scale_input = name == "F"
     return other
-
-
-def _scaled(model: ScoreModel, scale: float) -> ScoreModel:
-    other = copy.copy(model)
-    other.time_scale = scale * model.time_scale
-    return other
-
-
-def _told_other_times(
-    model: ScoreModel, levels: Sequence[Noisy], times: Sequence[float]
-) -> tuple[str, list[Tensor]]:
-    """Told, at each level, whichever other time suits it best, one after the other in order.
-
-    The times told must rise with the noise, as those of another process would.
-    """
-    labels = [
-        model.time_scale * float(model._time(torch.tensor(t, dtype=torch.float64)))
-        + model.time_shift
-        for t in times
-    ]
-    said, errors, lowest = [], [], 0
-    for seen in levels:
-        tried = []
-        for label in labels[lowest:]:
-            other = copy.copy(model)
-            other.time_scale, other.time_shift = 0.0, label
-            tried.append(errors_of(seen.x0, denoised(other, seen)))
-        best = min(range(len(tried)), key=lambda i: float(tried[i].mean()))
-        lowest += best
-        said.append(f"{seen.sigma / seen.alpha:.2g} as t = {times[lowest]:.2g}")
-        errors.append(tried[best])
-    return ", ".join(said), errors
 
 
 def _gain(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> Slope:
@@ -241,33 +158,6 @@ def _repeated(
     others = output_of(model, seen), output_of(model, seen, batch=max(AGAIN // 8, 1))
     again, alone = (float((v - first).square().mean() / size) ** 0.5 for v in others)
     return again, alone
-
-
-# Items --------------------------------------------------------------------------------------------
-
-
-Change = Callable[[Tensor], Any]
-TURNS: dict[str, Change] = {
-    "with channels (or coordinates) in reverse order":
-        lambda x: x.flip(1) if x.shape[1] > 1 else None,
-    "negated": lambda x: -x,
-    "mirrored": lambda x: x.flip(-1) if x.ndim == 4 else None,
-    "upside down": lambda x: x.flip(-2) if x.ndim == 4 else None,
-    "transposed": lambda x: x.mT if x.ndim == 4 and x.shape[-1] == x.shape[-2] else None,
-}  # fmt: skip
-"""Ways in which training may have seen the items; None where one does not apply."""
-SCALED = {
-    "half as large": (0.5, 0.0),
-    "twice as large": (2.0, 0.0),
-    "on 0..1 in place of -1..1": (0.5, 0.5),
-    "on -1..1 in place of 0..1": (2.0, -1.0),
-}
-"""Others: a and b of a x + b."""
-
-
-def _shown(seen: Noisy, x0: Tensor) -> Noisy:
-    """The same with the same noise, of other items."""
-    return seen._replace(x0=x0, x=seen.x + seen.alpha * (x0 - seen.x0))
 
 
 def misread(found: Readings, kind: str, better: float) -> Reading | None:

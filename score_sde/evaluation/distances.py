@@ -24,7 +24,7 @@ from score_sde.evaluation.moments import Moments, merged
 from score_sde.noise import generator_of
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-ROWS = 1000  # of a matrix of kernel values at a time
+ROWS = 128  # of a matrix of kernel values at a time: a cache holds them
 
 
 def _leave_one_out(x: Tensor, block: Tensor) -> list[Moments]:
@@ -83,15 +83,20 @@ def median_distance(x: Tensor, y: Tensor, most: int = 1000) -> float:
 
 
 def _block_sums(kernel: Kernel, x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of k(x_i, x_j) over pairs of blocks, (g, g), and of k(x_i, x_i), (g,)."""
+    """Sums of k(x_i, x_j) over pairs of blocks, (g, g), and of k(x_i, x_i), (g,).
+
+    A kernel is symmetric: each pair of different items is looked at once.
+    """
     g = int(block.max()) + 1
     member = torch.nn.functional.one_hot(block, g).double()
     sums, diagonal = x.new_zeros(g, g), x.new_zeros(g)
     for start in range(0, len(x), ROWS):
-        rows = slice(start, start + ROWS)
-        values = kernel(x[rows], x)
-        sums += member[rows].T @ (values @ member)
-        diagonal += member[rows].T @ values[:, rows].diagonal()
+        mine = member[start : start + ROWS]
+        values = kernel(x[start : start + ROWS], x[start:])
+        square = values[:, : len(mine)]
+        pairs = mine.T @ (values @ member[start:])
+        sums += pairs + pairs.T - mine.T @ (square @ mine)
+        diagonal += mine.T @ square.diagonal()
     return sums, diagonal
 
 

@@ -7,6 +7,9 @@ coverage    share of real items whose ball holds a sample               (2002.09
 
 The first two count the rim of a ball (<=), the others do not (<), as the papers define them. All
 depend on n and k: the yardstick is what real items score against others at the same n.
+
+Balls are small: of all pairs of a sample and a real item few are in one. These few are picked out
+of the matrix of distances once, and all numbers and their jackknife come from them.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.evaluation.distances import ROWS, squared_distances
+from score_sde.evaluation.distances import squared_distances
 from score_sde.evaluation.jackknife import Estimate
+
+ROWS = 128  # of a matrix of distances at a time: a cache holds them
+REMEMBERED = 16  # nearest of each sample: enough to know k of them without any of ten blocks
 
 
 class Cover(NamedTuple):
@@ -29,27 +35,41 @@ class Cover(NamedTuple):
     coverage: Estimate
 
 
-def squared_radii(x: Tensor, k: int) -> Tensor:
-    """Squared distance of each of x (n, d) to its k-th neighbour among the others, (n,)."""
-    parts = [squared_distances(x[i : i + ROWS], x) for i in range(0, len(x), ROWS)]
-    return torch.cat([p.kthvalue(k + 1, dim=1).values for p in parts])
+class Near(NamedTuple):
+    """Of each of n items the k nearest others: squared distances (n, k), rising, and places."""
+
+    squared: Tensor
+    places: Tensor
 
 
-def _radii_without(x: Tensor, block: Tensor, k: int) -> Tensor:
-    """`squared_radii` within the items outside of each block in turn, (g, n).
+def nearest_others(x: Tensor, k: int) -> Near:
+    """Of each of x (n, d) its k nearest among the others, all n - 1 if they are fewer."""
+    squared, places = [], []
+    for start in range(0, len(x), ROWS):
+        d = squared_distances(x[start : start + ROWS], x)
+        d[:, start : start + ROWS].diagonal().fill_(torch.inf)  # nobody is his own neighbour
+        found = d.topk(min(k, len(x) - 1), dim=1, largest=False)
+        squared.append(found.values)
+        places.append(found.indices)
+    return Near(torch.cat(squared), torch.cat(places))
+
+
+def _radii_without(x: Tensor, near: Near, block: Tensor, k: int) -> Tensor:
+    """Squared distances to the k-th neighbours outside of each block in turn, (g, n).
 
     Of an item in the block itself it is what it would be if it alone were added.
     """
-    columns = [(block == j).nonzero().flatten() for j in range(int(block.max()) + 1)]
-    rows = []
-    for start in range(0, len(x), ROWS):
-        # The k + 1 smallest of every block are enough to know them without any one.
-        d = squared_distances(x[start : start + ROWS], x)
-        d[:, start : start + ROWS].diagonal().fill_(torch.inf)  # nobody is his own neighbour
-        least = [d[:, c].topk(min(k, len(c)), dim=1, largest=False).values for c in columns]
-        kept = [torch.cat(least[:j] + least[j + 1 :], dim=1) for j in range(len(columns))]
-        rows.append(torch.stack([part.kthvalue(k, dim=1).values for part in kept]))
-    return torch.cat(rows, dim=1)
+    owner, radii = block[near.places], []
+    for j in range(int(block.max()) + 1):
+        kept = near.squared.masked_fill(owner == j, torch.inf)
+        radius = kept.kthvalue(k, dim=1).values
+        others = x[block != j]
+        for i in radius.isinf().nonzero().flatten().tolist():  # more than was remembered is gone
+            d = squared_distances(x[i : i + 1], others)[0]
+            own = int(block[i] != j)  # then it is among the others
+            radius[i] = d.kthvalue(k + own).values
+        radii.append(radius)
+    return torch.stack(radii)
 
 
 def _mean_without(values: Tensor, block: Tensor) -> Estimate:
@@ -62,30 +82,35 @@ def _mean_without(values: Tensor, block: Tensor) -> Estimate:
 def cover(samples: Tensor, block: Tensor, real: Tensor, k: int = 3, k_density: int = 5) -> Cover:
     """Precision, recall, density and coverage of samples (n, d) against real items (m, d)."""
     samples, real = samples.double(), real.double()
-    g, m = int(block.max()) + 1, len(real)
-    real_radii, real_radii_density = squared_radii(real, k), squared_radii(real, k_density)
-    own_radii = squared_radii(samples, k)
-    radii_without = _radii_without(samples, block, k)
-    inside = torch.zeros(len(samples), dtype=torch.bool)
-    count = torch.zeros(len(samples), dtype=torch.float64)
-    recalled, recalled_without = 0, torch.zeros(g, dtype=torch.float64)
+    n, m, g = len(samples), len(real), int(block.max()) + 1
+    of_real = nearest_others(real, max(k, k_density)).squared
+    ball, ball_density = of_real[:, k - 1], of_real[:, k_density - 1]
+    near = nearest_others(samples, max(REMEMBERED, k))
+    own, without = near.squared[:, k - 1], _radii_without(samples, near, block, k)
+    reach, reach_back = torch.maximum(ball, ball_density), without.amax(0)  # the largest balls
+
+    inside, count = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.float64)
+    recalled, recalled_without = torch.zeros(m, dtype=torch.bool), torch.zeros(g, m).bool()
     holds = torch.zeros(m, g, dtype=torch.bool)
     for start in range(0, m, ROWS):
-        rows = slice(start, start + ROWS)
-        d = squared_distances(real[rows], samples)
-        inside |= (d <= real_radii[rows, None]).any(0)
-        in_density = d < real_radii_density[rows, None]
-        count += in_density.sum(0)
-        recalled += int((d <= own_radii).any(1).sum())
+        d = squared_distances(real[start : start + ROWS], samples)
+        some = (d <= reach_back).logical_or_(d <= reach[start : start + ROWS, None])
+        rows, columns = some.nonzero(as_tuple=True)
+        d, rows, of = d[rows, columns], rows + start, block[columns]
+        inside[columns[d <= ball[rows]]] = True
+        dense = d < ball_density[rows]
+        count += torch.bincount(columns[dense], minlength=n)
+        holds[rows[dense], of[dense]] = True
+        recalled[rows[d <= own[columns]]] = True
         for j in range(g):
-            kept = block != j
-            holds[rows, j] = in_density[:, ~kept].any(1)
-            recalled_without[j] += (d <= radii_without[j])[:, kept].any(1).sum()
+            recalled_without[j, rows[(d <= without[j, columns]) & (of != j)]] = True
     held = holds.sum(1)
     held_without = [float(((held - holds[:, j].long()) > 0).double().mean()) for j in range(g)]
     return Cover(
         precision=_mean_without(inside.double(), block),
-        recall=Estimate(recalled / m, tuple((recalled_without / m).tolist())),
+        recall=Estimate(
+            float(recalled.double().mean()), tuple(recalled_without.double().mean(1).tolist())
+        ),
         density=_mean_without(count / k_density, block),
         coverage=Estimate(float((held > 0).double().mean()), tuple(held_without)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,10 +80,11 @@ def diagnose(
             careful = loaded.sample(num_samples, pixels=False, **CAREFUL).x.cpu()
         except ODEError as error:  # samples that are not finite: what the weights show comes first
             print(f"no samples to judge: {error}")
-    log = _log(path)
+    log, drawn = _log(path), _drawn(loaded)
     subject = Subject(
         loaded.score, raw, train, held_out, loaded.data_spec, log, samples, careful, said,
-        _trained(loaded), labels, held_out_labels, _earlier(path, loaded), _logged(loaded, log),
+        _range(loaded, drawn), labels, held_out_labels, _earlier(path, loaded),
+        _logged(loaded, log), drawn,
     )  # fmt: skip
     return diagnose_model(subject, items)
 
@@ -119,13 +121,19 @@ def diagnose_to_file(
     return found
 
 
-def _trained(run: Run) -> tuple[float, float] | None:
-    """The range of sigma/alpha with all but 0.2 % of the times that the run's objective draws."""
+def _drawn(run: Run) -> Tensor | None:
+    """Times (n,) as the run's objective draws them."""
     if not run.config.get("loss"):
         return None  # imported: how it was trained is not known
     with torch.random.fork_rng(devices=[]):
         seed_torch(0)
-        times = build.build_objective(run.config).draw_times(run.score, 20_000, "cpu").double()
+        return build.build_objective(run.config).draw_times(run.score, 20_000, "cpu").double()
+
+
+def _range(run: Run, times: Tensor | None) -> tuple[float, float] | None:
+    """The range of sigma/alpha with all but 0.2 % of them."""
+    if times is None:
+        return None
     noise = torch.exp(-0.5 * run.sde.log_snr(times))
     return float(noise.quantile(0.001)), float(noise.quantile(0.999))
 
@@ -135,7 +143,12 @@ def _logged(run: Run, log: Sequence[Mapping[str, Any]]) -> list[Logged]:
     told = run.config.get("conditioning") or {}
     if told.get("text") or (log and int(log[-1].get("step", 0)) > run.step):
         return []
-    return [Logged(*found) for found in logged_errors(log[-MEAN_OF:])]
+    last = log[-MEAN_OF:]
+    simple = {low: error for low, _, error, _ in logged_errors(last, "trivial")}
+    return [
+        Logged(low, high, error, simple.get(low, math.inf), stderr)
+        for low, high, error, stderr in logged_errors(last)
+    ]
 
 
 def _raw(path: Path, loaded: Run, device: str) -> Any:

@@ -37,15 +37,18 @@ def bin_names(noise_level: Tensor) -> list[str]:
 
 def logged_errors(
     lines: Sequence[Mapping[str, Any]], measures: str = "eps_error"
-) -> list[tuple[float, float, float]]:
-    """Each bin's lowest and highest noise level, and its error, the mean over lines of a log."""
+) -> list[tuple[float, float, float, float]]:
+    """Each bin's lowest and highest noise level, its error, the mean over lines of a log, and that
+    mean's standard error over it, by how the lines differ."""
     found = []
     bounds = zip((0.0, *EDGES), (*EDGES, math.inf), BIN_NAMES, strict=True)
     for low, high, name in bounds:
         logged = [line.get(f"{measures}/{name}", math.nan) for line in lines]
         values = [v for v in logged if isinstance(v, float) and math.isfinite(v)]
         if values:
-            found.append((low, high, sum(values) / len(values)))
+            mean, n = sum(values) / len(values), len(values)
+            spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(n * (n - 1), 1))
+            found.append((low, high, mean, spread / max(mean, 1e-12)))
     return found
 
 
