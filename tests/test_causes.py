@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde import VPSDE, Gaussian, GaussianMixture, ScoreModel, sample
+from score_sde import VESDE, VPSDE, Gaussian, GaussianMixture, ScoreModel, sample
 from score_sde.data.spec import DataSpec
-from score_sde.diagnosis.denoising import Logged, Subject, measure, times_of
+from score_sde.diagnosis.denoising import Drawn, Logged, Subject, measure, times_of
 from score_sde.diagnosis.diagnose import diagnose_model
 from score_sde.noise import generator_of
 from score_sde.processes import FlowSDE
@@ -56,12 +56,52 @@ class Backwards(Exact):
         return super().forward(x, self.scale - noise_label)
 
 
+class Bounded(Exact):
+    """With a last layer that reaches to 1."""
+
+    def forward(self, x, noise_label):
+        return super().forward(x, noise_label).clamp(-1, 1)
+
+
+class Overflowing(Exact):
+    """Infinite where there is little noise."""
+
+    def forward(self, x, noise_label):
+        found = super().forward(x, noise_label)
+        return torch.where((noise_label < 50)[:, None], torch.inf * found, found)
+
+
+class Guess(Exact):
+    """x_0, and something else where noise is at most ``least``."""
+
+    def forward(self, x, noise_label):
+        t = (noise_label / 999.0).double()
+        alpha, sigma = SDE.alpha(t)[:, None], SDE.sigma(t)[:, None]
+        x0 = (x - sigma * Exact()(x, noise_label)) / alpha
+        known = sigma / alpha > self.least
+        return (self.factor * torch.where(known, x0, 0.3 * x)).to(x.dtype)
+
+
 class Crowded(Exact):
     """Normalised over the batch."""
 
     def forward(self, x, noise_label):
         found = super().forward(x, noise_label)
         return found - found.mean(0)
+
+
+class OfNoise(nn.Module):
+    """eps of x = x_0 + sigma eps, from log(sigma)/4."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, noise_label):
+        sigma = (4 * noise_label.double()).exp()[:, None]
+        squared = torch.cdist(x.double(), CENTRES).square()
+        near = torch.softmax(-squared / (2 * (0.15**2 + sigma**2)), 1) @ CENTRES
+        return (self.factor * sigma * (x - near) / (0.15**2 + sigma**2)).to(x.dtype)
 
 
 class Dead(nn.Module):
@@ -134,6 +174,7 @@ DATA_LABELS = torch.cdist(ITEMS.double(), CENTRES).argmin(1)
 FEW = ITEMS[:24]
 OTHERS = torch.randn(4000, 2, generator=generator_of(3))
 TIMES = 1e-3 + (1 - 1e-3) * torch.rand(20_000, generator=generator_of(5), dtype=torch.float64)
+DRAWN = Drawn(TIMES, torch.ones_like(TIMES))
 LOG = [Logged(0, 0.03, 0.98, 1.0, 0.02), Logged(0.03, 0.1, 0.8, 0.99, 0.02),
        Logged(0.1, 0.3, 0.41, 0.96, 0.02), Logged(0.3, 1, 0.48, 0.73, 0.02)]  # fmt: skip
 """What training said of the exact denoiser."""
@@ -147,9 +188,21 @@ FAULTS = {
     "wrong noise labels": lambda: found(Exact(scale=3 * 999.0)),
     "wrong process": lambda: found(Exact(), sde=FlowSDE(t_min=1e-3)),
     "output scaled": lambda: found(Exact(factor=0.75)),
+    "output bounded": lambda: found(Bounded()),
+    "output not finite": lambda: found(Overflowing()),
+    "sigma_max too large": lambda: found(
+        OfNoise(), sde=VESDE(sigma_max=2000.0), settings={"time_input": "log_sigma"}
+    ),
+    "noise levels neglected": lambda: found(
+        Guess(least=0.5),
+        target="x0",
+        trained=(0.01, 150.0),
+        log=[{"step": 900, "loss": 1.0}],
+        drawn=Drawn(TIMES, (-2 * SDE.log_snr(TIMES)).exp()),
+    ),
     "output is constant": lambda: found(Dead()),
     "loaded otherwise than trained": lambda: found(
-        Exact(), items=OTHERS[:3000], held_out=OTHERS[3000:], logged=LOG, drawn=TIMES
+        Exact(), items=OTHERS[:3000], held_out=OTHERS[3000:], logged=LOG, drawn=DRAWN
     ),
     "t_min too large": lambda: found(Exact(), sde=VPSDE(t_min=0.1)),
     "output is random": lambda: found(Dropping()),
@@ -180,7 +233,7 @@ def test_a_fault_put_into_an_exact_denoiser_is_named(cause):
 
 def test_what_training_logged_is_no_fault_and_a_scale_that_it_did_not_see_is():
     log = [{"step": 900, "loss": 0.5, "data/std": 1.0}]
-    assert found(Exact(), logged=LOG, drawn=TIMES, log=log).causes == ()
+    assert found(Exact(), logged=LOG, drawn=DRAWN, log=log).causes == ()
     larger = found(Exact(), items=1.6 * ITEMS, held_out=1.6 * NEW, log=log)
     assert larger.causes == ("data not as in training",)
 

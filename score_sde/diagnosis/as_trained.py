@@ -17,16 +17,21 @@ from score_sde.processes.expand import expand
 
 FEWEST = 20  # items of a range of noise
 BATCH = 128
+LEARNED = 0.97  # of the trivial guess's error
 
 
 class Again(NamedTuple):
-    """Of a range of sigma/alpha: errors of eps then and now, and the ratio of now to then."""
+    """Of a range of sigma/alpha: errors of eps then and now, and the ratio of now to then.
+
+    learned: whether the trivial guess was bettered then.
+    """
 
     low: float
     high: float
     then: float
     now: float
     ratio: Ratio
+    learned: bool
 
 
 def again(subject: Subject, n: int, generator: torch.Generator) -> list[Again]:
@@ -35,7 +40,7 @@ def again(subject: Subject, n: int, generator: torch.Generator) -> list[Again]:
         return []
     rows = torch.randint(len(subject.train), (n,), generator=generator)
     x0 = subject.train[rows].float()
-    t = subject.drawn[torch.randint(len(subject.drawn), (n,), generator=generator)]
+    t = subject.drawn.times[torch.randint(len(subject.drawn.times), (n,), generator=generator)]
     model = subject.raw
     alpha, sigma = model.sde.alpha(t), model.sde.sigma(t)
     eps = torch.randn(x0.shape, generator=generator)
@@ -54,10 +59,11 @@ def again(subject: Subject, n: int, generator: torch.Generator) -> list[Again]:
             now = float(inside.mean())
             stderr = (float(inside.var()) / len(inside)) ** 0.5 / max(now, 1e-12)
             ratio = Ratio.of(now, logged.error, (stderr**2 + logged.stderr**2) ** 0.5)
-            found.append(Again(logged.low, logged.high, logged.error, now, ratio))
+            learned = logged.error < LEARNED * logged.trivial
+            found.append(Again(logged.low, logged.high, logged.error, now, ratio, learned))
     return found
 
 
 def grown(found: list[Again]) -> Ratio:
-    """The geometric mean over ranges."""
-    return mean_ratio([v.ratio for v in found])
+    """The geometric mean over ranges, those where something was learned if there are any."""
+    return mean_ratio([v.ratio for v in found if v.learned] or [v.ratio for v in found])

@@ -24,17 +24,22 @@ from score_sde.diagnosis.denoising import Noisy, guessed, output_of
 from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, mean_ratio, ratio, slope
 from score_sde.models import ScoreModel
 
+MIDDLE = (0.2, 2.0)  # sigma/alpha
+
 
 class Reading(NamedTuple):
     """A way to read the network; its error over a linear denoiser's and over the declared one's.
 
     share: see the module, pooled over levels in units of the declared error; None of other items.
+    worse: whether it surely errs more than the declared one at some level in the middle, where all
+    targets are of a size: what is right is so at all levels.
     """
 
     name: str
     over_linear: Ratio
     over_declared: Ratio
     share: Slope | None = None
+    worse: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -98,7 +103,11 @@ class Asked:
         declared = zip(errors, others, self.own, self.usual, strict=True)
         # Of other items, the declared reading's errors are seen in units of the linear ones.
         over_own = [ratio(e / o.mean(), d / u.mean()) for e, o, d, u in declared]
-        return Reading(name, mean_ratio(over_linear), mean_ratio(over_own), share)
+        worse = any(
+            r.above(1) and MIDDLE[0] < seen.sigma / seen.alpha < MIDDLE[1]
+            for r, seen in zip(over_own, self.levels, strict=True)
+        )
+        return Reading(name, mean_ratio(over_linear), mean_ratio(over_own), share, worse)
 
 
 def linear_errors(linear: Linear, seen: Noisy) -> Tensor:

@@ -14,6 +14,8 @@ from score_sde.diagnosis.findings import Check
 CHECKS: dict[str, Check] = {
     "data range": in_settings.data_range,
     "clipping": in_settings.clipped,
+    "overflow": in_network.not_finite,
+    "bounds of the output": in_network.bounded,
     "randomness of the output": in_network.random_output,
     "prediction type": in_network.target,
     "noise labels": in_network.labels,
@@ -28,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "classes": in_training.classes,
     "overfit": in_training.overfit,
     "sigma_max": in_settings.sigma_max,
+    "what sigma_max wastes": in_settings.sigma_max_wasted,
     "t_min": in_settings.t_min,
     "noise levels": in_training.coverage,
     "length of training": in_training.undertrained,
@@ -44,6 +47,16 @@ HIDES: dict[str, tuple[str, ...]] = {  # what one cause explains is not said aga
         *POOR, "sigma_max too small", "t_min too large", "learning rate too high", "ignored t",
         "wrong prediction type", "wrong noise labels", "output scaled", "wrong data_std",
         "EMA lags", "data not as in training", OTHERWISE,
+    ),
+    "output not finite": (
+        *POOR, "learning rate too high", "overfit", "labels ignored", OTHERWISE, "EMA lags",
+        "EMA never updated", "output is random", "output depends on the batch", "ignored t",
+        "wrong noise labels", "wrong process", "wrong prediction type", "output scaled",
+        "output is constant", "data not as in training",
+    ),
+    "output bounded": (
+        *POOR, "learning rate too high", "output scaled", "wrong noise labels", "wrong process",
+        "wrong prediction type", OTHERWISE,
     ),
     "output is random": (*POOR, "learning rate too high", "overfit", "labels ignored", OTHERWISE),
     "output depends on the batch": (
@@ -82,6 +95,7 @@ HIDES: dict[str, tuple[str, ...]] = {  # what one cause explains is not said aga
     "noise levels not trained": ("undertrained", "bad sampler settings", "not a posterior mean"),
     "noise levels neglected": ("undertrained", "bad sampler settings", "not a posterior mean"),
     "undertrained": ("bad sampler settings", "not a posterior mean"),
+    "sigma_max too large": ("bad sampler settings", "not a posterior mean"),
     "sigma_max too small": ("bad sampler settings", "not a posterior mean"),
     "t_min too large": ("bad sampler settings",),
     "overfit": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,29 @@ def posterior_mean(whole: Tensor, x: Tensor, alpha: float, sigma: float) -> Tens
         squared = distances.squared_distances(rows, alpha * whole)
         parts.append(torch.softmax(-squared / (2 * sigma**2), 1) @ whole)
     return torch.cat(parts)
+
+
+def leave_one_out(
+    whole: Tensor, own: Tensor, x: Tensor, alpha: float, sigma: float, widths: Sequence[float]
+) -> list[Tensor]:
+    """The same of the other items, without the one (own, (n,)) behind each x (n, D), smoothed.
+
+    Around each item the law is N(item, width^2): nothing that is learned of a smooth law from so
+    few items is much better than the best width. One guess (n, D) for each.
+    """
+    found: list[list[Tensor]] = [[] for _ in widths]
+    for rows, mine in zip(x.split(64), own.split(64), strict=True):
+        squared = distances.squared_distances(rows, alpha * whole)
+        squared.scatter_(1, mine[:, None], torch.inf)
+        for parts, width in zip(found, widths, strict=True):
+            variance = sigma**2 + (alpha * width) ** 2
+            mean = torch.softmax(-squared / (2 * variance), 1) @ whole
+            parts.append((sigma**2 * mean + alpha * width**2 * rows) / variance)
+    return [torch.cat(parts) for parts in found]
+
+
+def usual_gap(whole: Tensor, most: int = 1000) -> float:
+    """The median distance of an item to its nearest other."""
+    some = whole[:: max(1, len(whole) // most)]
+    squared = distances.squared_distances(some, whole)
+    return float(squared.kthvalue(min(2, len(whole)), dim=1).values.median().sqrt())

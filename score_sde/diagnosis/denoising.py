@@ -1,10 +1,12 @@
 r"""What a denoiser does at every noise level, beside what others would do.
 
-With x_t = alpha x_0 + sigma eps a model's error E|x_0 - D(x_t)|^2 is set beside three denoisers:
+With x_t = alpha x_0 + sigma eps a model's error E|x_0 - D(x_t)|^2 is set beside four denoisers:
 
     trivial    the best scaling of x_t
     linear     the best affine map: that of a Gaussian with the data's mean and covariance
     optimal    the posterior mean over the training items, which no denoiser can better on them
+    unseen     that over the other items, smoothed as suits best: what can be known of an item from
+               the others, where the law is not smoother than they show
 
 Denoising also has identities that hold without knowing the truth (Tweedie to second order):
 
@@ -32,13 +34,21 @@ from torch import Tensor
 
 from score_sde.data import DataSpec
 from score_sde.diagnosis import fields
-from score_sde.diagnosis.closed_forms import MOST_DIMS, Linear, posterior_mean
+from score_sde.diagnosis.closed_forms import (
+    MOST_DIMS,
+    Linear,
+    leave_one_out,
+    posterior_mean,
+    usual_gap,
+)
 from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, ratio, slope
 from score_sde.models import ScoreModel
 
 LEVELS = 9
 FEW = 64  # items whose Jacobians are looked at
 EXACT_DIMS = 16  # coordinates up to which the Fokker-Planck equation's divergence is exact
+SIMPLE = ("trivial", "linear", "optimal", "unseen")
+SMOOTHED = (0.0, 0.5, 1.0, 2.0)  # by times the usual distance of an item to its nearest other
 PROBES = 4  # random directions of it beyond; half as many of calibration and curl
 
 
@@ -56,6 +66,13 @@ class Logged(NamedTuple):
     stderr: float = 0.0
 
 
+class Drawn(NamedTuple):
+    """Training times (n,) as an objective draws them, and its weights (n,) on the error of eps."""
+
+    times: Tensor
+    weights: Tensor
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is examined.
@@ -65,7 +82,7 @@ class Subject:
     train, None for a network that is told none; held_out_labels likewise. spec: of the data. log:
     lines of the training log, oldest first. samples: (n, ...) in the model's range by the run's own
     sampler, and careful: by a careful one from the same seeds; None if they are not to be judged.
-    drawn: training times (n,) as the objective draws them, None if not known, and trained: the
+    drawn: training times, None if not known, and trained: the
     range of sigma/alpha that holds all but 0.2 % of them. earlier: another checkpoint's weights as
     trained. logged: errors of the last updates by noise, if training logged them.
     """
@@ -84,12 +101,29 @@ class Subject:
     held_out_labels: Tensor | None = None
     earlier: ScoreModel | None = None
     logged: Sequence[Logged] = ()
-    drawn: Tensor | None = None
+    drawn: Drawn | None = None
 
     @cached_property
     def linear(self) -> Linear:
         """The best affine denoiser of the training items."""
         return Linear(self.train)
+
+    def weight_at(self, low: float, high: float) -> float | None:
+        """The share of the objective at sigma/alpha from low to high, if errors are alike there.
+
+        Errors of an output of unit variance, that is, EDM's F. None where it is not known.
+        """
+        if self.drawn is None:
+            return None
+        sde = self.model.sde
+        noise = torch.exp(-0.5 * sde.log_snr(self.drawn.times))
+        weights = self.drawn.weights / (1 + (noise / float(self.train.double().std())) ** 2)
+        return float(weights[(noise > low) & (noise <= high)].sum() / weights.sum())
+
+    @cached_property
+    def gap(self) -> float:
+        """The usual distance of a training item to its nearest other."""
+        return usual_gap(self.train.flatten(1).double())
 
 
 @dataclass(frozen=True)
@@ -115,6 +149,7 @@ class Level:
     trivial: float
     linear: float
     optimal: float
+    unseen: float
     calibration: float
     calibration_stderr: float
     tweedie: Slope
@@ -146,11 +181,15 @@ def times_of(model: ScoreModel) -> Tensor:
 
 
 class Noisy(NamedTuple):
-    """Items x0 (n, ...) with noise: x = alpha x0 + sigma eps at time t; labels (n,) or None."""
+    """Items x0 (n, ...) with noise: x = alpha x0 + sigma eps at time t; labels (n,) or None.
+
+    rows: the places (n,) of the items in their set.
+    """
 
     x0: Tensor
     x: Tensor
     labels: Tensor | None
+    rows: Tensor
     t: float
     alpha: float
     sigma: float
@@ -158,7 +197,7 @@ class Noisy(NamedTuple):
     def first(self, n: int) -> Noisy:
         """The first n of them."""
         labels = None if self.labels is None else self.labels[:n]
-        return self._replace(x0=self.x0[:n], x=self.x[:n], labels=labels)
+        return self._replace(x0=self.x0[:n], x=self.x[:n], labels=labels, rows=self.rows[:n])
 
 
 def noisy(
@@ -171,7 +210,7 @@ def noisy(
     time = torch.tensor(t, dtype=torch.float64)
     alpha, sigma = float(model.sde.alpha(time)), float(model.sde.sigma(time))
     x = alpha * x0 + sigma * torch.randn(x0.shape, generator=generator)
-    return Noisy(x0, x, None if labels is None else labels[rows], t, alpha, sigma)
+    return Noisy(x0, x, None if labels is None else labels[rows], rows, t, alpha, sigma)
 
 
 def deaf(model: ScoreModel) -> ScoreModel:
@@ -237,7 +276,7 @@ def measure(subject: Subject, t: float, n: int, generator: torch.Generator) -> L
     return Level(
         t=t,
         at=seen.sigma / seen.alpha,
-        **{k: means[k] for k in ("model", "raw", "deaf", "trivial", "linear", "optimal")},
+        **{k: means[k] for k in ("model", "raw", "deaf", *SIMPLE)},
         held_out=means.get("held_out"),
         calibration=calibration * variance,
         calibration_stderr=stderr * variance,
@@ -251,7 +290,7 @@ def measure(subject: Subject, t: float, n: int, generator: torch.Generator) -> L
 
 
 def simple_denoisers(subject: Subject, seen: Noisy) -> dict[str, Tensor]:
-    """The three that need no network, from the training items; each like x0."""
+    """The four that need no network, from the training items; each like x0."""
     x, alpha, sigma = seen.x.flatten(1).double(), seen.alpha, seen.sigma
     whole = subject.train.flatten(1).double()
     second = float(whole.square().mean())
@@ -261,6 +300,10 @@ def simple_denoisers(subject: Subject, seen: Noisy) -> dict[str, Tensor]:
         "linear": subject.linear(x, alpha, sigma),
         "optimal": posterior_mean(whole, x, alpha, sigma),
     }
+    widths = [factor * subject.gap for factor in SMOOTHED]
+    others = leave_one_out(whole, seen.rows, x, alpha, sigma, widths)
+    x0 = seen.x0.flatten(1).double()
+    found["unseen"] = min(others, key=lambda guess: float((guess - x0).square().mean()))
     return {name: value.reshape(seen.x0.shape) for name, value in found.items()}
 
 

@@ -16,7 +16,15 @@ import torch
 from score_sde.diagnosis.as_trained import again
 from score_sde.diagnosis.causes import CHECKS, HIDES
 from score_sde.diagnosis.classes import class_reading
-from score_sde.diagnosis.denoising import Level, Subject, denoised, measure, noisy, times_of
+from score_sde.diagnosis.denoising import (
+    EXACT_DIMS,
+    Level,
+    Subject,
+    denoised,
+    measure,
+    noisy,
+    times_of,
+)
 from score_sde.diagnosis.ends import Ends
 from score_sde.diagnosis.facts import facts_of
 from score_sde.diagnosis.findings import Finding, Measured
@@ -103,7 +111,8 @@ def diagnose_model(subject: Subject, n: int = 512, seed: int = 0) -> Diagnosis:
     facts["readings"] = other.to_dict()
     if classes is not None:
         facts["classes"] = classes._asdict()
-    logged = again(subject, 4 * n, source)
+    small = subject.train[0].numel() <= EXACT_DIMS
+    logged = again(subject, (16 if small else 4) * n, source)
     facts["as_trained"] = [v._asdict() for v in logged]
     measured = Measured(subject, levels, facts, other, classes, logged)
     found = [check(measured) for check in CHECKS.values()]

@@ -29,12 +29,14 @@ GROWN = 1.15  # errors of eps over those of training's last updates, which are w
 WORSE_THAN_LOGGED = 1.5  # and at one range of levels alone
 SURE_OF_ITSELF = 0.5  # nats a dimension, own samples over data
 NO_TRAINING = 1.05  # of the trivial guess's error: none that converges leaves a network there
+AT_BOUND = 0.02  # share of outputs at their largest value: of smooth laws a ten thousandth
+BEYOND = 1.1  # of that value, what they should reach
 RANDOM = 0.02  # two outputs for one input apart; bfloat16 rounds to 0.004
 
 
 def target(m: Measured) -> Finding | None:
     found = misread(m.readings, "target", better=OTHER_TARGET)
-    if found is None:
+    if found is None or _deaf(m):
         return None
     own = m.readings.declared
     return Finding(
@@ -50,7 +52,7 @@ def labels(m: Measured) -> Finding | None:
     kinds = ("label scale", "time_input", "time", "process")
     readings = {kind: _other_labels(m, kind) for kind in kinds}
     found = {kind: r for kind, r in readings.items() if r is not None}
-    if not found:
+    if not found or _deaf(m):
         return None
     kind, best = min(found.items(), key=lambda pair: pair[1].over_declared.log)
     if "process" in found and found["process"].over_declared.log < best.over_declared.log + EQUAL:
@@ -180,6 +182,11 @@ def gain(m: Measured) -> Finding | None:
     )
 
 
+def _deaf(m: Measured) -> bool:
+    """Whether the output does not change at all with what is told of t."""
+    return max(v.heard for v in m.levels) < DEAF and m.readings.varies > CONSTANT
+
+
 def time(m: Measured) -> Finding | None:
     most = max(v.heard for v in m.levels)
     learned = any(v.ratio("model", "trivial").below(LEARNED) for v in m.learnable)
@@ -207,6 +214,32 @@ def constant(m: Measured) -> Finding | None:
         "the network is dead: look whether gradients reach its weights (requires_grad, detach, a "
         "last layer of zeros that is left out of the optimiser); if they did, the learning rate "
         "was too high: divide training.lr by 10",
+    )
+
+
+def not_finite(m: Measured) -> Finding | None:
+    """Overflow, as of float16, or a division by what may be 0."""
+    if m.readings.finite == 1:
+        return None
+    return Finding(
+        "output not finite",
+        f"of the outputs at one noise level {1 - m.readings.finite:.1%} are NaN or infinity, "
+        "though all weights are finite",
+        "evaluate in fp32 or bf16 (model.precision), and look for divisions, logarithms and roots "
+        "of what may be 0 in forward",
+    )
+
+
+def bounded(m: Measured) -> Finding | None:
+    """A last layer that cannot reach what it should say: tanh, a sigmoid, a clamp."""
+    most, share, wanted = m.readings.bound
+    if share < AT_BOUND or wanted < BEYOND * most or m.readings.varies < CONSTANT:
+        return None
+    return Finding(
+        "output bounded",
+        f"{share:.1%} of all outputs lie at {most:.3g}, which none exceeds; a hundredth of what "
+        f"they should be is beyond {wanted:.3g}",
+        "no tanh, sigmoid or clamp after the last layer, and no clipping of guesses in training",
     )
 
 

@@ -21,6 +21,7 @@ DATA_STD = 0.9  # of the logarithm: a factor 2.5; EDM's 0.5 is used for data fro
 STANDS_OUT = 0.02  # SNR at t_max: VP with beta_max = 20 has 4e-5, VE at the data's diameter 0.01
 PRIOR_KL = 0.05  # nats a dimension
 NARROW = 0.05  # W_2 over the data's size; of images the mean over pixels says little
+WASTED = 100.0  # diameters of the data; EDM's 80 is 5 to 30 for what it is used for
 LOST = 0.01  # of the variance, by the best denoiser at t_min
 FINE = 1 / 3  # of the data's smallest spread
 # Samples, by the run's sampler and by a careful one.
@@ -90,6 +91,21 @@ def sigma_max(m: Measured) -> Finding | None:
             "train again",
         )
     return None
+
+
+def sigma_max_wasted(m: Measured) -> Finding | None:
+    """Of processes that add noise without end, noise that hides nothing more."""
+    sde = m.subject.model.sde
+    grows = float(sde.alpha(torch.tensor(sde.t_max))) >= FADING
+    top, diameter = m.levels[-1].at, m.facts["diameter"]
+    if not grows or top < WASTED * diameter:
+        return None
+    return Finding(
+        "sigma_max too large",
+        f"at t_max the noise is {top:.3g} where the data's diameter is {diameter:.3g}: beyond that "
+        "there is nothing to learn, and steps are spent there",
+        f"set sde.sigma_max={diameter:.2g} (VE), or sde.t_max (EDM), and train again",
+    )
 
 
 def t_min(m: Measured) -> Finding | None:

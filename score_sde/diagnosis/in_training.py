@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 
 from score_sde.diagnosis.denoising import Level
-from score_sde.diagnosis.findings import CONSTANT, FINEST, WEAK, Finding, Measured, finite
+from score_sde.diagnosis.findings import (
+    BETTER,
+    CONSTANT,
+    FEW_DIMS,
+    FINEST,
+    WEAK,
+    Finding,
+    Measured,
+    finite,
+)
 from score_sde.diagnosis.ratios import SURE, Ratio
 from score_sde.diagnosis.readings import INNER
 
 # Ratios of errors that a cause must pass, by four standard errors each.
 WORSE_THAN_TRIVIAL = 1.05  # raw weights: no training that converges leaves them there
-LEARNED = 0.97  # raw weights over the trivial guess at some noise, surely
 NOISY_WEIGHTS = 2.0  # raw weights over their average; 1.0 to 1.3 at usual rates
 PEAK = 10.0  # largest late loss over the median: batches differ by a factor of 2 or 3
 MOVED = 1.15  # weights over PyTorch's at the start: after ten updates 1.0
@@ -23,9 +31,11 @@ OVERFIT, OVERFIT_COPIES = (
     1.2,
     1.1,
 )  # held-out over training items, alone and with copies among samples
+BY_HEART = 0.5  # over the best smooth law of the other items, and over a linear denoiser
 HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
 LITTLE = 0.2  # of the possible gain: nothing to speak of
 NEGLECTED = 1.2  # over a linear denoiser at one level outside of training's
+UNWEIGHED = 1e-3  # of the weight of the loss; evenly spread over nine levels each has a ninth
 NEGLECTED_INSIDE, LEVELS_INSIDE = 2.0, 2  # and at so many inside; x0 errs so at the smallest noise
 CLASSES_HELP = 0.97  # a linear denoiser that knows the class over one that does not
 CLASSES_USED = 0.25  # of that help, in logarithms
@@ -46,7 +56,9 @@ def learning_rate(m: Measured) -> Finding | None:
     told = bool(m.subject.log) and moved and m.readings.varies > CONSTANT
     # Wild weights are so at all noise, and were so in training: what is bad at some noise only was
     # not trained there, and what was good in training has been changed since.
-    well = any(v.ratio("raw", "trivial").below(LEARNED) for v in m.seen) or _went_well(m)
+    low, high = m.subject.trained or (0.0, math.inf)
+    inside = [v for v in m.levels if low <= v.at <= high]
+    well = any(v.ratio("raw", "trivial").below(WORSE_THAN_TRIVIAL) for v in inside) or _went_well(m)
     wild = told and ((worse.above(WORSE_THAN_TRIVIAL) and not well) or noisy.above(NOISY_WEIGHTS))
     if skipped or wild or m.saturated or peaks > PEAK:
         return Finding(
@@ -96,26 +108,46 @@ def overfit(m: Measured) -> Finding | None:
     gap = m.pooled("held_out", "model", pairs)
     copies = m.facts.get("memorisation")
     found = copies is not None and copies.found
-    if gap.above(OVERFIT) or (found and (not pairs or gap.above(OVERFIT_COPIES))):
+    known = [] if pairs else _by_heart(m)
+    if gap.above(OVERFIT) or (found and (not pairs or gap.above(OVERFIT_COPIES))) or known:
         said = f"held-out items are denoised with {gap.value:.2f} times the error of training items"
+        if not pairs:
+            said = "there are no held-out items to compare with"
+        if known:
+            least = min(v.ratio("model", "unseen").value for v in known)
+            said += (
+                f", but at sigma/alpha {', '.join(f'{v.at:.2g}' for v in known)} training items "
+                f"are denoised with down to {least:.2f} times the error of the best smooth law of "
+                "the other items"
+            )
         return Finding(
             "overfit",
-            (said if pairs else "there are no held-out items to compare with")
-            + (f"; {copies.sentence()}" if copies is not None else ""),
+            said + (f"; {copies.sentence()}" if copies is not None else ""),
             f"more data than {m.facts['n_train']} items, a smaller network, dropout, or an earlier "
             "checkpoint (training.keep_best, --step best)",
         )
     return None
 
 
+def _by_heart(m: Measured) -> list[Level]:
+    """Where, in few dimensions, more is known of the items than the others tell of them."""
+    if m.subject.train[0].numel() > FEW_DIMS:
+        return []  # networks generalise better than a smooth law of items does
+    simple = [v for v in m.learnable if v.ratio("model", "linear").below(BY_HEART)]
+    return [v for v in simple if v.ratio("model", "unseen").below(BY_HEART)]
+
+
 def _weak(m: Measured) -> tuple[float, float] | None:
     """Of a model no better than a Gaussian's denoiser where a better one exists: its error over
     that one's, and what share of the possible gain it has."""
     better = m.bettering
+    if m.reachable:  # and what the other items tell: the optimum knows the finest by heart
+        better = [v for v in better if v.unseen < BETTER * v.linear]
     if not better:
         return None
     worse = m.pooled("model", "linear", better)
-    possible = sum(v.linear - v.optimal for v in better)
+    least = "unseen" if m.reachable else "optimal"
+    possible = sum(v.linear - getattr(v, least) for v in better)
     gain = sum(v.linear - v.model for v in better) / possible
     squares = [float((v.errors["linear"] - v.errors["model"]).var()) / len(v.errors["model"])
                for v in better]  # fmt: skip
@@ -151,15 +183,34 @@ def coverage(m: Measured) -> Finding | None:
     inside = [v for v in matter if v not in outside]
     bad = [v for v in inside if v.ratio("model", "linear").above(NEGLECTED_INSIDE)]
     good = [v for v in inside if v.ratio("model", "linear").below(WEAK)]
-    if len(bad) >= LEVELS_INSIDE and good:
+    shares = [_weight(m, v) for v in bad]
+    unweighed = bool(bad) and all(share is not None and share < UNWEIGHED for share in shares)
+    if len(bad) >= LEVELS_INSIDE and (good or unweighed):
+        said = "the model betters a linear denoiser"
+        if unweighed:
+            said = "the model is trained"
+            good = [v for v in inside if v not in bad]
         return Finding(
             "noise levels neglected",
-            f"at sigma/alpha {', '.join(f'{v.at:.2g}' for v in good)} the model betters a linear "
-            f"denoiser, but at {_those(bad)}",
+            f"at sigma/alpha {', '.join(f'{v.at:.2g}' for v in good)} {said}, but at "
+            + _those(bad)
+            + (
+                f"; of the loss's weight {max(s or 0 for s in shares):.1g} or less is there"
+                if unweighed
+                else ""
+            ),
             "let the loss weigh all noise levels alike: loss.weighting=edm for the target F, eps "
             "or output for others; or draw more times there",
         )
     return None
+
+
+def _weight(m: Measured, level: Level) -> float | None:
+    """The share of the objective around a level."""
+    at = [v.at for v in m.levels]
+    i = at.index(level.at)
+    step = (at[-1] / at[0]) ** (0.5 / (len(at) - 1))
+    return m.subject.weight_at(at[i] / step, at[i] * step)
 
 
 def _those(bad: list[Level]) -> str:

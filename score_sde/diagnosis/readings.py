@@ -33,6 +33,8 @@ from score_sde.processes.targets import TARGETS
 INNER = (0.05, 20.0)  # sigma/alpha between which readings are told apart
 MOST = 128  # items at each level, but for those of few dimensions
 WORSE = 1.2  # than a linear denoiser: surely no right reading
+RIM, FEW_THERE = 0.01, 20  # of the largest output: what lies there lies at it; no chance
+QUANTILE_OF = 10**6  # values
 AGAIN = 32  # items that the network is asked twice of
 
 
@@ -43,13 +45,23 @@ class Gain(NamedTuple):
     reading: Reading
 
 
+class Bound(NamedTuple):
+    """Over all levels: the largest output, the share of outputs there, and what they should reach,
+    the quantile at 99 %."""
+
+    most: float
+    share: float
+    wanted: float
+
+
 class Readings(NamedTuple):
     """What a network makes of the data: as declared, and read in other ways, by kind.
 
     by_kind: other targets, label scales, times, and other ways to show it the items. gain: of its
     outputs. unlike: how far two outputs for the same inputs are apart, over their size, and
     unlike_alone: those of items in a batch of few and of many. varies: how far outputs for other
-    inputs are apart, over their size.
+    inputs are apart, over their size. bound: of outputs. finite: the share of outputs that are
+    finite, at the level with the fewest.
     """
 
     declared: Reading
@@ -58,6 +70,8 @@ class Readings(NamedTuple):
     unlike: float
     unlike_alone: float
     varies: float
+    bound: Bound
+    finite: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,6 +83,8 @@ class Readings(NamedTuple):
             "output twice apart": self.unlike,
             "output alone apart": self.unlike_alone,
             "outputs apart": self.varies,
+            "bound": self.bound._asdict(),
+            "finite": self.finite,
         }
 
 
@@ -93,7 +109,10 @@ def readings(subject: Subject, n: int, generator: torch.Generator) -> Readings:
     gain = Gain(factor, asked.reading(f"{factor.value:.3g}", scaled))
     varies = max(_variation(out) for out in asked.outputs)
     declared = asked.by_errors(model.target, asked.own)
-    return Readings(declared, found, gain, *_repeated(model, levels, asked.outputs), varies)
+    finite = min(float(output_of(model, seen).isfinite().double().mean()) for seen in drawn)
+    bound = _bound(model, levels, asked.outputs)
+    repeated = _repeated(model, levels, asked.outputs)
+    return Readings(declared, found, gain, *repeated, varies, bound, finite)
 
 
 def _other_targets(asked: Asked) -> list[Reading]:
@@ -131,13 +150,27 @@ def _gain(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor])
     """
     wanted, scaled = [], []
     for seen, out in zip(levels, outputs, strict=True):
-        a, b = (float(v) for v in model.row(torch.tensor(seen.t, dtype=torch.float64)))
-        x0 = seen.x0.double()
-        right = (a * x0 + b * (seen.x.double() - seen.alpha * x0) / seen.sigma).flatten(1)
+        right = _right(model, seen)
         size = float(right.square().mean()) ** 0.5 or 1.0
         wanted.append(right / size)
         scaled.append(out.double().flatten(1) / size)
     return slope(torch.cat(wanted), torch.nan_to_num(torch.cat(scaled)))
+
+
+def _right(model: ScoreModel, seen: Noisy) -> Tensor:
+    """What the network is trained to say, a x_0 + b eps, (n, D)."""
+    a, b = (float(v) for v in model.row(torch.tensor(seen.t, dtype=torch.float64)))
+    x0 = seen.x0.double()
+    return (a * x0 + b * (seen.x.double() - seen.alpha * x0) / seen.sigma).flatten(1)
+
+
+def _bound(model: ScoreModel, levels: Sequence[Noisy], outputs: Sequence[Tensor]) -> Bound:
+    size = torch.cat([out.double().abs().flatten() for out in outputs])
+    wanted = torch.cat([_right(model, seen).abs().flatten() for seen in levels])[:QUANTILE_OF]
+    most = float(size.max())
+    there = int((size > (1 - RIM) * most).sum())
+    share = there / len(size) if there >= FEW_THERE else 0.0
+    return Bound(most, share, float(wanted.quantile(0.99)))
 
 
 def _variation(out: Tensor) -> float:
@@ -163,6 +196,9 @@ def _repeated(
 def misread(found: Readings, kind: str, better: float) -> Reading | None:
     """The best reading of a kind if the network makes sense under it and not under the declared."""
     others = found.by_kind.get(kind)
+    if not others:
+        return None
+    others = [r for r in others if not r.worse]
     if not others:
         return None
     best = min(others, key=lambda r: r.over_declared.log)

@@ -15,7 +15,7 @@ from score_sde import build, plotting
 from score_sde.checks import Index, UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
-from score_sde.diagnosis.denoising import Logged, Subject
+from score_sde.diagnosis.denoising import Drawn, Logged, Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
 from score_sde.models import ScoreModel
 from score_sde.noise import seed_torch
@@ -121,20 +121,22 @@ def diagnose_to_file(
     return found
 
 
-def _drawn(run: Run) -> Tensor | None:
-    """Times (n,) as the run's objective draws them."""
+def _drawn(run: Run) -> Drawn | None:
+    """Times as the run's objective draws them, with their weights."""
     if not run.config.get("loss"):
         return None  # imported: how it was trained is not known
     with torch.random.fork_rng(devices=[]):
         seed_torch(0)
-        return build.build_objective(run.config).draw_times(run.score, 20_000, "cpu").double()
+        objective = build.build_objective(run.config)
+        times = objective.draw_times(run.score, 20_000, "cpu").double()
+        return Drawn(times, objective.weights(run.score, times).double())
 
 
-def _range(run: Run, times: Tensor | None) -> tuple[float, float] | None:
-    """The range of sigma/alpha with all but 0.2 % of them."""
-    if times is None:
+def _range(run: Run, drawn: Drawn | None) -> tuple[float, float] | None:
+    """The range of sigma/alpha with all but 0.2 % of the times."""
+    if drawn is None:
         return None
-    noise = torch.exp(-0.5 * run.sde.log_snr(times))
+    noise = torch.exp(-0.5 * run.sde.log_snr(drawn.times))
     return float(noise.quantile(0.001)), float(noise.quantile(0.999))
 
 
