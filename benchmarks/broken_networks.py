@@ -61,6 +61,18 @@ class Dropping(nn.Module):
         return nn.functional.dropout(self.net(x, noise_label), 0.1, training=True)
 
 
+class Bounded(nn.Module):
+    """A network that ends in a tanh."""
+
+    def __init__(self, dim: int, width: int = 64, depth: int = 2):
+        super().__init__()
+        self.net = MLP(dim, width, depth)
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        """As an MLP, between -1 and 1."""
+        return self.net(x, noise_label).tanh()
+
+
 def neglectful(model: Any, t: Tensor) -> Tensor:
     """A weighting of large noise alone, as steep as one may write it by mistake."""
     return (-2 * model.sde.log_snr(t)).exp().clamp(max=1e4)

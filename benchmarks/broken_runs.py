@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from broken_networks import Deaf, Dropping, Left, Scaled, Told, neglectful
+from broken_networks import Bounded, Deaf, Dropping, Left, Scaled, Told, neglectful
 from torch import nn
 
 from score_sde.checks import UserError
@@ -21,6 +21,7 @@ from score_sde.runs.train import train
 from score_sde.training import checkpoints
 
 UNEVEN = ("moons", "swissroll", "clusters5", "sheet8")  # others look alike turned by 90 degrees
+SOUND_STEPS = 2000  # after 700 to 900 some are undertrained indeed
 TOYS = ("ring8", "moons", "checkerboard", "swissroll", "clusters5", "sheet8")
 
 
@@ -132,6 +133,10 @@ def broken(fault: str, config: dict[str, Any], dice: random.Random) -> None:
         training |= {"lr": dice.choice([1e-6, 3e-6]), "muon_lr": 1e-6}
     elif fault == "small noise neglected":
         config["loss"] = {"weighting": f"{neglectful.__module__}.neglectful", "t_min": 1e-3}
+    elif fault == "tanh at the end":
+        config["net"] = {"name": f"{Bounded.__module__}.Bounded"}
+    elif fault.startswith("sound") and "optimizer" not in training:
+        training |= {"steps": SOUND_STEPS}
     elif fault == "target scaled":
         config["net"] = {"name": f"{Scaled.__module__}.Scaled", "width": config["net"]["width"]}
 
@@ -172,6 +177,8 @@ def edit(folder: Path, fault: str, dice: random.Random) -> None:
         config["sde"] = {"name": "vp", "beta_min": 0.1, "beta_max": dice.choice([5.0, 60.0])}
     elif fault in ("target scaled", "score negated"):
         config["net"]["factor"] = -1.0 if fault == "score negated" else dice.choice([0.7, 1.4])
+    elif fault == "read with a process of another kind":
+        config["sde"] = {"name": dice.choice(["ve", "flow", "cosine", "edm"])}
     elif fault == "beta doubled":
         config["sde"]["beta_max"] = 40.0
     elif fault == "F read as eps":
@@ -224,7 +231,8 @@ def make(fault: str, seed: int, folder: Path, images: bool) -> str | None:
     dice = random.Random(f"{fault} {seed} {images}")
     config = recipe(dice, images)
     other = None
-    plain = ("read as another target", "read with another process", "beta doubled")
+    plain = ("read as another target", "read with another process", "beta doubled",
+             "read with a process of another kind")  # fmt: skip
     if fault in plain and not images:
         config["sde"], config["model"] = {"name": "vp"}, {"target": "v", "data_std": 1.0}
         config["loss"] = {"t_min": 1e-3}

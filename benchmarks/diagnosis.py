@@ -66,13 +66,15 @@ EXPECTED: dict[str, set[str]] = {
     "coordinates mixed": OTHER,
     "other data": OTHER,
     "few items, none held out": {"overfit"},
+    "tanh at the end": {"output bounded"},
+    "read with a process of another kind": {"wrong process"},
 }
 NOT_OF_IMAGES = {
     "values not scaled", "values tiny", "values off centre", "deaf to t", "target scaled",
     "labels shuffled", "labels exchanged", "read with another process", "data_std wrong",
     "dropout left on", "values cut off", "small noise neglected", "last layer left out",
     "network not trained", "beta doubled", "score negated", "other data",
-    "few items, none held out",
+    "few items, none held out", "tanh at the end", "read with a process of another kind",
 }  # fmt: skip
 
 

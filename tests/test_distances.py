@@ -144,15 +144,17 @@ def test_neighbours_by_hand_and_their_errors():
     assert found.density.value == pytest.approx((2 + 2 + 2 + 1 + 1 + 2) / 6, abs=0.34)
     assert found.coverage.value == pytest.approx(1.0)
     x, y = normal(300, 4, 20), normal(250, 4, 21)
-    block = block_of(300, 10)
-    found = neighbours.cover(x, block, y)
-    for j in (0, 7):  # each part is that of the other samples alone
-        kept = block != j
-        alone = neighbours.cover(fake[kept], block_of(int(kept.sum()), 10), y)
-        for name in neighbours.Cover._fields:
-            assert getattr(found, name).without[j] == pytest.approx(
-                getattr(alone, name).value, abs=1e-12
-            )
+    apart = x + 20 * torch.arange(300).remainder(10)[:, None]  # all neighbours in one block
+    for fake, block in ((x, block_of(300, 10)), (apart, torch.arange(300).remainder(10)),
+                        ((2 * x).round(), block_of(300, 10))):  # fmt: skip
+        found = neighbours.cover(fake, block, y)
+        for j in (0, 7):  # each part is that of the other samples alone
+            kept = block != j
+            alone = neighbours.cover(fake[kept], block_of(int(kept.sum()), 10), y)
+            for name in neighbours.Cover._fields:
+                assert getattr(found, name).without[j] == pytest.approx(
+                    getattr(alone, name).value, abs=1e-12
+                )
 
 
 def test_the_interval_and_the_tail_are_scipys():
