@@ -51,6 +51,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=13_000)
     parser.add_argument("--gap", type=float, default=0.1)
+    parser.add_argument("--teacher_steps", type=int, default=1)
     parser.add_argument("--power", type=float, default=0.5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -64,7 +65,7 @@ def main(words: list[str] | None = None) -> None:
     model = FlowMap(net, SDE, target="F", time_input="log_sigma", time_scale=asked.time_scale)
     objective = MapMatching(gap=asked.gap, power=asked.power, same=0.5 * asked.scratch)
     if not asked.scratch:
-        objective = objective.of_teacher(lambda: data.score(SDE))
+        objective = objective.of_teacher(lambda: data.score(SDE), asked.teacher_steps)
     settings = TrainingSettings(asked.batch, steps=asked.updates, lr=asked.lr, betas=(0.9, 0.99),
                                 warmup_steps=50, decay=0.7, ema_sigma_rel=0.1)  # fmt: skip
     trainer = Trainer(model, objective, settings, seed=1)

@@ -133,6 +133,21 @@ def test_the_derivative_is_the_limit_of_differences(sde):
     assert errors[1] < 0.2 * errors[0] < 0.1 * float(rate.detach().abs().max())
 
 
+@pytest.mark.parametrize("sde", PROCESSES, ids=lambda s: type(s).__name__)
+def test_a_teacher_is_followed_over_the_gap_by_steps_of_second_order(sde):
+    data, t = Gaussian(torch.zeros(3), WIDTH**2), torch.full((16,), 0.5 * sde.t_max).double()
+    model, x = small(sde), noisy(sde, t)
+    u = time_of_angle(sde, 0.5 * angle(sde, t, 1.0), 1.0)
+    stds = (torch.hypot(sde.alpha(v) * WIDTH, sde.sigma(v))[:, None] for v in (u, t))
+    want, ends = x * next(stds) / next(stds), (angle(sde, t, 1.0), angle(sde, u, 1.0))
+    errors = []
+    for steps in (8, 16, 32):
+        objective = MapMatching(gap=1.0).of_teacher(lambda: data.score(sde), steps)
+        landed = objective._follow(model, x, *ends, objective._taught(model, x, t, {}), {})
+        errors.append(float((landed - want).square().mean().sqrt()))
+    assert 3.2 < errors[0] / errors[1] < 5 and 3.5 < errors[1] / errors[2] < 4.6, errors
+
+
 def test_a_gap_of_one_is_one_step_of_the_teacher():
     sde = VPSDE()
     model = small(sde)

@@ -146,6 +146,8 @@ def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
     [
         ("untold", ["--prompt=a"], "trained without captions, so it takes no prompt"),
         ("always", ["--prompt=a", "--guidance=2"], "conditioning.dropout=0.1.; this one never was"),
+        ("always", [], "always told a caption .conditioning.dropout=0.*give a prompt"),
+        ("large", [], "always told a picture .*--workdir OTHER --upscale"),
         ("told", ["--guidance=2"], "leads from no condition to one"),
         ("told", ["--prompt=a", "--guidance=-1"], "at least 0 .got -1.0."),
         ("told", ["--prompt=a", "--negative_prompt=b"], "a negative prompt needs guidance"),
@@ -198,6 +200,18 @@ def test_a_wish_that_cannot_be_is_a_sentence(runs, run, flags, message, tmp_path
     assert command(*base, *flags, f"--out={tmp_path / 'out'}") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and re.search(message, said), said
+
+
+@pytest.mark.parametrize(
+    "words", ["likelihood", "encode", "calibrate", "restore --task=inpaint", "diagnose"]
+)
+def test_a_run_that_enlarges_has_no_score_without_a_picture(runs, words, capsys):
+    made = sorted(runs.rglob("*"))
+    mode = [f"--mode={words.split()[0]}", *words.split()[1:]]
+    assert command("--workdir", str(runs / "large"), *mode, "--device=cpu") == 2
+    said = capsys.readouterr().err
+    assert "was always told a picture (net.picture), and its score without one means" in said
+    assert sorted(runs.rglob("*")) == made
 
 
 def test_prompts_of_a_file(tmp_path):

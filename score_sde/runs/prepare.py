@@ -77,7 +77,7 @@ def prepare(
     if isinstance(model, FlowMap) and (wanted := build.build_teacher(config)) is not None:
         told, begun = config.get("conditioning") or {}, saved.get("teacher") or {}
         teacher = open_teacher(wanted, model, data.spec, told, codec, begun, device)
-        objective = objective.of_teacher(teacher)
+        objective = objective.of_teacher(teacher, wanted.steps)
         teacher.begin(model)
     data, named = with_told(config, data, conditioning, eye)
     conditioning = conditioning.with_text(named, model.net)

@@ -34,7 +34,7 @@ from score_sde.runs.sampler import RunSamples, gathered, make_sampler
 from score_sde.runs.signature import is_signed
 from score_sde.runs.steering import said_of_classes, steer
 from score_sde.runs.weights import find_weights
-from score_sde.runs.wish import Prompt, Wish
+from score_sde.runs.wish import Prompt, Wish, always_told_a_picture
 from score_sde.sampling import SDE, SampleResult, SamplingSettings, change_sampling
 from score_sde.sampling.loop import Hook
 from score_sde.training.checkpoints import steps_of, strays
@@ -327,10 +327,15 @@ def load_score(
     device: str = "auto",
     step: int | str | None = None,
 ) -> Run:
-    """`load` for who needs a score at all times: RunError for a map of the flow."""
+    """`load` for who needs a score at all times and tells it of no picture; RunError for others."""
     run = load(path, weights, device, step=step)
     if isinstance(run.score, FlowMap):
         raise RunError(f"{run.path}: {run.score.no_density}")
+    if always_told_a_picture(run):
+        raise RunError(
+            f"{run.path} was always told a picture (net.picture), and its score without one means "
+            f"nothing. It enlarges what another run draws: --mode sample --upscale {run.path}."
+        )
     return run
 
 

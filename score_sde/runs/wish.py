@@ -143,6 +143,7 @@ def check_wish(run: Run, wish: Wish, n: int) -> Captions:
         rescale or 0.0, threshold,
     )  # fmt: skip
     make_rule(wish.rule, wish.rule_options)
+    _check_always_told(run, wish, prompts is not None)
     if wish.classifier is not None:
         _check_classifier(run, wish, labels)
     if not wish.guided:
@@ -150,6 +151,29 @@ def check_wish(run: Run, wish: Wish, n: int) -> Captions:
     elif wish.classifier is None:
         _check_guided(run, wish, Captions(prompts, negative), labels)
     return Captions(prompts, negative)
+
+
+def _check_always_told(run: Run, wish: Wish, prompted: bool) -> None:
+    """RunError without what the network was always told: what it then draws means nothing."""
+    given = set(wish.condition or {})
+    if always_told_a_picture(run) and "picture" not in given:
+        raise RunError(
+            f"{run.path} was always told a picture (net.picture), so it draws nothing without one: "
+            "it enlarges what another run draws, --workdir OTHER --upscale "
+            f'{run.path}; from Python, condition={{"picture": ...}}.'
+        )
+    if prompted or trained_without(run) or "pooled" in given:
+        return
+    if takes_prompts(run) and "text" not in given:
+        raise RunError(
+            f"{run.path} was always told a caption (conditioning.dropout=0), so it draws nothing "
+            "without one: give a prompt."
+        )
+    if run.eye is not None:
+        raise RunError(
+            f"{run.path} was always told an embedding (conditioning.dropout=0), so it draws nothing "
+            'without one: give --prior and a prompt; from Python, condition={"pooled": ...}.'
+        )
 
 
 def _check_unguided(wish: Wish, negative: tuple[str, ...] | None) -> None:
@@ -251,6 +275,11 @@ def trained_without(run: Run) -> bool:
     """Whether the network was at times told nothing, so that its unconditional score means one."""
     told = run.config.get("conditioning") or {}
     return bool(told.get("dropout") or getattr(run.score.net, "class_dropout", 0.0))
+
+
+def always_told_a_picture(run: Run) -> bool:
+    """Whether the network was told a picture beside x, and never went without."""
+    return bool(getattr(run.score.net, "picture", 0)) and not trained_without(run)
 
 
 def takes_prompts(run: Run) -> bool:

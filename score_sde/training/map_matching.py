@@ -14,10 +14,11 @@ with v = dz/dtheta of the flow and the derivative of G along it. G is brought to
     s = 0              R of a consistency function          sCM (2410.11081, eq. 6), p = 1/2
     any s              R of an average velocity             MeanFlow (2505.13447, eq. 8), p = 1
     gap > 0            R as a difference over gap D         ECT, CT (2406.14548); alpha-Flow
-    gap = 1            the way from t to s in one step      flow matching of every G
+    gap = 1            the whole way from t to s            the flow itself, as far as it is solved
 
 v is that of a teacher's score (distillation), or that of x_0 and eps themselves (training from
-scratch), whose mean given x_t is the flow's: R is linear in v, but for a gap.
+scratch), whose mean given x_t is the flow's: R is linear in v, but for a gap. A teacher goes over
+the gap by steps of second order (2211.01095, in the angle), so that a wide one stays exact.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ Teacher = Callable[..., ScoreFn]
 @dataclass(frozen=True)
 class TeacherSettings:
     """Of a map of the flow of another run. path: of that run. guidance: of its score, 1 for none:
-    the map is then that of the guided flow."""
+    the map is then that of the guided flow. steps: of its own, over the gap."""
 
     path: str
     guidance: Positive = 1.0
+    steps: Size = 1
 
 
 class Pair(NamedTuple):
@@ -94,6 +96,7 @@ class MapMatching:
     same: Fraction = 0.0
     stratified: bool = True
     teacher: Teacher | None = field(default=None, init=False, repr=False, compare=False)
+    teacher_steps: int = field(default=1, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(
@@ -101,10 +104,11 @@ class MapMatching:
             "flow_map.same=1 trains no map: set it below 1.",
         )
 
-    def of_teacher(self, teacher: Teacher) -> MapMatching:
-        """The same, for the flow of this score."""
+    def of_teacher(self, teacher: Teacher, steps: Size = 1) -> MapMatching:
+        """The same, for the flow of this score, which is followed over the gap by so many steps."""
         made = MapMatching(self.steps, self.gap, self.power, self.floor, self.same, self.stratified)
         object.__setattr__(made, "teacher", teacher)
+        object.__setattr__(made, "teacher_steps", steps)
         return made
 
     def check(self, sde: SDE) -> None:
@@ -191,7 +195,7 @@ class MapMatching:
         first = angle(sde, torch.full_like(t, sde.t_min), std)
         at_u = torch.maximum(at_t - self.gap * (at_t - at_s), first)
         u = time_of_angle(sde, at_u, std).to(t)
-        before = expand(sde.alpha(u), x) * pair.x0 + expand(sde.sigma(u), x) * pair.eps
+        before = self._follow(model, x, at_t, at_u, pair, condition)
         landed = model.jump(before, u, s, **condition) / expand(
             torch.hypot(sde.sigma(end), sde.alpha(end) * std), x
         )
@@ -202,3 +206,25 @@ class MapMatching:
         moved = expand(at_t - at_u, x)
         least = torch.finfo(x.dtype).eps ** 0.5  # below, the difference is of rounding
         return torch.where(moved > least, (here - landed) / moved.clamp(min=least), v - out)
+
+    def _follow(
+        self, model: FlowMap, x: Tensor, at_t: Tensor, at_u: Tensor, pair: Pair,
+        condition: dict[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """x_u by steps equal in angle along the pair at t, and the teacher's from there on.
+
+        Between two angles x_0 and eps go on as they changed over the step before.
+        """
+        sde, std, step = model.sde, model.data_std, (at_t - at_u) / self.teacher_steps
+        last = pair
+        for k in range(self.teacher_steps):
+            theta = at_t - k * step
+            t, u = (time_of_angle(sde, at, std).to(at_t) for at in (theta, theta - step))
+            if k:
+                last, pair = pair, self._taught(model, x, t, condition)
+            z = x / expand(torch.hypot(sde.sigma(t), sde.alpha(t) * std), x)
+            x0, eps = (1.5 * now - 0.5 * before for now, before in zip(pair, last, strict=True))
+            way = expand(theta.cos(), x) * eps - expand(theta.sin() / std, x) * x0
+            z = expand(step.cos(), x) * z - expand(step.sin(), x) * way
+            x = z * expand(torch.hypot(sde.sigma(u), sde.alpha(u) * std), x)
+        return x
