@@ -4,7 +4,7 @@ score_sde/pretrained/<name>/
     config.json, model.safetensors    as `--mode export --dtype bfloat16` (or int8) wrote them
     card.json                         the commands that made it, its seed, and its figures
 
-`fashion` draws garments, `emoji` what a prompt says.
+`fashion` draws garments, `emoji` what a prompt says, and `sr_emoji` enlarges that.
 
 They are read from the package and never written to: what is made of one goes to
 pretrained/<name>/ where you are.
@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parents[1] / "pretrained"
 CONFIGS = {
     "fashion": "042123f969969e6debcc24efe538c0ab5dfa56270606891aa04e9af785d47ef3",
     "emoji": "9a43a6f381b58fefd27f15c2107c5f18999344c20dc6a91e92fb7e276855dc73",
+    "sr_emoji": "a751a8dfb524c212ea035ff349818abb84e11b1f6549c71f612f4b85b6c066d3",
 }
 """Of each model, the SHA-256 of its config.json: what the names in it may run is known to us."""
 
