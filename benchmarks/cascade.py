@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from score_sde import load
 from score_sde.data.emoji import emoji
-from score_sde.data.pictures import grid_array, save_png
+from score_sde.plotting.pictures import grid_array, save_png
 from score_sde.runs.cascade import enlarge
 
 SEEDS = 4
