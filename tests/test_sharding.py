@@ -27,19 +27,22 @@ RUN = [
     "--config=vp_fashion",
     "--config.model.precision=fp32",
     "--config.net.width=16",
+    "--config.net.multipliers=(1,)",
+    "--config.net.attention=(14,)",
     "--config.net.blocks=1",
+    "--config.net.decoder_blocks=1",
     "--config.sampling.nfe=3",
     "--config.training.minutes=0",
     "--config.training.batch_size=8",
-    "--config.training.steps=10",
-    "--config.training.save_every=5",
+    "--config.training.steps=6",
+    "--config.training.save_every=3",
     "--config.training.keep=9",
     "--config.training.log_every=1",
     "--config.training.sample_every=0",
     "--config.training.sample_images=2",
     "--config.training.sample_nfe=2",
     "--config.training.ema_halflives=(3.0,)",
-    "--config.training.ema_snapshot_every=5",
+    "--config.training.ema_snapshot_every=3",
     "--config.training.tensorboard=False",
     "--device=cpu",
 ]
@@ -48,8 +51,8 @@ RUN = [
 def small_trainer(**settings) -> Trainer:
     """Without dropout, whose masks depend on how a batch is divided."""
     torch.manual_seed(0)
-    options = {"attention": (4,), "embedding": "fourier"}  # with a tensor that is not trained
-    net = UNet(1, (8, 8), width=16, multipliers=(1, 2), blocks=1, **options)
+    options = {"attention": (8,), "embedding": "fourier"}  # with a tensor that is not trained
+    net = UNet(1, (8, 8), width=16, multipliers=(1,), blocks=1, **options)
     chosen = TrainingSettings(**{"batch_size": 8, "steps": 60, "warmup_steps": 5, **settings})
     model = ScoreModel(net, VPSDE(), time_input="log_sigma")
     return Trainer(in_fast_layout(model), ScoreMatching(), chosen)
@@ -119,7 +122,7 @@ def local_bytes(trainer) -> dict[str, int]:
 
 
 CASES = {  # and the number of updates
-    "adam": ({"grad_clip": 0.05, **KEPT}, 10),
+    "adam": ({"grad_clip": 0.05, **KEPT}, 6),
     "passes": ({"batch_per_device": 2}, 5),
     "muon": ({"optimizer": "muon"}, 5),
     "scaled": ({"grad_clip": 0.05}, 5),
@@ -212,14 +215,14 @@ def test_updates_are_those_of_one_process_in_half_the_memory(tmp_path, processes
 
 
 def cut_copy(run: Path, name: str) -> Path:
-    """A copy of a run of ten updates that was stopped after five."""
+    """A copy of a run of six updates that was stopped after three."""
     copy = run.with_name(name)
     shutil.copytree(run, copy)
-    shutil.rmtree(copy / "checkpoints" / "step_00000010")
-    snapshot_path(copy / "snapshots", 10).unlink()
+    shutil.rmtree(copy / "checkpoints" / "step_00000006")
+    snapshot_path(copy / "snapshots", 6).unlink()
     shutil.rmtree(copy / "progress")
     log = copy / "log.jsonl"
-    log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:5]))
+    log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:3]))
     return copy
 
 
@@ -230,9 +233,9 @@ def assert_same_end(run: Path, other: Path, rtol: float, atol: float) -> None:
     for end in ends:
         for key in ("seconds", "checksum", "checksums", "bins", "loss_smooth"):
             end["meta"].pop(key)
-    assert ends[0]["meta"]["step"] == 10 and len(ends[0]["averages"]) == 3
+    assert ends[0]["meta"]["step"] == 6 and len(ends[0]["averages"]) == 3
     assert_close(*ends, rtol, atol)
-    snapshots = (snapshot_path(path / "snapshots", 10) for path in (run, other))
+    snapshots = (snapshot_path(path / "snapshots", 6) for path in (run, other))
     assert_close(*map(load_file, snapshots), rtol, atol)
 
 
@@ -248,7 +251,7 @@ def test_runs_are_saved_whole_and_go_on_in_any_number_of_processes(tmp_path, pro
         for run in (one, two)
     ]
     assert files[0] == files[1]
-    for name in ("step_00000010.png", "step_00000010_raw.png"):  # drawn by averages and weights
+    for name in ("step_00000006.png", "step_00000006_raw.png"):  # drawn by averages and weights
         a, b = (np.asarray(Image.open(run / "progress" / name)).astype(int) for run in (one, two))
         assert a.std() > 5 and np.abs(a - b).max() <= 1
 

@@ -28,12 +28,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import Index, Seed, Size, UserError, checked, require
+from score_sde.checks import Index, Seed, Size, UserError, checked
 from score_sde.diagnosis.ends import law_of_ends
 from score_sde.diagnosis.laws import (
     F64,
@@ -123,7 +124,7 @@ def verify(
     sde: SDE,
     method: str | Predictor = "heun",
     *,
-    steps: Sequence[Size] = (16, 32, 64, 128, 256, 512),
+    steps: Annotated[Sequence[Size], Field(min_length=1)] = (16, 32, 64, 128, 256, 512),
     data: GaussianMixture | None = None,
     grid: Any = None,
     denoise: bool = False,
@@ -145,7 +146,6 @@ def verify(
     Not finite results are reported as they are. Raises UserError for data that is not one
     Gaussian and for what `sample` refuses.
     """
-    require(len(steps) > 0, "steps must hold one number at least.")
     if data is not None and not isinstance(data, Gaussian):
         raise UserError(
             "data must be one Gaussian, whose flow is known: Gaussian(mean, covariance). Got a "

@@ -126,6 +126,13 @@ class Memorisation:
         return asdict(self) | {"found": self.found}
 
 
+def _authentic(found: Nearest, train: Tensor) -> float:
+    """Share of items that are farther from their nearest training item than it is from others."""
+    sources, which = found.places.unique(return_inverse=True)
+    closest = nearest(train[sources], train, sources).distances[:, 0]
+    return float((closest[which] < found.distances[:, 0]).double().mean())
+
+
 def memorisation(
     samples: Tensor, train: Tensor, held_out: Tensor | None = None, seed: int = 0
 ) -> Memorisation:
@@ -158,11 +165,6 @@ def memorisation(
     # a beta distribution, and how many of n do, a beta-binomial one, whatever the data.
     p_value = _beta_binomial_tail(count, len(x), below + 1, len(clean) - below)
 
-    def authentic(found: Nearest) -> float:
-        sources, which = found.places.unique(return_inverse=True)
-        closest = nearest(train[sources], train, sources).distances[:, 0]
-        return float((closest[which] < found.distances[:, 0]).double().mean())
-
     share, interval, c_t = None, None, None
     if other is not None and fresh is not None and unseen is not None:
         share, interval = _nearer(x, train, other, seed)
@@ -180,8 +182,8 @@ def memorisation(
         median_ratio=float(mine.ratio.median()),
         clean_median_ratio=float(clean.median()),
         duplicates_in_training=duplicates,
-        authentic=authentic(mine),
-        held_out_authentic=None if unseen is None else authentic(unseen),
+        authentic=_authentic(mine, train),
+        held_out_authentic=None if unseen is None else _authentic(unseen, train),
         nearer=share,
         nearer_interval=interval,
         c_t=c_t,
