@@ -97,8 +97,6 @@ def batches(
     score: Score, size: int, batch_size: int | None = None
 ) -> Iterator[tuple[slice, Score]]:
     """The rows of each batch of at most ``batch_size`` samples, and the score of these rows."""
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size must be >= 1 (got {batch_size}).")
     if batch_size is None or batch_size >= size:
         yield slice(0, size), score
         return

@@ -243,7 +243,7 @@ def test_a_guided_score_has_no_likelihood_unless_the_scale_is_one(scores):
         ({"scale": math.nan}, "finite or a function"),
         ({"interval": (3.0, 1.0)}, "interval is .lower, upper. in log-SNR"),
         ({"rescale": 1.5}, "rescale must be at most 1"),
-        ({"threshold": 0.0}, "threshold is a quantile"),
+        ({"threshold": 0.0}, "threshold must be greater than 0"),
         ({"rule": "cgf"}, "guidance rule 'cgf' is unknown. Did you mean 'cfg'"),
     ],
 )

@@ -53,7 +53,7 @@ def test_wrong_classes_are_said():
         GaussianMixture([1.0], [[0.0]], 1.0).score(VPSDE()).bind(class_labels=torch.tensor(0))
     with pytest.raises(ScoreError, match="6 rows of class_labels do not fit 2 samples"):
         score.bind(class_labels=LABELS)(X[:2], torch.tensor(0.5))
-    with pytest.raises(ValueError, match="scale of at least 1"):
+    with pytest.raises(ValueError, match="scale must be at least 1"):
         DATA.sample_tilted(0, 0.5, 3)
     with pytest.raises(ValueError, match=r"labels must be \(2,\)"):
         GaussianMixture([1.0, 1.0], [[0.0], [1.0]], 1.0, labels=[0])

@@ -180,7 +180,7 @@ def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
         (
             "told",
             ["--prompt=a", "--guidance=2", "--guidance_option=threshold=2"],
-            "threshold is a quantile",
+            "threshold must be at most 1 .got 2",
         ),
         ("told", ["--prompt=a", "--guidance=2", "--against_step=7"], "without its checkpoints"),
         (
@@ -262,5 +262,5 @@ def test_particles_at_scale_one_are_the_class_and_bad_settings_are_said():
     for options in ({"interval": (-1.0, 1.0)}, {"rule": "apg"}, {"rescale": 0.5}):
         with pytest.raises(UserError, match="that of a constant scale and the rule cfg"):
             sample_tilted(guide(c, score.bind(), 2.0, **options), (4, 1))
-    with pytest.raises(UserError, match="share must lie"):
+    with pytest.raises(UserError, match="share must be greater than 0"):
         sample_tilted(guide(c, score.bind(), 2.0), (4, 1), share=0.0)

@@ -19,6 +19,7 @@ T = TypeVar("T")
 Positive = Annotated[float, Field(gt=0, lt=1e100, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Extended = Annotated[float, Field(allow_inf_nan=True)]
 """A number that may be infinite or NaN."""
@@ -30,6 +31,7 @@ Depth = Annotated[int, Field(ge=1, le=4096)]
 Few = Annotated[int, Field(ge=0, le=2**20)]
 """As `Size`, or none."""
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1)]
+Several = Annotated[Count, Field(ge=2)]
 Index = Annotated[int, Field(ge=0, le=2**53)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Row = Annotated[tuple[T, ...], Strict(False)]

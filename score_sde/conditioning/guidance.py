@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import Fraction, UserError, checked, require
+from score_sde.checks import Fraction, Share, UserError, checked, require
 from score_sde.conditioning.rules import Look, Rule, make_rule, rescaled, thresholded
 from score_sde.processes.expand import expand, on_rows
 from score_sde.processes.sdes import SDE
@@ -149,7 +149,7 @@ def guide(
     interval: tuple[float, float] | None = None,
     rule: str | Rule = "cfg",
     rescale: Fraction = 0.0,
-    threshold: Fraction | None = None,
+    threshold: Share | None = None,
     bounds: tuple[float, float] = (-1.0, 1.0),
     sde: SDE | None = None,
 ) -> Guided:
@@ -181,12 +181,13 @@ def guide(
     )  # fmt: skip
 
 
+@checked("")
 def check_guidance(
     sde: SDE | None,
     scale: float | Weight,
     interval: Sequence[float] | None,
-    rescale: float,
-    threshold: float | None,
+    rescale: Fraction = 0.0,
+    threshold: Share | None = None,
 ) -> None:
     """UserError for what guidance cannot be."""
     if sde is None:
@@ -198,7 +199,3 @@ def check_guidance(
         )
     if interval is not None and (len(interval) != 2 or not interval[0] < interval[1]):
         raise UserError(f"the interval is (lower, upper) in log-SNR; got {tuple(interval)}.")
-    if not 0 <= rescale <= 1:
-        raise UserError(f"rescale must lie in [0, 1] (got {rescale}).")
-    if threshold is not None and not 0 < threshold <= 1:
-        raise UserError(f"threshold is a quantile in (0, 1] (got {threshold}).")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import BatchShape, NonNegative, Share, Size, UserError, checked
 from score_sde.conditioning.guidance import Guided
 from score_sde.noise import SeededNoise, fresh_seeds, generator_of
 from score_sde.processes.expand import expand
@@ -45,14 +45,15 @@ class Particles:
 
 
 @torch.no_grad()
+@checked
 def sample_tilted(
     score: Guided,
-    shape: tuple[int, ...],
+    shape: BatchShape,
     *,
-    steps: int = 200,
+    steps: Size = 200,
     seeds: Sequence[int] | None = None,
-    langevin: float = 0.1,
-    share: float = 0.5,
+    langevin: NonNegative = 0.1,
+    share: Share = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> Particles:
     """Particles of the law p(x | c)^w p(x)^(1-w) of a guided score, as one population.
@@ -66,7 +67,7 @@ def sample_tilted(
     Raises UserError for a score with an interval, a rule or a scale that changes, for which the
     weights would be others.
     """
-    check_tilted(score, share, steps)
+    check_tilted(score)
     sde, w, n = score.sde, float(score.scale), shape[0]  # type: ignore[arg-type]
     seeds = fresh_seeds(n) if seeds is None else list(seeds)
     noise = SeededNoise(seeds, shape[1:], dtype, "cpu")
@@ -104,18 +105,14 @@ def _grid(sde: SDE, steps: int) -> tuple[Tensor, Tensor]:
     return times, levels.exp()
 
 
-def check_tilted(score: Guided, share: float, steps: int) -> None:
-    """UserError for a guided score whose law is not the tilted one, and senseless settings."""
+def check_tilted(score: Guided) -> None:
+    """UserError for a guided score whose law is not the tilted one."""
     plain = score.rule.__class__.__name__ == "ClassifierFree" and not callable(score.scale)
     if not plain or score.interval or score.rescale or score.threshold is not None:
         raise UserError(
             "the tilted law p(x|c)^w p(x)^(1-w) is that of a constant scale and the rule cfg, "
             "without interval, rescale and threshold."
         )
-    if not 0 < share <= 1:
-        raise UserError(f"share must lie in (0, 1] (got {share}).")
-    if steps < 1:
-        raise UserError(f"steps must be at least 1 (got {steps}).")
 
 
 def _reverse_step(sde: SDE, x: Tensor, value: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from score_sde.checks import (
@@ -142,14 +144,15 @@ class GaussianMixture:
             )
         return here | (class_labels == -1)[:, None]
 
-    def sample_tilted(self, label: int, scale: float, n: int, seed: int | None = None) -> Tensor:
+    @checked
+    def sample_tilted(
+        self, label: int, scale: Annotated[float, Field(ge=1)], n: Count, seed: Seed | None = None
+    ) -> Tensor:
         """n exact draws of the law p(x | c)^w p(x)^(1-w), w = scale >= 1; (n, *shape), float64.
 
         It is p(x | c) times (p(c | x) / p(c))^(w-1), so draws of p(x | c) are kept with
         probability p(c | x)^(w-1).
         """
-        if not scale >= 1:
-            raise UserError(f"the tilted law is drawn for a scale of at least 1 (got {scale}).")
         conditional = self.of_class(label)
         first = fresh_seeds(1)[0] if seed is None else seed
         keep = generator_of(first ^ 0x5DEECE66D)  # streams of their own: x and what becomes of it

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import Count, UserError, checked
+from score_sde.checks import Count, Positive, Several, Size, UserError, checked
 from score_sde.likelihood.setting import check_state
 from score_sde.noise import NoiseFactory, SeededNoise, check_seeds, other_stream
 from score_sde.ode.flow import work_dtype
@@ -116,10 +116,9 @@ class _Reader:
         return self.sde.denoise(x, t, score), v
 
 
-def chain_times(sde: SDE, steps: int) -> Tensor:
+@checked
+def chain_times(sde: SDE, steps: Size) -> Tensor:
     """t_1 < ... < t_n: i t_max / n, the times of DDPM's chain; float64."""
-    if steps < 1:
-        raise UserError(f"steps must be >= 1 (got {steps}).")
     return torch.arange(1, steps + 1, dtype=torch.float64) * (sde.t_max / steps)
 
 
@@ -142,12 +141,12 @@ def variational_bound(
     score: ScoreFn,
     x: Tensor,
     *,
-    steps: int = 1000,
+    steps: Size = 1000,
     times: Sequence[float] | None = None,
     variance: str | float = "posterior",
-    levels: int | None = None,
+    levels: Several | None = None,
     low: float = -1.0,
-    scale: float = 2.0,
+    scale: Positive = 2.0,
     seeds: Sequence[int] | None = None,
     noise: NoiseFactory = SeededNoise,
     batch_size: Count | None = None,
@@ -215,8 +214,6 @@ def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> No
     """UserError unless x lies on the levels it is said to have."""
     if levels is None:
         return
-    if levels < 2 or not scale > 0:
-        raise UserError(f"levels must be >= 2 and scale positive (got {levels}, {scale}).")
     index = (x.double() - low) / scale * (levels - 1)
     if (
         float((index - index.round()).abs().max()) > 0.02
@@ -236,11 +233,11 @@ def continuous_bound(
     score: ScoreFn,
     x: Tensor,
     *,
-    points: int = 64,
+    points: Several = 64,
     t_min: float | None = None,
-    levels: int | None = None,
+    levels: Several | None = None,
     low: float = -1.0,
-    scale: float = 2.0,
+    scale: Positive = 2.0,
     seeds: Sequence[int] | None = None,
     batch_size: Count | None = None,
     progress: bool = False,
@@ -253,8 +250,6 @@ def continuous_bound(
     check_state(score, x)
     check_density(score)
     _check_levels(x, levels, low, scale)
-    if points < 2:
-        raise UserError(f"points must be >= 2 (got {points}).")
     seeds = check_seeds(seeds, len(x))
     ends = torch.tensor([sde.t_min if t_min is None else t_min, sde.t_max], dtype=torch.float64)
     high, low_snr = sde.log_snr(ends).tolist()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import Count, Positive, UserError, checked
+from score_sde.checks import Count, Positive, Several, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.setting import check_state, clock_of, frame_of
 from score_sde.ode.flow import Counted, Flow, levels
@@ -26,7 +26,7 @@ def encode(
     score: ScoreFn,
     x: Tensor,
     *,
-    nfe: int = 64,
+    nfe: Several = 64,
     data_std: Positive | None = None,
     gaussian: Gaussian | None = None,
     batch_size: Count | None = None,
@@ -46,7 +46,7 @@ def decode(
     score: ScoreFn,
     x_T: Tensor,
     *,
-    nfe: int = 64,
+    nfe: Several = 64,
     data_std: Positive | None = None,
     gaussian: Gaussian | None = None,
     batch_size: Count | None = None,
@@ -71,8 +71,6 @@ def _carry(
     forward: bool,
 ) -> Tensor:
     check_state(score, x)
-    if nfe < 2:
-        raise UserError(f"nfe must be >= 2 (got {nfe}).")
     frame, sd = frame_of(x, gaussian, data_std)
     clock, (low, high), chunks = clock_of(frame, sd), levels(sde), []
     ends = (clock.u(float(low)), clock.u(float(high)))
@@ -92,14 +90,12 @@ def _carry(
 
 
 @checked
-def interpolate(start: Tensor, end: Tensor, n: int) -> Tensor:
+def interpolate(start: Tensor, end: Tensor, n: Several) -> Tensor:
     """n latents (n, *shape) from start to end (*shape), ends included, by spherical interpolation.
 
     The direction turns evenly in the plane of both and the norm goes from one to the other, so that
     what is in between is as likely a draw of noise as the ends; a straight line would be too short.
     """
-    if n < 2:
-        raise UserError(f"n must be >= 2 (got {n}).")
     if start.shape != end.shape:
         raise UserError(f"latents differ in shape: {tuple(start.shape)}, {tuple(end.shape)}.")
     a, b = start.flatten().double(), end.flatten().double()

@@ -38,14 +38,13 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde.checks import Count, Index, Positive, UserError, checked
+from score_sde.checks import Count, Index, Positive, Several, UserError, checked
 from score_sde.exact import Gaussian
 from score_sde.likelihood.few import Few, Smaller, how_many
 from score_sde.likelihood.result import Likelihood
@@ -57,8 +56,6 @@ from score_sde.ode.flow import Counted
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches, check_density, take
-
-Levels = Annotated[Count, Field(ge=2)]
 
 
 @checked
@@ -80,7 +77,7 @@ def log_likelihood(
     prior: Literal["matched", "sde"] = "matched",
     gaussian: Gaussian | None = None,
     data_std: Positive | None = None,
-    levels: Levels | None = None,
+    levels: Several | None = None,
     scale: Positive = 1.0,
     seeds: Sequence[int] | None = None,
     batch_size: Count | None = None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, checked
 
 DEGREES = 2  # of Student's t: errors have heavy tails, and few samples tell their size
 
@@ -64,15 +65,14 @@ class Likelihood:
         """Mean of nats over the samples."""
         return float(self.nats.mean())
 
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    @checked
+    def interval(self, level: Annotated[float, Field(gt=0, lt=1)] = 0.95) -> tuple[Tensor, Tensor]:
         """Interval of nats that should hold log p(x) with this probability.
 
         Of the noise of the probes by Student's t with probes - 1 degrees; of solver and truncation
         by one of `DEGREES`, since a few samples told their size. Where the solver's error is small
         by chance those of the other samples count as much.
         """
-        if not 0 < level < 1:
-            raise UserError(f"level must lie between 0 and 1 (got {level}): 0.95 for 95 %.")
         from scipy.stats import t as student
 
         each = self.solver_error.square()

@@ -50,8 +50,8 @@ def frame_of(x: Tensor, gaussian: Gaussian | None, data_std: float | None) -> tu
     spread = float((numbers - mean).square().mean().sqrt())
     size = float(numbers.square().mean().sqrt())
     sd = data_std if data_std is not None else max(spread, 0.1 * size, 1e-3)
-    if not (sd > 0 and math.isfinite(sd)):
-        raise UserError(f"data_std must be a positive number (got {sd}).")
+    if not math.isfinite(sd):
+        raise UserError(f"the spread of x must be finite (got {sd}): its numbers are too large.")
     return Frame(torch.tensor(mean, **options), torch.tensor(sd**2, **options)), sd
 
 

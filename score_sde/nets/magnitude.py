@@ -20,7 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_sde.checks import Depth, Few, Fraction, Size, Sizes, UserError, checked, memory_for
+from score_sde.checks import (
+    Depth,
+    Few,
+    Fraction,
+    Size,
+    Sizes,
+    UserError,
+    checked,
+    memory_for,
+    named,
+)
 from score_sde.nets.presets import EDM2
 
 SILU = 0.596  # E[silu(x)^2]^(1/2) of standard normal x
@@ -214,9 +224,7 @@ class MagnitudeUNet(nn.Module):
         cls, name: str, channels: int, size: tuple[int, int], **changes: Any
     ) -> MagnitudeUNet:
         """A published size by name: xs, s, m, l, xl or xxl, with changes."""
-        if name not in EDM2:
-            raise UserError(f"no preset {name!r}; there are {', '.join(EDM2)}.")
-        return cls(channels, size, **{**EDM2[name], **changes})
+        return cls(channels, size, **{**named(EDM2, name, "the preset"), **changes})
 
     def embed(self, noise_label: Tensor, class_labels: Tensor | None) -> Tensor:
         """The embedding (B, D) of all labels."""

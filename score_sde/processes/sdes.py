@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -216,15 +216,13 @@ class TableSDE(SDE):
     the chain's q(x_i | x_0) and this p(x_t | x_0) agree exactly there.
     """
 
-    table: str | tuple[float, ...] = "linear"
+    table: Literal["linear", "cosine"] | tuple[float, ...] = "linear"
     steps: Size = 1000
     chain: Chain = field(init=False, repr=False, compare=False)
     _log_alpha_bars: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.table, str):
-            if self.table not in BETA_TABLES:
-                raise UserError(f"sde.table {self.table!r}: choose from {list(BETA_TABLES)}.")
             betas = BETA_TABLES[self.table](self.steps)
         else:
             betas = torch.as_tensor(self.table, dtype=torch.float64)

@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,9 @@ from score_sde.training.checkpoints import Checkpoint, State, save_checkpoint, t
 from score_sde.version import __version__
 from score_sde.writing import new_folder
 
-LAYOUTS = ("diffusers", "safetensors")
+Layout = Literal["diffusers", "safetensors"]
+LAYOUTS = get_args(Layout)
+Dtype = Literal["float32", "bfloat16", "int8"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -129,10 +131,10 @@ def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
 def export_run(
     workdir: str | Path,
     out: str | Path | None = None,
-    layout: str = "safetensors",
+    layout: Layout = "safetensors",
     weights: str = "ema",
     step: int | str | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
 ) -> Path:
     """A run's weights in a folder of their own: ``out``, or export_<layout> in the run.
 
@@ -142,10 +144,6 @@ def export_run(
     dtype: "float32"; "bfloat16" for half of the size (2e-3 of each weight is lost); or "int8" for a
         quarter, see `narrow`, which only `load` of this toolkit reads.
     """
-    if layout not in LAYOUTS:
-        raise RunError(f"unknown format {layout!r}; choose from {', '.join(LAYOUTS)}.")
-    if dtype not in DTYPES:
-        raise RunError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}.")
     if dtype == "int8" and layout == "diffusers":
         raise RunError("diffusers reads no int8: use bfloat16, or --format safetensors.")
     run = load(workdir, weights, device="cpu", step=step)

@@ -135,12 +135,9 @@ def check_wish(run: Run, wish: Wish, n: int) -> Captions:
     negative = _prompts(speaker, wish.negative_prompt, n, "negative_prompt")
     labels = labels_of(run, wish.class_labels, range(n), wish.classifier)
     rescale, threshold = (wish.options.get(name) for name in BESIDE)
-    for name, value in (("rescale", rescale), ("threshold", threshold)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise RunError(f"the guidance option {name} must be a number (got {value!r}).")
     check_guidance(
         run.sde, 1.0 if wish.guidance is None else wish.guidance, wish.interval,
-        rescale or 0.0, threshold,
+        0.0 if rescale is None else rescale, threshold,
     )  # fmt: skip
     make_rule(wish.rule, wish.rule_options)
     _check_always_told(run, wish, prompts is not None)

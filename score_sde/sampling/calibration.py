@@ -32,6 +32,7 @@ from score_sde.processes.sdes import SDE
 from score_sde.sampling.grids import at_noise_levels, make_grid
 from score_sde.sampling.loop import sample
 from score_sde.sampling.pilot import Pilot, half_level, refined
+from score_sde.sampling.plan import check_shape
 from score_sde.sampling.recipe import Recipe, checksum
 from score_sde.scores import ScoreFn, take
 
@@ -68,8 +69,7 @@ def calibrate(
     steps = nfe - denoise
     if steps < 1:
         raise UserError(f"nfe={nfe} is too few: one step needs {1 + denoise} evaluations.")
-    if (shape is None) == (x_T is None):
-        raise UserError("give exactly one of shape and x_T.")
+    check_shape(shape, x_T)
     if x_T is None and shape is not None:
         generator = generator_of(seed)
         x_T = sde.prior_sample(tuple(shape), generator).to(device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from score_sde.checks import Device, Size, UserError, checked
+from score_sde.checks import Count, Device, NonNegative, Size, UserError, checked
 from score_sde.devices import moved
 from score_sde.noise import NoiseFactory, NoiseSource
 from score_sde.ode.solve import ODEError
@@ -69,8 +69,8 @@ def sample(
     seeds: Sequence[int] | None = None,
     denoise: bool = True,
     noise: str | NoiseFactory = "seeded",
-    noise_scale: float = 1.0,
-    batch_size: int | None = None,
+    noise_scale: NonNegative = 1.0,
+    batch_size: Count | None = None,
     hook: Hook | None = None,
     grad: bool = False,
     graph: bool = False,

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import Count, Positive, UserError, checked
+from score_sde.checks import Count, Positive, Size, UserError, checked
 from score_sde.ode import frames
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.loop import SampleResult, StepNoise, Watched, check_finite
@@ -65,8 +65,8 @@ def sample_parallel(
     data_std: Positive,
     x_T: Tensor | None = None,
     method: str = "adams",
-    steps: int | None = None,
-    nfe: int | None = None,
+    steps: Size | None = None,
+    nfe: Size | None = None,
     grid: Any = None,
     seeds: Sequence[int] | None = None,
     denoise: bool = True,

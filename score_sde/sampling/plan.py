@@ -88,7 +88,6 @@ def make_plan(
     options: Mapping[str, Any],
 ) -> Plan:
     """The plan of a call of `sample`, whose arguments these are; UserError if they make none."""
-    check_counts(steps=steps, nfe=nfe, batch_size=batch_size)
     recipe = grid if isinstance(grid, Recipe) else None
     if recipe is not None:
         recipe.check(sde)
@@ -100,8 +99,6 @@ def make_plan(
     made = make_sampler(method, **options)
     denoise = denoise and not made.ends_at_data
     sizes = check_shape(shape, x_T)
-    if not 0 <= noise_scale < math.inf:
-        raise UserError(f"noise_scale must be at least 0 (got {noise_scale}).")
     grid = made.default_grid or sde.natural_grid if grid is None else grid
     named = isinstance(grid, str)
     count = count_steps(made, steps, nfe, denoise) if named or steps else None
@@ -130,14 +127,6 @@ def make_plan(
         score_dtype=score_dtype,
         device=torch.device(device or ("cpu" if x_T is None else x_T.device)),
     )
-
-
-def check_counts(**counts: int | None) -> None:
-    """UserError unless each is a whole number of at least 1, or None."""
-    for name, value in counts.items():
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
-            raise UserError(f"{name} must be >= 1 (got {value}), a whole number or None.")
 
 
 def check_shape(shape: Sequence[int] | None, x_T: Tensor | None) -> tuple[int, ...]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from score_sde import distributed
-from score_sde.checks import UserError
+from score_sde.checks import Momentum, Positive, checked
 from score_sde.training.sharding import local
 
+Width = Annotated[float, Field(gt=0, lt=0.28)]  # sigma_rel of a power-function average
 
-def power_of(sigma_rel: float) -> float:
+
+@checked
+def power_of(sigma_rel: Width) -> float:
     """The exponent gamma of a power-function average of this relative width (2312.02696, eq. 126).
 
     sigma_rel is the standard deviation of the averaged window as a fraction of the run so far.
     """
-    if not 0 < sigma_rel < 0.28:
-        raise UserError(f"training.ema_sigma_rel must lie in (0, 0.28) (got {sigma_rel}).")
     inverse = sigma_rel**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(np.max(roots.real))
@@ -40,19 +43,16 @@ class EMA:
     The trained weights are read, never written. The average is float32 whatever autocast does.
     """
 
+    @checked("ema")
     def __init__(
         self,
         net: nn.Module,
-        decay: float = 0.9999,
-        sigma_rel: float | None = None,
-        halflife: float | None = None,
+        decay: Momentum = 0.9999,
+        sigma_rel: Width | None = None,
+        halflife: Positive | None = None,
     ):
         if halflife is not None:
-            if not halflife > 0:
-                raise UserError(f"training.ema_halflives must be above 0 (got {halflife}).")
             decay = 0.5 ** (1 / halflife)
-        if not 0 <= decay < 1:
-            raise UserError(f"training.ema_decay must lie in [0, 1) (got {decay}).")
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay, self.updates = decay, 0
         self.power = None if sigma_rel is None else power_of(sigma_rel)

@@ -8,10 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import UserError
 from score_sde.training.sharding import as_part, local, rows_of, whole
 
-OPTIMIZERS = ("adam", "muon")
 FUSED = ("cpu", "cuda")  # devices on which Adam is one kernel
 
 
@@ -120,8 +118,6 @@ def make_optimizers(
     muon_dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
     """Adam for everything, or Muon for the weights of convolutions and Adam for the rest."""
-    if name not in OPTIMIZERS:
-        raise UserError(f"training.optimizer {name!r} is unknown; choose from {OPTIMIZERS}.")
     named = list(net.named_parameters())
     matrices = [p for n, p in named if p.ndim >= 3] if name == "muon" else []
     chosen = {id(p) for p in matrices}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from score_sde.checks import Count, Fraction, Index, NonNegative, Positive, Row, require, validated
-
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Width = Annotated[float, Field(gt=0, lt=0.28)]  # sigma_rel of a power-function average, see `EMA`
+from score_sde.checks import (
+    Count,
+    Fraction,
+    Index,
+    Momentum,
+    NonNegative,
+    Positive,
+    Row,
+    require,
+    validated,
+)
+from score_sde.training.ema import Width
 
 
 @validated("training")
