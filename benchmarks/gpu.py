@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from score_sde import build, log_likelihood, sample
 from score_sde.convert import diffusers_export
 from score_sde.data import ArrayData, DataSpec
+from score_sde.devices import pick_device
 from score_sde.losses import ScoreMatching
 from score_sde.models import ScoreModel
 from score_sde.nets import PRESETS, UNet
 from score_sde.processes import EDMSDE, VPSDE
-from score_sde.runs.run import pick_device
 from score_sde.training import Trainer, TrainingSettings
 from score_sde.training.precision import set_precision
 

@@ -40,7 +40,7 @@ from score_sde.runs.diagnose import diagnose as diagnose
 from score_sde.runs.exchange import export_run as export_run
 from score_sde.runs.exchange import import_checkpoint as import_checkpoint
 from score_sde.runs.live import load_diffusers as load_diffusers
-from score_sde.runs.run import load as load
+from score_sde.runs.load import load as load
 from score_sde.runs.train import train as train
 from score_sde.sampling import calibrate as calibrate
 from score_sde.sampling import list_samplers as list_samplers

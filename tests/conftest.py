@@ -26,7 +26,7 @@ from score_sde import (
     TableSDE,
     train,
 )
-from score_sde.runs.run import pick_device
+from score_sde.devices import pick_device
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # else a core is for each of pytest's processes
 # Of the commands started, too; what the first process says is not for those that it starts.

@@ -76,7 +76,7 @@ def test_export_as_safetensors_is_loaded_like_a_run(tmp_path):
 
 
 def test_an_imported_run_cannot_be_resumed_but_says_so(tmp_path):
-    from score_sde.runs.run import RunError
+    from score_sde.runs.directory import RunError
     from score_sde.runs.train import train
 
     run = import_checkpoint(tiny_checkpoint(tmp_path / "c.pth"), tmp_path / "run", {"size": 16})

@@ -12,7 +12,7 @@ from PIL import Image
 from score_sde import train
 from score_sde.data import DataError, DataSpec, load_data
 from score_sde.plotting.pictures import curves_array, pairs_array, picture_of, slices_array
-from score_sde.runs.run import load
+from score_sde.runs.load import load
 from score_sde.runs.sample import sample_to_files
 from score_sde.runs.train import train_as_asked
 

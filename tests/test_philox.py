@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from score_sde import VPSDE, Gaussian, sample
+from score_sde.devices import pick_device
 from score_sde.noise import PhiloxNoise
 from score_sde.noise.philox import normal, philox
-from score_sde.runs.run import pick_device
 from score_sde.sampling.graphs import check_graph
 from score_sde.sampling.plan import make_plan
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from score_sde.runs.directory import RunDirectory, RunError
-from score_sde.runs.run import Run, load
+from score_sde.runs.load import load
+from score_sde.runs.run import Run
 from score_sde.training.posthoc import load_average, reconstruct, save_average
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from score_sde.checks import Count, checked
 from score_sde.runs.directory import RunDirectory
+from score_sde.runs.load import load_score
 from score_sde.runs.outputs import check_place, write_beside
-from score_sde.runs.run import load_score
 from score_sde.sampling import Recipe, calibrate, load_recipe
 
 

@@ -12,12 +12,12 @@ import torch
 from score_sde import build, distributed
 from score_sde.checks import trusting, trusts_files
 from score_sde.data import DataSpec
+from score_sde.devices import pick_device
 from score_sde.models import NoisyClassifier
 from score_sde.noise import seed_torch
 from score_sde.runs.directory import RunDirectory
 from score_sde.runs.prepare import Parts, as_begun, facts_of
 from score_sde.runs.reading import build_with, read_facts
-from score_sde.runs.run import pick_device
 from score_sde.runs.signature import is_signed
 from score_sde.runs.train import Order, carry_out, resolve
 from score_sde.runs.weights import find_weights

@@ -23,8 +23,9 @@ from score_sde.runs import pretrained
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.figures import draw_beside
 from score_sde.runs.items import items_of
+from score_sde.runs.load import load, load_score
 from score_sde.runs.outputs import check_place, json_text, write_beside
-from score_sde.runs.run import Run, load, load_score
+from score_sde.runs.run import Run
 from score_sde.runs.watching import spread_rows
 from score_sde.sampling import ODEError
 from score_sde.training.checkpoints import steps_of

@@ -20,6 +20,7 @@ from score_sde import build, distributed
 from score_sde.checks import Count, NonNegative, Seed, checked, named
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
+from score_sde.devices import pick_device
 from score_sde.evaluation.by_class import agreement, by_class
 from score_sde.evaluation.features import facts_of, find_features
 from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured
@@ -33,13 +34,14 @@ from score_sde.evaluation.report import (
 from score_sde.evaluation.statistics import holds_statistics, load_statistics, save_statistics
 from score_sde.runs.autoencoders import reconstruction_distance
 from score_sde.runs.copies import Copies, copies_of, neighbour_grid
-from score_sde.runs.directory import RunDirectory
+from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.drawn import Drawn, draw
 from score_sde.runs.features import featured, reference_features, stored_items
 from score_sde.runs.figures import draw_beside
 from score_sde.runs.items import items_of
+from score_sde.runs.load import load
 from score_sde.runs.outputs import check_place, json_text, png_bytes, write_beside
-from score_sde.runs.run import Run, RunError, load, pick_device
+from score_sde.runs.run import Run
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.sweep import as_plain, curve, points, summary
 

@@ -22,8 +22,9 @@ from score_sde.data import DataSpec
 from score_sde.models import FlowMap
 from score_sde.nets import UNet
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.load import load
 from score_sde.runs.narrow import narrowed
-from score_sde.runs.run import Run, load
+from score_sde.runs.run import Run
 from score_sde.runs.signature import sign
 from score_sde.training.checkpoints import Checkpoint, State, save_checkpoint, tensor_sum
 from score_sde.version import __version__

@@ -17,8 +17,9 @@ from score_sde.likelihood import decode, encode, interpolate
 from score_sde.plotting.pictures import enlarged, grid_array
 from score_sde.runs.directory import RunError
 from score_sde.runs.items import items_of, labels_of, to_model
+from score_sde.runs.load import load_score
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png
-from score_sde.runs.run import Run, load_score
+from score_sde.runs.run import Run
 from score_sde.sampling import ScoreFn
 
 BATCH = 64

@@ -27,6 +27,7 @@ from score_sde import distributed
 from score_sde.checks import Count, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
+from score_sde.devices import pick_device
 from score_sde.likelihood import (
     Likelihood,
     continuous_bound,
@@ -37,8 +38,9 @@ from score_sde.likelihood import (
 from score_sde.likelihood.solve import Settings
 from score_sde.noise import other_stream
 from score_sde.runs.items import items_of, labels_of, refuse_latents, to_model
+from score_sde.runs.load import load_score
 from score_sde.runs.outputs import Output, open_output, write_json, write_npz
-from score_sde.runs.run import Run, load_score, pick_device
+from score_sde.runs.run import Run
 from score_sde.sampling import ScoreFn
 from score_sde.writing import replacing
 

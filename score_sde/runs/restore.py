@@ -15,9 +15,11 @@ from score_sde import distributed
 from score_sde.checks import Count, NonNegative, Seed, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
+from score_sde.devices import pick_device
 from score_sde.plotting.pictures import enlarged, grid_array
 from score_sde.restoration import Mask, Restored, restore
 from score_sde.runs.directory import RunError
+from score_sde.runs.load import load_score
 from score_sde.runs.measuring import (
     Measured,
     measure,
@@ -27,7 +29,7 @@ from score_sde.runs.measuring import (
     shown,
 )
 from score_sde.runs.outputs import Output, open_output, write_npz, write_png
-from score_sde.runs.run import Run, load_score, pick_device
+from score_sde.runs.run import Run
 from score_sde.runs.steering import Wish, steer
 
 ROUNDING = 1 / 255

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import Count, Seed, check_size, checked, trusting, trusts_files
+from score_sde.checks import Count, Seed, check_size, checked, trusting
 from score_sde.conditioning.classes import (
     ClassLabels,
     class_labels_of,
@@ -25,37 +24,20 @@ from score_sde.models import FlowMap, ScoreModel
 from score_sde.restoration.reference import ReferenceGaussian
 from score_sde.restoration.residuals import Residuals
 from score_sde.runs import pretrained
-from score_sde.runs.codecs import RunCodec, codec_of_run, latents_of
+from score_sde.runs.codecs import RunCodec, latents_of
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.editing import Picture, read_picture, start_from
-from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.reference import gaussian_of, residuals_of
 from score_sde.runs.sampler import RunSamples, gathered, make_sampler
-from score_sde.runs.signature import is_signed
 from score_sde.runs.steering import said_of_classes, steer
-from score_sde.runs.weights import find_weights
-from score_sde.runs.wish import Prompt, Wish, always_told_a_picture
+from score_sde.runs.wish import Prompt, Wish
 from score_sde.sampling import SDE, SampleResult, SamplingSettings, change_sampling
 from score_sde.sampling.loop import Hook
-from score_sde.training.checkpoints import steps_of, strays
+from score_sde.training.checkpoints import steps_of
 
 if TYPE_CHECKING:
     from score_sde.evaluation import Report
     from score_sde.runs.classifier import Classifier
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is CUDA, else Apple's MPS, else the CPU; RunError if the one named is not there."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    here = [*(["cuda"] if gpus else []), *mps, "cpu"]
-    if name == "auto":
-        return torch.device(here[0])
-    numbered = [*(f"{kind}:0" for kind in (*mps, "cpu")), *(f"cuda:{i}" for i in range(gpus))]
-    if name not in (*here, *numbered):
-        there = [*reversed(here), *numbered[1 + len(mps) :]]
-        raise RunError(f"device {name!r} is not available here; choose auto or one of {there}.")
-    return torch.device(name)
 
 
 @dataclass(repr=False)
@@ -276,69 +258,3 @@ class Run:
 def _seeds(n: Count, first_seed: Seed) -> range:
     """The seeds of n samples."""
     return range(first_seed, first_seed + n)
-
-
-@checked
-def load(
-    path: str | Path,
-    weights: str = "ema",
-    device: str = "auto",
-    trust: bool = False,
-    step: int | str | None = None,
-) -> Run:
-    """A run from its directory alone, on any device; or a model that ships: load("fashion").
-
-    weights: "ema", "model" (as trained), or another average that the run keeps.
-    step: of the checkpoint; "best" for the one with the smallest held-out loss, None for the
-        newest: if that is damaged, it is named, and the one before is used.
-    A folder that was exported as safetensors has one set of weights, whichever is asked for.
-    trust: whether names in its config may run code of other packages than this one. A run that
-    this user trained on this machine needs no trust: its config is signed, see `signature`.
-    """
-    path = pretrained.find(path)
-    directory = RunDirectory(path)
-    if not directory.config.is_file():
-        raise RunError(
-            f"{path} is not a run directory (no config.json). Train one with "
-            "`python main.py --config configs/vp_fashion.py --mode train`, or take one that ships: "
-            f"{', '.join(pretrained.CONFIGS)}."
-        )
-    facts = read_facts(path)
-    trusted = trust or trusts_files() or is_signed(directory.config)
-    trusted = trusted or pretrained.is_ours(directory.config)
-    at, state = find_weights(path, weights, step)
-    at = at or facts.step
-    with trusting(trusted):
-        model = build_with(path, facts, state)
-    if others := strays(directory.checkpoints):
-        print(
-            f"{directory.checkpoints} holds what is no checkpoint, and is left alone: {others[:5]}"
-        )
-    model = model.to(pick_device(device)).eval().requires_grad_(False)
-    config, spec, codec = dict(facts.config), facts.data_spec, codec_of_run(path, trusted)
-    eye = codec_of_run(path, trusted, EMBEDDING)
-    std = facts.data_std
-    return Run(path, model.sde, model, spec, config, at, std, trusted, codec, eye, weights)
-
-
-def load_score(
-    path: str | Path,
-    weights: str = "ema",
-    device: str = "auto",
-    step: int | str | None = None,
-) -> Run:
-    """`load` for who needs a score at all times and tells it of no picture; RunError for others."""
-    run = load(path, weights, device, step=step)
-    if isinstance(run.score, FlowMap):
-        raise RunError(f"{run.path}: {run.score.no_density}")
-    if always_told_a_picture(run):
-        raise RunError(
-            f"{run.path} was always told a picture (net.picture), and its score without one means "
-            f"nothing. It enlarges what another run draws: --mode sample --upscale {run.path}."
-        )
-    return run
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """What config.json of a run holds; RunError if it cannot be read."""
-    return RunDirectory(workdir).read_config()

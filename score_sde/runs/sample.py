@@ -18,6 +18,7 @@ from score_sde import build, distributed
 from score_sde.checks import Count, NonNegative, Seed, as_it_looks, check_size, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
+from score_sde.devices import pick_device
 from score_sde.plotting.pictures import (
     captioned_grid,
     enlarged,
@@ -31,6 +32,7 @@ from score_sde.runs.directory import RunError
 from score_sde.runs.editing import check_strength
 from score_sde.runs.film import film as make_film
 from score_sde.runs.film import write_film
+from score_sde.runs.load import load
 from score_sde.runs.outputs import (
     Output,
     file_checksum,
@@ -39,7 +41,7 @@ from score_sde.runs.outputs import (
     write_npz,
     write_png,
 )
-from score_sde.runs.run import Run, load, pick_device
+from score_sde.runs.run import Run
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.steering import said_of_classes
 from score_sde.runs.wish import Wish, check_wish, labels_of, read_prompts

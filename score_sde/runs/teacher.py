@@ -16,7 +16,8 @@ from score_sde.models import FlowMap, ScoreModel
 from score_sde.nets import packed
 from score_sde.runs.codecs import RunCodec
 from score_sde.runs.directory import RunError
-from score_sde.runs.run import Run, load
+from score_sde.runs.load import load
+from score_sde.runs.run import Run
 from score_sde.runs.wish import trained_without
 from score_sde.sampling import ScoreFn
 from score_sde.training.checkpoints import tensor_sum

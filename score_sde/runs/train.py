@@ -10,14 +10,16 @@ from typing import Any
 
 from score_sde import build, distributed
 from score_sde.checks import checked, trusting, trusts_files
+from score_sde.devices import pick_device
 from score_sde.runs.autoencoders import finish_autoencoder, prepare_autoencoder
 from score_sde.runs.codecs import RunCodec
 from score_sde.runs.configs import load_config, with_changes
 from score_sde.runs.directory import RunDirectory, RunError
+from score_sde.runs.load import load
 from score_sde.runs.prepare import Parts, prepare
 from score_sde.runs.reading import read_facts
 from score_sde.runs.resume import check_same_run
-from score_sde.runs.run import Run, load, pick_device
+from score_sde.runs.run import Run
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.signature import is_signed
 from score_sde.sampling import change_sampling
