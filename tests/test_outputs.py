@@ -279,9 +279,9 @@ def test_one_item_has_no_error_and_its_json_no_nan(run, capsys):
 
 
 KILLED = {
-    "sample": ["--num_samples=40", "--batch_size=2", "--sampler=ancestral", "--steps=25"],
-    "likelihood": ["--num_samples=40", "--batch_size=4", "--nfe=16"],
-    "encode": ["--num_samples=200", "--nfe=40"],
+    "sample": ["--num_samples=24", "--batch_size=2", "--sampler=ancestral", "--steps=25"],
+    "likelihood": ["--num_samples=24", "--batch_size=4", "--nfe=16"],
+    "encode": ["--num_samples=192", "--nfe=24"],
     "interpolate": ["--pairs=20", "--points=5", "--nfe=20"],
     "calibrate": ["--nfe=8"],
 }  # fmt: skip

@@ -139,7 +139,7 @@ def suggest(data: Data | Tensor | np.ndarray, seed: Seed = 0) -> Advice:
     t_min = max(float(sde.time_of_log_snr(log_snr)), 1e-7)
     end = terminal_kl(x, sde)
     snr = min(0.16, 0.16 * (3072 / dim) ** 0.18)
-    flip, flip_reason = mirrored(raw, seed) if spec.is_image else (False, "not images")
+    flip, flip_reason = mirrored(raw) if spec.is_image else (False, "not images")
     images = len(spec.shape) == 3
     batch = 128 if images else 512
     width, levels, fits = _network(spec.shape, batch)
@@ -275,7 +275,7 @@ def terminal_kl(x: Tensor, sde: VPSDE) -> float:
     return 0.5 * (float((ratio - 1 - ratio.log()).sum()) + shift)
 
 
-def mirrored(raw: Tensor, seed: int) -> tuple[bool, str]:
+def mirrored(raw: Tensor) -> tuple[bool, str]:
     """Whether images may be flipped: mirrored ones are as near to the others as images are."""
     half = len(raw) // 2
     x, others = raw[:half].float(), raw[half:].float().flatten(1)

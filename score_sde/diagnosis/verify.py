@@ -159,6 +159,7 @@ def verify(
     fixed = facts.default_steps if explicit is None else len(explicit) - 1
     counts = [None] if adaptive or not named else sorted(set(steps))
     endpoints, law = data or two_humps(), _along_axes(data or stretched_gaussian())
+    variances = law.covariance().diagonal()
     affine = bool(getattr(facts, "linear", True)) and not adaptive
     rows, draws = [], 0
     for count in counts:
@@ -168,8 +169,8 @@ def verify(
     used = [row.steps for row in rows]
     known = dataclasses.is_dataclass(facts)
     settings: dict[str, Any] = dataclasses.asdict(cast(Any, facts)) if known else {}
-    default_grid = facts.default_grid or sde.natural_grid
-    settings |= {"grid": (grid or default_grid) if named else "explicit", "denoise": denoise}
+    chosen = grid or facts.default_grid or sde.natural_grid
+    settings |= {"grid": chosen if named else "explicit", "denoise": denoise}
     claim = getattr(facts, "claimed_order", getattr(facts, "order", None))
     return VerifyReport(
         process=str(sde),
@@ -179,8 +180,6 @@ def verify(
         observed_order=None if adaptive else _slope(used, [row.error_rms for row in rows]),
         weak_order=_slope(used, [row.w2 for row in rows]) if affine and draws > 1 else None,
         law="propagated exactly" if affine else f"Monte Carlo of {monte_carlo} samples",
-        ends=law_of_ends(
-            sde, law.mean(), law.covariance().diagonal(), setup.ends(), denoise=denoise
-        ),
+        ends=law_of_ends(sde, law.mean(), variances, setup.ends(), denoise=denoise),
         rows=tuple(rows),
     )

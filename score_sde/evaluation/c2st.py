@@ -6,8 +6,6 @@ if the laws are the same, and if they are not, at most 1 - (overlap of the densi
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,11 +32,6 @@ def two_sample_accuracy(x: Tensor, y: Tensor, most: int = 2000, seed: int = 0) -
         right = [_accuracy(both, truth, fold != j, generator) for j in range(FOLDS)]
     value = sum(right) / FOLDS
     return Estimate(value, tuple((FOLDS * value - r) / (FOLDS - 1) for r in right), value)
-
-
-def null_spread(n: int) -> float:
-    """Standard deviation of the accuracy on n items of each set if their laws are the same."""
-    return 0.5 / math.sqrt(2 * n)
 
 
 def _accuracy(

@@ -134,6 +134,34 @@ def _share_of(variance: str | float, score: ScoreFn) -> float:
     return float(share)
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """The terms at times t (n,). share: of log beta in the variance where that is not learned."""
+
+    sde: SDE
+    t: Tensor
+    share: float
+    levels: int | None
+    low: float
+    scale: float
+
+    def term(self, i: int, x0: Tensor, eps: Tensor, read: _Reader) -> Tensor:
+        """Of the step down from t_i, (B,): of the first time the decoder's, else the KL."""
+        sde, t = self.sde, self.t
+        mean, std = sde.marginal(x0, t[i])
+        x_t = mean + std * eps.to(x0)
+        denoised, share = read(x_t.to(eps.dtype), t[i])
+        denoised = denoised.to(x0)
+        share = share.to(x0) if isinstance(share, Tensor) else self.share
+        if i == 0:
+            low_std, high_std = first_stds(sde, t)
+            spread = expand(low_std, x0) ** (1 - share) * expand(high_std, x0) ** share
+            return -_decoder(x0, denoised, spread, self.levels, self.low, self.scale)
+        mean, std = sde.posterior(x0, x_t, t[i - 1], t[i])
+        guess, _ = sde.posterior(denoised, x_t, t[i - 1], t[i])
+        return gaussian_kl(mean, std, guess, reverse_std(sde, t[i - 1], t[i], share).to(x0))
+
+
 @torch.no_grad()
 @checked
 def variational_bound(
@@ -165,7 +193,8 @@ def variational_bound(
     t = chain_times(sde, steps) if times is None else torch.as_tensor(times, dtype=torch.float64)
     if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
         raise UserError("times must be positive and rise strictly.")
-    learned, between = variance == "learned", _share_of(variance, score)
+    learned = variance == "learned"
+    chain = _Chain(sde, t, _share_of(variance, score), levels, low, scale)
     seeds = check_seeds(seeds, len(x))
     pieces, parts = list(batches(score, len(x), batch_size)), []
     bar = tqdm(total=len(t) * len(pieces), disable=not progress, unit="step")
@@ -174,20 +203,7 @@ def variational_bound(
         source = noise(seeds[rows], x.shape[1:], x.dtype, x.device)
         terms = []
         for i in range(len(t)):
-            mean, std = sde.marginal(x0, t[i])
-            x_t = mean + std * source.draw(None, None).to(x0)
-            denoised, share = read(x_t.to(x.dtype), t[i])
-            denoised = denoised.to(x0)
-            share = share.to(x0) if isinstance(share, Tensor) else between
-            if i == 0:
-                low_std, high_std = first_stds(sde, t)
-                spread = expand(low_std, x0) ** (1 - share) * expand(high_std, x0) ** share
-                terms.append(-_decoder(x0, denoised, spread, levels, low, scale))
-            else:
-                mean, std = sde.posterior(x0, x_t, t[i - 1], t[i])
-                guess, _ = sde.posterior(denoised, x_t, t[i - 1], t[i])
-                spread = reverse_std(sde, t[i - 1], t[i], share).to(x0)
-                terms.append(gaussian_kl(mean, std, guess, spread))
+            terms.append(chain.term(i, x0, source.draw(None, None), read))
             bar.update()
         mean, std = sde.marginal(x0, t[-1])
         prior = gaussian_kl(mean, std, torch.zeros_like(mean), torch.tensor(sde.prior_std()).to(x0))

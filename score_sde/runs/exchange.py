@@ -82,7 +82,7 @@ def import_checkpoint(
         raise RunError(f"workdir {workdir} cannot be written ({error.strerror}).") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _report(foreign, model.sde, sum(p.numel() for p in model.parameters()), workdir)
+    _report(foreign, sum(p.numel() for p in model.parameters()), workdir)
     return load(workdir, device=device)
 
 
@@ -106,7 +106,7 @@ def _facts(config: Mapping[str, Any], spec: DataSpec, data_std: float) -> dict[s
     return saved | {"version": __version__}
 
 
-def _report(foreign: Foreign, sde: Any, parameters: int, workdir: Path) -> None:
+def _report(foreign: Foreign, parameters: int, workdir: Path) -> None:
     channels, height, width = foreign.spec.shape
     unit = "[0, 1]" if foreign.spec.shift == 0 else "[-1, 1]"
     classes = len(foreign.spec.classes)

@@ -54,7 +54,7 @@ def encode_to_files(
     split = items.split  # "all" of data without parts, whatever was asked for
     labels = labels_of(run, items, n, class_labels)
     request = {"split": split, "items": n, "nfe": nfe, "temperature": temperature}
-    request |= _request(run, items, labels, weights)
+    request |= _request(items, labels, weights)
     output = open_output(run, f"latents/{split}", f"{n}_items", request, out)
     if output.facts is None:
         values = _round_trips(run, items, n, labels, nfe, temperature, output)
@@ -130,7 +130,7 @@ def interpolate_to_files(
         raise RunError(f"{pairs} pairs need {2 * pairs} items; the {split} split has {n}.")
     check_size(4 * pairs * points * math.prod(run.data_spec.shape), "so many points")
     request = {"split": split, "pairs": pairs, "points": points, "nfe": nfe}
-    request |= _request(run, items, labels, weights)
+    request |= _request(items, labels, weights)
     output = open_output(run, f"interpolation/{split}", f"{pairs}_pairs", request, out)
     if output.facts is None:
         ways = _ways(run, to_model(run, items.raw_items(range(n))), labels, points, nfe)
@@ -158,7 +158,7 @@ def _ways(run: Run, x: Tensor, labels: Tensor | None, points: int, nfe: int) -> 
     return decode(run.sde, score(points), torch.cat(ways), progress=True, **setting).float().cpu()
 
 
-def _request(run: Run, items: Any, labels: Tensor | None, weights: str) -> dict[str, Any]:
+def _request(items: Any, labels: Tensor | None, weights: str) -> dict[str, Any]:
     """What a result depends on beside the run and the settings."""
     known = {"weights": weights, "data": items.spec.name, "fingerprint": items.fingerprint()}
     return known | ({} if labels is None else {"class_labels": labels.tolist()})

@@ -45,6 +45,10 @@ from score_sde.sampling import ScoreFn
 from score_sde.writing import replacing
 
 OPTIONS = tuple(field.name for field in fields(Settings))  # that a command may set
+LATENTS = (
+    "and a density of latents is none of pictures: it depends on the scale that the autoencoder "
+    "happens to give them"
+)
 Bound = Literal["none", "chain", "continuous", "both"]
 BOUNDS = get_args(Bound)
 
@@ -84,12 +88,7 @@ def likelihood_to_files(
     Settings(**options)  # what cannot be asked of any run
     with distributed.processes(pick_device(device)) as chosen:
         run = load_score(workdir, weights, str(chosen), step=step)
-        refuse_latents(
-            run,
-            "and a density of latents is none of pictures: it depends on the scale that the "
-            "autoencoder happens to give them",
-            "Likelihoods are of runs of pixels.",
-        )
+        refuse_latents(run, LATENTS, "Likelihoods are of runs of pixels.")
         settings = _settings(run, options)
         items, n = items_of(run, split, num_samples, data)
         split = items.split  # "all" of data without parts, whatever was asked for
@@ -99,18 +98,16 @@ def likelihood_to_files(
         if labels is not None:
             named = isinstance(class_labels, str | int)
             protocol["class_labels"] = class_labels if named else labels.tolist()
-        request = {**protocol, "items": n, "batch_size": batch_size}
-        request |= {"fingerprint": items.fingerprint()}
+        counted = {"items": n, "batch_size": batch_size, "fingerprint": items.fingerprint()}
+        request = protocol | counted
         output = open_output(run, f"likelihood/{split}", f"{n}_items", request, out)
         if resume == "no":
             output.forget()
         if output.facts is None:
-            if spec.levels is None:
-                distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
             _evaluate(run, items, labels, output, protocol["options"])
         distributed.wait()
         if distributed.is_writer() and output.facts is None:
-            _write(output, n, spec, protocol)
+            _write(output, spec, protocol)
         distributed.wait()
         summary = output.facts or {}
         distributed.say(str(summary.get("line")))
@@ -153,6 +150,8 @@ def _evaluate(
     run: Run, items: Any, labels: Tensor | None, output: Output, settings: Mapping[str, Any]
 ) -> None:
     """This process's share of the batches, but for those that are done."""
+    if run.data_spec.levels is None:
+        distributed.say("the data have no discrete levels: reporting nats, not bits/dim.")
     batches = _batches(output)
     mine = [batches[i] for i in distributed.share(len(batches))]
     bound, repeats = output.request["bound"], output.request["repeats"]
@@ -167,7 +166,7 @@ def _evaluate(
         output.write_part(rows, values | {"facts": np.array(json.dumps(facts))})
 
 
-def _write(output: Output, n: int, spec: Any, protocol: Mapping[str, Any]) -> None:
+def _write(output: Output, spec: Any, protocol: Mapping[str, Any]) -> None:
     """All batches are there: their means, values and picture."""
     parts = output.parts(_batches(output))
     facts = json.loads(str(parts[0]["facts"]))

@@ -86,7 +86,7 @@ def restore_to_files(
         "nfe": nfe, "options": dict(options or {}), "num_samples": num_samples, "prompt": prompt,
         "first_seed": first_seed, "weights": weights, "guidance": guidance,
     }  # fmt: skip
-    check_request(task, noise, num_samples, data, measurement)
+    check_request(task, noise, data, measurement)
     with distributed.processes(pick_device(device)) as chosen:
         run = load_score(workdir, weights, str(chosen), step=step)
         if not run.item_spec.is_image:
@@ -134,7 +134,7 @@ def fill(run: Run, x0: Tensor, seen: Tensor, n: int) -> tuple[Tensor, Restored]:
 
 
 def check_request(
-    task: str, noise: float, num_samples: int, data: str | None, measurement: str | Path | None
+    task: str, noise: float, data: str | None, measurement: str | Path | None
 ) -> None:
     """RunError for what contradicts itself, before any work."""
     if noise == 0 and task != "inpaint":

@@ -26,7 +26,7 @@ from score_sde.restoration.residuals import Residuals
 from score_sde.runs import pretrained
 from score_sde.runs.codecs import RunCodec, latents_of
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
-from score_sde.runs.editing import Picture, read_picture, start_from
+from score_sde.runs.editing import Picture, Start, read_picture, start_from
 from score_sde.runs.reference import gaussian_of, residuals_of
 from score_sde.runs.sampler import RunSamples, gathered, make_sampler
 from score_sde.runs.steering import said_of_classes, steer
@@ -204,11 +204,8 @@ class Run:
         device = next(self.score.parameters()).device
         sampler = make_sampler(chosen, self.score, self.data_std)
         start = None
-        if init is not None and isinstance(self.score, FlowMap):
-            raise RunError("a map of the flow starts from noise: drop init, or use its teacher.")
         if init is not None:
-            picture = self.to_states(read_picture(init, self.item_spec).to(device))
-            start = start_from(self.sde, picture, strength, seeds, chosen, self.data_std)
+            start = self._start(init, strength, seeds, chosen)
             steered.settings["strength"] = strength
         shape = (n, *self.data_spec.shape)
         result = sampler.run(self.sde, steered.score, shape, seeds, device, progress, hook, start)
@@ -216,6 +213,16 @@ class Run:
         settings = result.settings | steered.settings
         spec = self.item_spec if pixels else None
         return RunSamples(x, result.nfe, result.seconds, settings, spec)
+
+    def _start(
+        self, init: Picture, strength: float, seeds: Sequence[int], chosen: SamplingSettings
+    ) -> Start:
+        """A picture with noise, and the times from there; RunError for a map of the flow."""
+        if isinstance(self.score, FlowMap):
+            raise RunError("a map of the flow starts from noise: drop init, or use its teacher.")
+        device = next(self.score.parameters()).device
+        picture = self.to_states(read_picture(init, self.item_spec).to(device))
+        return start_from(self.sde, picture, strength, seeds, chosen, self.data_std)
 
     def evaluate(self, **words: Any) -> Report:
         """What `--mode evaluate` says of this run, by its words: num_samples=500, nfe=20, ...

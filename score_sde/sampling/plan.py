@@ -133,8 +133,6 @@ def check_shape(shape: Sequence[int] | None, x_T: Tensor | None) -> tuple[int, .
     """The shape of the samples; UserError unless exactly one of both gives a usable one."""
     if (shape is None) == (x_T is None):
         raise UserError("give exactly one of shape and x_T.")
-    if x_T is not None and not isinstance(x_T, Tensor):
-        raise UserError(f"x_T must be a tensor (B, ...); got {type(x_T).__name__}.")
     if x_T is not None and (x_T.layout != torch.strided or x_T.is_meta):
         raise UserError("x_T must be a dense tensor with values: not sparse, and not of meta.")
     given = x_T.shape if x_T is not None else shape
