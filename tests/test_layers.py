@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "score_sde"
 LAYERS = [  # from the bottom; a file may import what is in lower rows, and its own package
-    {"version", "checks", "devices", "writing"},
+    {"version", "checks"},
+    {"devices", "writing"},
     {"processes"},
     {"scores", "noise", "distributed"},
     {"models", "losses", "exact", "nets", "data", "ode"},
