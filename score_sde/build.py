@@ -5,8 +5,8 @@ key that nobody reads cannot exist: it is an error that names the nearest one th
 
     data      data.load_data               loss       losses.ScoreMatching
     sde       a process (SDES)             training   training.TrainingSettings
-    net       a network (NETS)             sampling   sampling.SamplingSettings
-    model     models.ScoreModel            seed       a number
+    net       a network (NETS)             seed       a number
+    model     models.ScoreModel            sampling   of `sampling.sampling_of`, not built here
     conditioning   conditioning.told.Conditioning
     codec     CodecSettings, of a run whose states are latents
     flow_map  training.map_matching.MapMatching, in place of loss, of a map of the flow
@@ -56,7 +56,6 @@ from score_sde.processes.sdes import (
     SubVPSDE,
     TableSDE,
 )
-from score_sde.sampling import SamplingSettings
 from score_sde.training import TrainingSettings
 from score_sde.training.autoencoding import Reconstruction
 from score_sde.training.classification import Classification
@@ -328,8 +327,3 @@ def build_seed(config: Config) -> int:
 def build_training(config: Config) -> TrainingSettings:
     """How to train."""
     return _call(TrainingSettings, "training", _section(config, "training"), {})
-
-
-def build_sampling(config: Config) -> SamplingSettings:
-    """How to sample."""
-    return _call(SamplingSettings, "sampling", _section(config, "sampling"), {})

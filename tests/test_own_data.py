@@ -15,6 +15,7 @@ from score_sde.plotting.pictures import curves_array, pairs_array, picture_of, s
 from score_sde.runs.load import load
 from score_sde.runs.sample import sample_to_files
 from score_sde.runs.train import train_as_asked
+from score_sde.sampling import sampling_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -56,7 +57,7 @@ def test_every_size_builds(variant, size, monkeypatch):
         assert values["data"]["size"] == (size, size)
         values["net"]["width"] //= 4 if cuda else 1  # the same levels, quick to make
         build.build_net(values, spec)
-        build.build_training(values), build.build_sampling(values)
+        build.build_training(values), sampling_of(values.get("sampling"))
 
 
 @pytest.mark.parametrize("name", ["images", "arrays"])

@@ -15,7 +15,7 @@ from score_sde.checks import UserError
 from score_sde.conditioning.classes import LabelError
 from score_sde.data import DataSpec
 from score_sde.runs.train import train
-from score_sde.sampling import change_sampling
+from score_sde.sampling import change_sampling, sampling_of
 from score_sde.training.checkpoints import load_weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -78,7 +78,7 @@ def test_every_config_builds(config):
     if config == ("vp_cifar", "vp"):
         assert sum(p.numel() for p in net.parameters()) == 61_804_419
     build.build_sde(values)
-    build.build_objective(values), build.build_training(values), build.build_sampling(values)
+    build.build_objective(values), build.build_training(values), sampling_of(values["sampling"])
 
 
 def test_a_wrong_config_name_is_explained():

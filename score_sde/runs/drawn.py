@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde import build, distributed
+from score_sde import distributed
 from score_sde.checks import check_size
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.runs.outputs import Output, open_output
 from score_sde.runs.run import Run
-from score_sde.sampling import change_sampling
+from score_sde.sampling import change_sampling, sampling_of
 
 PART = 250
 
@@ -58,7 +58,7 @@ def draw(
     All processes of a torchrun call it, divide the work and receive all n.
     """
     section = change_sampling(run.config.get("sampling"), changes)
-    settings = build.build_sampling({"sampling": section})
+    settings = sampling_of(section)
     request: dict[str, Any] = {"weights": weights, "first_seed": first_seed, "sampling": section}
     more: dict[str, Any] = dict(changes)
     if class_labels is not None:

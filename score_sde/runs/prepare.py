@@ -24,7 +24,7 @@ from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory
 from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.runs.teacher import open_teacher
 from score_sde.runs.watching import Watcher, drawing, repeated, spread_rows, watcher_of
-from score_sde.sampling import change_sampling
+from score_sde.sampling import change_sampling, sampling_of
 from score_sde.training import Pictures, Trainer
 from score_sde.version import __version__
 
@@ -61,7 +61,7 @@ def prepare(
     settings, is_map = build.build_training(config), build.is_flow_map(config)
     objective: Any = (build.build_map_objective if is_map else build.build_objective)(config)
     conditioning, seed = build.build_conditioning(config), build.build_seed(config)
-    sampling = build.build_sampling(config)
+    sampling = sampling_of(config.get("sampling"))
     with distributed.writer_first():  # it may have to download them
         data = build.build_data(config)
         asked, resume = build.build_codec(config), bool(saved)
@@ -89,7 +89,7 @@ def prepare(
     if settings.sample_nfe and not is_map:
         cheap = {"method": "dpmpp_2m", "nfe": settings.sample_nfe}
         quick = change_sampling(config.get("sampling"), cheap)
-        sampler = make_sampler(build.build_sampling({"sampling": quick}), model, data_std)
+        sampler = make_sampler(sampling_of(quick), model, data_std)
         sampler.rehearse(model, data.spec.shape)
     trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)
     pictures, facts = None, facts_of(config, data, data_std)

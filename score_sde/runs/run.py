@@ -31,7 +31,7 @@ from score_sde.runs.reference import gaussian_of, residuals_of
 from score_sde.runs.sampler import RunSamples, gathered, make_sampler
 from score_sde.runs.steering import said_of_classes, steer
 from score_sde.runs.wish import Prompt, Wish
-from score_sde.sampling import SDE, SampleResult, SamplingSettings, change_sampling
+from score_sde.sampling import SDE, SampleResult, SamplingSettings, change_sampling, sampling_of
 from score_sde.sampling.loop import Hook
 from score_sde.training.checkpoints import steps_of
 
@@ -118,7 +118,7 @@ class Run:
     def sampling(self) -> SamplingSettings:
         """How it is sampled unless told otherwise."""
         with trusting(self.trusted):
-            return build.build_sampling(self.config)
+            return sampling_of(self.config.get("sampling"))
 
     @property
     def home(self) -> Path:
@@ -198,9 +198,9 @@ class Run:
         )  # fmt: skip
         steered = steer(self, wish, seeds)
         with trusting(self.trusted):  # what is changed is the user's own word
-            build.build_sampling(self.config)
+            sampling_of(self.config.get("sampling"))
         settings = change_sampling(self.config.get("sampling"), changes)
-        chosen = build.build_sampling({"sampling": settings})
+        chosen = sampling_of(settings)
         device = next(self.score.parameters()).device
         sampler = make_sampler(chosen, self.score, self.data_std)
         start = None

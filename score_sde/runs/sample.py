@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from score_sde import build, distributed
+from score_sde import distributed
 from score_sde.checks import Count, NonNegative, Seed, as_it_looks, check_size, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
@@ -45,7 +45,13 @@ from score_sde.runs.run import Run
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.steering import said_of_classes
 from score_sde.runs.wish import Wish, check_wish, labels_of, read_prompts
-from score_sde.sampling import SampleResult, SamplingSettings, change_sampling, load_recipe
+from score_sde.sampling import (
+    SampleResult,
+    SamplingSettings,
+    change_sampling,
+    load_recipe,
+    sampling_of,
+)
 
 
 @checked("")
@@ -126,7 +132,7 @@ def sample_to_files(
         if large is not None:
             check_upscaler(large, run.item_spec)
         section = change_sampling(run.config.get("sampling"), changes)
-        settings = build.build_sampling({"sampling": section})
+        settings = sampling_of(section)
         task = _Task(run, seeds, labels, wish, start, changes, settings, large)
         output = open_output(run, "samples", task.name, {"weights": weights} | task.request(), out)
         if output.facts is None:

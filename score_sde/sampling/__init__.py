@@ -24,6 +24,7 @@ from score_sde.sampling.recipe import load_recipe as load_recipe
 from score_sde.sampling.record import record_trajectory as record_trajectory
 from score_sde.sampling.settings import SamplingSettings as SamplingSettings
 from score_sde.sampling.settings import change_sampling as change_sampling
+from score_sde.sampling.settings import sampling_of as sampling_of
 from score_sde.sampling.tolerance import ToleranceResult as ToleranceResult
 from score_sde.sampling.tolerance import sample_to_tolerance as sample_to_tolerance
 from score_sde.scores import ScoreFn as ScoreFn

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from score_sde.checks import Count, Positive, UserError, unknown, validated
+from score_sde.checks import Count, Positive, UserError, checked, unknown, validated
 from score_sde.sampling.catalogue import make_sampler, options_from_text
 from score_sde.sampling.grids import GRIDS
 
@@ -39,6 +39,12 @@ class SamplingSettings:
             )
         if self.grid is not None and not self.grid.endswith(".json") and self.grid not in GRIDS:
             raise unknown("sampling.grid", self.grid, GRIDS, also=", or a recipe's .json file")
+
+
+@checked("")
+def sampling_of(sampling: Mapping[str, Any] | None) -> SamplingSettings:
+    """The settings of a config's section of this name, see there."""
+    return SamplingSettings(**(sampling or {}))
 
 
 def change_sampling(
