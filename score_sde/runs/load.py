@@ -14,6 +14,7 @@ from score_sde.runs.reading import build_with, read_facts
 from score_sde.runs.run import Run
 from score_sde.runs.signature import is_signed
 from score_sde.runs.weights import find_weights
+from score_sde.runs.wish import always_told_a_picture
 from score_sde.training.checkpoints import strays
 
 
@@ -66,8 +67,13 @@ def load_score(
     device: str = "auto",
     step: int | str | None = None,
 ) -> Run:
-    """`load` for who needs a score at all times: RunError for a map of the flow."""
+    """`load` for who needs a score at all times and tells it of no picture; RunError for others."""
     run = load(path, weights, device, step=step)
     if isinstance(run.score, FlowMap):
         raise RunError(f"{run.path}: {run.score.no_density}")
+    if always_told_a_picture(run):
+        raise RunError(
+            f"{run.path} was always told a picture (net.picture), and its score without one means "
+            f"nothing. It enlarges what another run draws: --mode sample --upscale {run.path}."
+        )
     return run
