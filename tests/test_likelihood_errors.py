@@ -19,3 +19,18 @@ def test_the_error_is_that_which_a_finer_solution_of_order_four_reveals(process)
     want = change / (1 - (2 / 3) ** 4)
     said = coarse.solver_error.square().mean().sqrt()
     torch.testing.assert_close(said, want.to(said), rtol=1e-6, atol=0)
+
+
+def test_the_few_say_one_size_of_all_and_the_more_they_are_the_narrower_is_the_interval():
+    sde, data = SONG["vp"], DATA["ring"]
+    x, widths = data.sample(32, 1), []
+    for check in (2, 8, 16):
+        found = log_likelihood(sde, data.score(sde), x, nfe=32, check=check, truncation="none")
+        assert found.told_by == check
+        assert bool((found.solver_error == found.solver_error[0]).all())  # no sample knows its own
+        low, high = found.interval()
+        widths.append(float((high - low)[0] / (2 * found.error[0])))
+    # Student's t of 95 % with 2, 5 and 9 degrees: few say less, and errors have heavy tails.
+    assert widths == pytest.approx([4.303, 2.571, 2.262], abs=1e-3)
+    alone = log_likelihood(sde, data.score(sde), x, nfe=32, check=0, truncation="none")
+    assert alone.told_by == 0 and len(alone.solver_error.unique()) > 1

@@ -90,9 +90,9 @@ def log_likelihood(
     divergence: "exact", "hutchinson", or "auto": exact up to 64 coordinates.
     probes, probe_kind: of Hutchinson's estimate; "rademacher" or "gaussian" (4 to 8 times noisier).
     solver: "adams", at most ``nfe`` evaluations of equal step; or "dopri5", where every sample has
-        steps of its own, by ``rtol``, ``atol`` and at most ``max_evaluations``. The solver_error is
-        shared out over samples by the difference to the integral by one order less, of dopri5 by
-        its steps' errors; how large it is, a finer solution of a few samples says (``check``).
+        steps of its own, by ``rtol``, ``atol`` and at most ``max_evaluations``. How large the
+        solver_error is, a finer solution of a few samples says (``check``); of dopri5 it is shared
+        out over samples by their steps' errors.
     truncation: "corrected", "none" or "bound". t_min: where the flow starts; the process's own by
         default, or "auto" for the largest of those from there downwards by which smaller ones
         change less than 1e-3 nats on a few samples. The truncation_error is estimated on all
@@ -143,7 +143,7 @@ def log_likelihood(
     nats, error, cut, latent = (torch.cat(column) for column in zip(*found, strict=True))
     check_finite(nats)
     if check:
-        error = few.scaled(solve, nats[rows], error)
+        error = few.solver_error(solve, nats[rows], error)
         cut = torch.hypot(cut, torch.full_like(cut, smaller.unseen(cut[rows])))
     stderr = torch.full_like(error, 0.0 if solve.exact else math.nan)
     if nats.shape[1] > 1:
@@ -151,7 +151,7 @@ def log_likelihood(
     return Likelihood(
         nats=nats.mean(1), stderr=stderr, latent=latent, nfe=counted.calls // len(pieces),
         solver_error=error, truncation_error=cut, settings=solve.settings(), advice=advice,
-        levels=levels, scale=scale,
+        levels=levels, scale=scale, told_by=len(x[rows]),
     )  # fmt: skip
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from score_sde.checks import UserError, checked
 
-DEGREES = 2  # of Student's t: errors have heavy tails, and few samples tell their size
-
 
 @dataclass(frozen=True, repr=False)
 class Likelihood:
@@ -23,7 +21,7 @@ class Likelihood:
     solver_error, truncation_error: estimates in nats, (B,), of what the solver and the start at
     t_min make of it; see `log_likelihood`. advice: a t_min that does better, where this one does
     not do. levels, scale: of the data, where they are discrete. settings: everything that the
-    numbers depend on.
+    numbers depend on. told_by: how many samples told the size of the errors by finer solutions.
     """
 
     nats: Tensor
@@ -36,6 +34,7 @@ class Likelihood:
     advice: str | None = None
     levels: int | None = None
     scale: float = 1.0
+    told_by: int = 0
 
     @property
     def error(self) -> Tensor:
@@ -70,14 +69,16 @@ class Likelihood:
         """Interval of nats that should hold log p(x) with this probability.
 
         Of the noise of the probes by Student's t with probes - 1 degrees; of solver and truncation
-        by one of `DEGREES`, since a few samples told their size. Where the solver's error is small
-        by chance those of the other samples count as much.
+        by one of 1 + n/2, n being how many samples told their size: errors have heavier tails than
+        a normal's, so that each tells less of the others. Where the solver's error is small by
+        chance those of the other samples count as much.
         """
         from scipy.stats import t as student
 
         each = self.solver_error.square()
         known = (0.5 * (each + each.nanmean()) + self.truncation_error.square()).sqrt()
-        half = float(student.ppf(0.5 + level / 2, DEGREES)) * known
+        degrees = 1 + max(self.told_by, 2) / 2
+        half = float(student.ppf(0.5 + level / 2, degrees)) * known
         probes = self.settings["probes"]
         if probes is not None:
             if probes < 2:
