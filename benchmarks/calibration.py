@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --seed 1 --output calibration.json
 
 On ten problems with an exact score (2 to 100 coordinates, widths up to 200:1, every process)
-`calibrate` fits a grid of `adams` from 64 samples, and both grids are run on other noise, in
+`calibrate` fits a grid of `adams` from 256 samples (`--pilot`), and both grids are run on other noise, in
 float64, against 600 steps of order 5. Both are told the data's std. Columns: endpoint errors of the
 blind grid (rms over samples / median, in units of that std), those of the recipe over them, the
 gain that the recipe says (the geometric mean of both; 1 where it is the blind grid), and the
@@ -34,7 +34,7 @@ def errors(problem: Problem, x_T: Tensor, fine: Tensor, **settings) -> tuple[flo
     return float(each.square().mean().sqrt()), float(each.median())
 
 
-def rows(problem: Problem, budgets: list[int], n: int) -> list[dict]:
+def rows(problem: Problem, budgets: list[int], n: int, pilot: int) -> list[dict]:
     """What each budget gives on one problem."""
     sde, data = problem.sde, problem.data
     score, sd = data.score(sde), data.std()
@@ -43,7 +43,9 @@ def rows(problem: Problem, budgets: list[int], n: int) -> list[dict]:
     fine = sample(sde, score, steps=600, order=4, **common)
     found = []
     for nfe in budgets:
-        recipe: Recipe = calibrate(sde, score, (64, *data.shape), nfe, data_std=sd, denoise=False)
+        recipe: Recipe = calibrate(
+            sde, score, (pilot, *data.shape), nfe, data_std=sd, denoise=False
+        )
         blind = errors(problem, x_T, fine, nfe=nfe, data_std=sd)
         fitted = errors(problem, x_T, fine, grid=recipe)
         found.append(
@@ -59,13 +61,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--nfe", nargs="+", type=int, default=BUDGETS)
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--pilot", type=int, default=256, help="samples that a calibration draws")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     table: list[dict] = []
     print(f"{'problem':26s} {'process':10s} nfe      blind rms/med  ratio rms  med   says  cost")
     for problem in problems(args.seed):
-        for row in rows(problem, args.nfe, args.samples if problem.data.dim < 50 else 128):
+        n = args.samples if problem.data.dim < 50 else 128
+        for row in rows(problem, args.nfe, n, args.pilot):
             table.append(row)
             rms, median = row["ratio"]
             print(

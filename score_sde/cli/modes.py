@@ -164,7 +164,7 @@ MODES: dict[str, Mode] = {
     "calibrate": Mode(
         "fit a time grid of adams to a run, a recipe for --grid",
         (
-            WORKDIR, CONFIG, DEVICE, NFE, WEIGHTS, STEP,
+            WORKDIR, CONFIG, DEVICE, NFE, WEIGHTS, STEP, NUM_SAMPLES,
             Flag("thorough", bool, "choose order and density by error too"),
             Flag("recipe", str, "file to write; recipe_<nfe>.json in the run if not given"),
         ),

@@ -20,10 +20,13 @@ def calibrate_run(
     recipe: str | Path | None = None,
     device: str = "auto",
     step: int | str | None = None,
+    num_samples: Count = 64,
 ) -> Path:
     """Fit a time grid of `adams` to a run's model and save it: recipe_<nfe>.json in the run.
 
-    A recipe that is there and differs is not replaced; the path of the new one is returned.
+    num_samples: of the pilot, each of at most 200 evaluations; with more of them a gain is told
+    from chance where fewer leave the grid as it is. A recipe that is there and differs is not
+    replaced; the path of the new one is returned.
     """
     if recipe is not None and Path(recipe).exists():
         load_recipe(recipe)  # another file is not replaced, nor is the work done for nothing
@@ -31,7 +34,7 @@ def calibrate_run(
     wanted = Path(recipe) if recipe else RunDirectory(run.home).recipe(nfe)
     check_place(wanted.parent)
     where = next(run.score.parameters()).device
-    shape = (64, *run.data_spec.shape)
+    shape = (num_samples, *run.data_spec.shape)
     score = run.score.bind(class_labels=run.class_labels(None, range(shape[0])))
     found: Recipe = calibrate(
         run.sde, score, shape, nfe, data_std=run.data_std, thorough=thorough, device=where
