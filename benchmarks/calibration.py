@@ -3,11 +3,11 @@
     python benchmarks/calibration.py --seed 1 --output calibration.json
 
 On ten problems with an exact score (2 to 100 coordinates, widths up to 200:1, every process)
-`calibrate` fits a grid of `adams` from 256 samples (`--pilot`), and both grids are run on other noise, in
-float64, against 600 steps of order 5. Both are told the data's std. Columns: endpoint errors of the
-blind grid (rms over samples / median, in units of that std), those of the recipe over them, the
-gain that the recipe says (the geometric mean of both; 1 where it is the blind grid), and the
-evaluations per sample of the pilot that it took.
+`calibrate` fits a grid of `adams` from 256 samples (`--pilot`), and both grids are run on other
+noise, in float64, against 600 steps of order 5. Both are told the data's std. Columns: endpoint
+errors of the blind grid (rms over samples / median, in units of that std), those of the recipe over
+them, the gain that the recipe says (the geometric mean of both; 1 where it is the blind grid), and
+the evaluations per sample of the pilot that it took.
 """
 
 import argparse

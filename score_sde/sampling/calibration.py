@@ -8,9 +8,9 @@ are placed with density
 
 Which k, gamma and order serve best, and how far to go from the blind grid of `adams` to the fitted
 one, depends on the data. The candidates are tried on the pilot's own noise, whose fine solution is
-known; the best of them then has to prove itself against the blind grid on *fresh* noise, beside a
-fine solution of that. Where it does not gain on the rms and on the median error by more than chance
-explains, the recipe is the blind grid: a recipe never loses.
+known; the three best of them then have to prove themselves against the blind grid on *fresh* noise,
+beside a fine solution of that. Where none gains on the rms and on the median error by more than
+chance explains, the recipe is the blind grid: a recipe never loses.
 
 All of it takes at most 200 evaluations of the score per sample of the pilot.
 `calibrate(..., thorough=True)` tries more, against a fine run of its own, for ten times as many.
