@@ -127,6 +127,9 @@ def test_a_recipe_travels_and_is_refused_elsewhere(tmp_path):
     other = ScoreModel(MLP(2), sde).requires_grad_(False)
     with pytest.raises(ValueError, match="another model, or for other weights of it"):
         sample(sde, other, (2, 2), method="adams", grid=recipe)
+    for method in ("heun", "unipc", "dpmpp_2m"):
+        with pytest.raises(ValueError, match=f"a recipe is a grid for adams.*is {method}"):
+            sample(sde, model, (2, 2), method=method, grid=recipe)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a recipe"):
         load_recipe(tmp_path / "other.json")

@@ -94,6 +94,13 @@ def test_missing_and_misplaced_arguments():
     with pytest.raises(UserError, match="by its name"):
         draw(VPSDE(), score, (2, 3), 7)
 
+    @checked
+    def scaled(x: float, *, by: float) -> float:
+        return x * by
+
+    with pytest.raises(UserError, match="by is missing"):
+        scaled(1.0)
+
 
 def test_numpys_scalars_are_numbers_and_lists_are_tuples():
     given = {"steps": np.int64(5), "eta": np.float32(0.5), "channels": [1, 2], "pair": [1, 2]}

@@ -85,9 +85,12 @@ def test_conditions_go_with_their_samples_and_other_methods_work():
     want = sample(sde, score, (4, 2), **common)
     found = sample_parallel(sde, score, (4, 2), tolerance=1e-6, data_std=0.5, **common)
     torch.testing.assert_close(found.x, want, rtol=1e-4, atol=1e-4)
-    for method in ("ancestral", "heun", "rk45"):
+    noisy = [("ddim", 1.0), ("dpmpp_2m", 0.5), ("adams_sde", 0.3)]
+    for method, options in [(m, {}) for m in ("ancestral", "heun", "rk45")] + [
+        (m, {"eta": eta}) for m, eta in noisy
+    ]:
         with pytest.raises(ValueError, match="cannot be run in parallel in time"):
-            sample_parallel(sde, score, (4, 2), data_std=0.5, method=method, steps=5)
+            sample_parallel(sde, score, (4, 2), data_std=0.5, method=method, steps=5, **options)
 
 
 def test_each_sample_takes_the_steps_that_it_needs():
@@ -110,3 +113,9 @@ def test_a_tolerance_out_of_reach_is_said():
     sde, data = PROBLEMS["humps"]
     with pytest.raises(ValueError, match=r"samples do not reach tolerance=1e-09 within nfe=40"):
         sample_to_tolerance(sde, data.score(sde), (8, 2), tolerance=1e-9, data_std=0.5, nfe=40)
+
+
+def test_a_score_that_is_not_finite_ends_with_a_sentence():
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            sample_parallel(VPSDE(), lambda x, t: bad * x, (4, 2), data_std=0.5, steps=6)  # noqa: B023

@@ -239,7 +239,8 @@ def sentence(
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         listed = f" Known are {', '.join(names)}." if names else ""
         return f"{where}{place} is unknown.{did_you_mean(str(place), names)}{listed}"
-    if kind in ("missing_argument", "missing") and (nested or len(first["loc"]) == 1):
+    lacks = kind.startswith("missing_") and kind.endswith("_argument")
+    if (lacks or kind == "missing") and (nested or len(first["loc"]) == 1):
         return f"{where}{place} is missing."
     if kind in ("unexpected_positional_argument", "multiple_argument_values"):
         return f"{where}{place} is given twice, or has to be given by its name."

@@ -85,16 +85,13 @@ def sample_parallel(
 
     Raises UserError for a method that draws noise, or that takes other than one evaluation a step.
     """
-    told = {"data_std": data_std} if method == "adams" else {}
+    told = {"data_std": data_std} if method in ("adams", "adams_sde") else {}
     plan = make_plan(
         sde, shape, x_T, method, steps, nfe, grid, seeds, denoise, "seeded", 1.0, None, device,
         dtype, told | options,
     )  # fmt: skip
     if plan.method.stochastic or plan.method.evaluations != 1:
-        raise UserError(
-            f"{plan.name} cannot be run in parallel in time: that takes a method without noise and "
-            "of one evaluation a step, as adams, ddim or dpmpp_2m."
-        )
+        raise no_method(plan)
     started, watched = time.perf_counter(), Watched(score, plan.score_dtype, plan.shape[0])
     with torch.no_grad():
         sweeps = _Sweeps(plan, watched, data_std)
@@ -148,6 +145,14 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
 
 
+def no_method(plan: Plan) -> UserError:
+    """That the samples of this one cannot be found so."""
+    return UserError(
+        f"{plan.name} cannot be run in parallel in time: that takes a method without noise and of "
+        "one evaluation a step, as adams, ddim (eta=0) or dpmpp_2m."
+    )
+
+
 class _Sweeps:
     """The states that a plan's method asks about, by what F is taken to be at each."""
 
@@ -168,8 +173,11 @@ class _Sweeps:
             asked.append(x)
             return (answers[i].at(x) - self.on_x[i] * x) / self.on_score[i]
 
+        def drawn(*which: Any) -> Tensor:
+            raise no_method(self.plan)  # by its options, as ddim with eta > 0
+
         plan, x = self.plan, self.start
-        run = Trajectory(plan.sde, known, lambda *which: torch.zeros_like(x))
+        run = Trajectory(plan.sde, known, drawn)
         points = plan.times.unbind()
         for i, numbers in enumerate(plan.numbers):
             x = advance(plan.method, run, x, points[i], points[i + 1], numbers)
@@ -202,8 +210,8 @@ class _Sweeps:
         """
         moved = torch.stack([(after[i] - before[i]) / self.width[i] for i in here])
         worst = moved.flatten(2).square().mean(2).sqrt().amax(1)
-        still = torch.cat([worst[:1] * 0, worst[1:]]) <= tolerance
-        return here.start + int(still.long().cumprod(0).sum())
+        still = worst[1:] <= tolerance  # nothing that is not finite is
+        return here.start + 1 + int(still.long().cumprod(0).sum())
 
     def _ask(self, states: list[Tensor], here: range) -> list[Tensor]:
         """F at these states, in one batch."""

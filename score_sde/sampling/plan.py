@@ -91,6 +91,11 @@ def make_plan(
     recipe = grid if isinstance(grid, Recipe) else None
     if recipe is not None:
         recipe.check(sde)
+        if method not in (None, "adams"):
+            raise UserError(
+                f"a recipe is a grid for adams, and the method is {method}: leave that out, or "
+                "give the recipe's times as the grid."
+            )
         options = {"data_std": recipe.data_std, "order": recipe.order, **options}
         grid = recipe.times
     if method is None:
