@@ -12,8 +12,8 @@ noise that differs between samples.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,45 +28,58 @@ LINEARISED = 2**26
 """Entries up to which the derivatives of a nonlinear A at all states are kept as matrices."""
 
 
-class Level(Protocol):
+@dataclass(frozen=True)
+class Level(ABC):
     """C_nu, S_nu and G_nu of one noise level; states (B, D) and measurements (B, m) are flat."""
+
+    gaussian: Reference
+    variances: Tensor
 
     def spread(self, v: Tensor) -> Tensor:
         """C_nu v."""
+        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
 
     def draw(self, e: Tensor) -> Tensor:
         """C_nu^{1/2} e."""
+        return self.gaussian.from_axes(self.variances.sqrt() * e)
 
+    def gain(self, r: Tensor) -> Tensor:
+        """G_nu r = C_nu A' S_nu^{-1} r."""
+        return self.pull(self.solve(r))
+
+    @abstractmethod
+    def pull(self, u: Tensor) -> Tensor:
+        """C_nu A' u."""
+
+    @abstractmethod
     def solve(self, r: Tensor) -> Tensor:
         """S_nu^{-1} r."""
 
-    def gain(self, r: Tensor) -> Tensor:
-        """G_nu r."""
+    @abstractmethod
+    def freedom(self) -> Tensor:
+        """tr(A G_nu), how many of the m entries the data decide; () or (B, 1)."""
 
+    @abstractmethod
     def log_density(self, r: Tensor) -> Tensor:
         """log N(r; 0, S_nu) but for what is the same for all samples, (B,)."""
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Level):
     """S_nu as a matrix, factored."""
 
-    gaussian: Reference
-    variances: Tensor
     root: Tensor  # of S_nu, (m, m)
-    CA: Tensor  # C_nu A', (D, m)
+    CA: Tensor  # (C_nu A')', (m, D)
+    noise: Tensor  # S_y, (m, m)
 
-    def spread(self, v: Tensor) -> Tensor:
-        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
-
-    def draw(self, e: Tensor) -> Tensor:
-        return self.gaussian.from_axes(self.variances.sqrt() * e)
+    def pull(self, u: Tensor) -> Tensor:
+        return u @ self.CA
 
     def solve(self, r: Tensor) -> Tensor:
         return torch.cholesky_solve(r.mT, self.root).mT
 
-    def gain(self, r: Tensor) -> Tensor:
-        return self.solve(r) @ self.CA.mT
+    def freedom(self) -> Tensor:
+        return len(self.root) - (self.noise * torch.cholesky_inverse(self.root)).sum()
 
     def log_density(self, r: Tensor) -> Tensor:
         return _log_normal(
@@ -81,25 +94,22 @@ def _log_normal(white: Tensor, root: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Linearised:
+class Linearised(Level):
     """S_nu of each sample as a matrix, for nonlinear A and few entries."""
 
-    gaussian: Reference
-    variances: Tensor
     root: Tensor  # (B, m, m)
     JC: Tensor  # J C_nu along the axes, (B, m, D)
+    noise: Tensor  # S_y, ([B,] m, m)
 
-    def spread(self, v: Tensor) -> Tensor:
-        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
-
-    def draw(self, e: Tensor) -> Tensor:
-        return self.gaussian.from_axes(self.variances.sqrt() * e)
+    def pull(self, u: Tensor) -> Tensor:
+        return self.gaussian.from_axes(torch.einsum("bm,bmd->bd", u, self.JC))
 
     def solve(self, r: Tensor) -> Tensor:
         return torch.cholesky_solve(r[..., None], self.root)[..., 0]
 
-    def gain(self, r: Tensor) -> Tensor:
-        return self.gaussian.from_axes(torch.einsum("bm,bmd->bd", self.solve(r), self.JC))
+    def freedom(self) -> Tensor:
+        left = (self.noise * torch.cholesky_inverse(self.root)).sum((1, 2))
+        return self.root.shape[1] - left[:, None]
 
     def log_density(self, r: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.root, r[..., None], upper=False)[..., 0]
@@ -107,26 +117,26 @@ class Linearised:
 
 
 @dataclass(frozen=True)
-class MatrixFree:
+class MatrixFree(Level):
     """S_nu by products, with A linearised at D; conjugate gradients for all samples at once."""
 
-    gaussian: Reference
-    variances: Tensor
     measurement: Measurement
     at: Tensor
     tolerance: float = 1e-6
     most: int = 200
 
-    def spread(self, v: Tensor) -> Tensor:
-        return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
-
-    def draw(self, e: Tensor) -> Tensor:
-        return self.gaussian.from_axes(self.variances.sqrt() * e)
+    def pull(self, u: Tensor) -> Tensor:
+        return self.spread(self.measurement.vjp(self.at, u))
 
     def _product(self, u: Tensor) -> Tensor:
-        m = self.measurement
-        noise = u * m.variance if m.root is None else (u @ m.root) @ m.root.mT
-        return noise + m.jvp(self.at, self.spread(m.vjp(self.at, u)))
+        return self.measurement.S_y(u) + self.measurement.jvp(self.at, self.pull(u))
+
+    def freedom(self) -> Tensor:
+        """By one vector of signs z: z'(z - S_y S_nu^{-1} z) is the trace on average."""
+        m = self.measurement.y.shape[1]
+        signs = torch.randn(m, generator=torch.Generator().manual_seed(0)).sign()
+        z = signs.to(self.at).expand(len(self.at), -1)
+        return m - (z * self.measurement.S_y(self.solve(z))).sum(1, keepdim=True)
 
     def solve(self, r: Tensor) -> Tensor:
         gram = self.measurement.operator.gram(self.measurement.shape)
@@ -147,9 +157,6 @@ class MatrixFree:
             before, energy = energy, (rest * z).sum(1, keepdim=True)
             p = z + energy / before.clamp_min(1e-300) * p
         return u
-
-    def gain(self, r: Tensor) -> Tensor:
-        return self.spread(self.measurement.vjp(self.at, self.solve(r)))
 
     def log_density(self, r: Tensor) -> Tensor:
         """For linear A and one measurement: the determinant is left out, as the same for all."""
@@ -243,7 +250,7 @@ class System:
         m, J = self.measurement, self._jacobian(D)
         noise = torch.diag_embed(m.variance) if m.root is None else m.covariance
         root = torch.linalg.cholesky((J * variances) @ J.mT + noise)
-        return Linearised(self.gaussian, variances, root, J * variances)
+        return Linearised(self.gaussian, variances, root, J * variances, noise)
 
     def at(self, nu: float, D: Tensor) -> Level:
         """C_nu, S_nu and G_nu; D (B, D) is where a nonlinear A is linearised."""
@@ -271,10 +278,11 @@ class System:
                 return self._linearised(variances, D)
             return MatrixFree(self.gaussian, variances, self.measurement, D)
         if key not in self._kept:
-            A = self.matrix()
-            AC = A * variances
-            root = torch.linalg.cholesky(AC @ A.mT + self.measurement.covariance)
-            while len(self._kept) >= max(2, 2**25 // AC.numel()):
+            m = self.measurement
+            CA, noise = self.gaussian.from_axes(self.matrix() * variances), m.covariance
+            ACA = m.jvp(CA, CA)  # of the rows of C_nu A', which a mask only picks from
+            root = torch.linalg.cholesky((ACA + ACA.mT) / 2 + noise)
+            while len(self._kept) >= max(2, 2**25 // CA.numel()):
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = Dense(self.gaussian, variances, root, self.gaussian.from_axes(AC).mT)
+            self._kept[key] = Dense(self.gaussian, variances, root, CA, noise)
         return self._kept[key]

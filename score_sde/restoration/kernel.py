@@ -64,18 +64,25 @@ def given_spread(level: Level, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
     return spread - level.gain(m.jvp(D, spread))
 
 
-def seen_part(level: Level, p: Point, noise: Tensor) -> Tensor:
-    """What A sees of noise (B, D): A^+ A e where A A' is diagonal, else G_nu A e.
+def seen_noise(level: Level, p: Point, D_y: Tensor, draws: SampleDraws) -> Tensor:
+    """Noise (B, D) that only A sees: of A x_0 given y, as far as y leaves room for it.
 
-    As narrow as the method found it: noise of C_nu about a mean of V would be too wide together.
+    By C_nu it is u ~ N(0, S_y - S_y S_nu^{-1} S_y), |u|^2 = tr(A G_nu) on average, lengths
+    being those by S_y^{-1}. C_nu is not Cov[x_0 | x_t]. But whatever that is, a draw given y is as
+    far from y as the truth, E|y - A x_0|^2 = m, and D_y has left a part of that already:
+
+        u <- u sqrt((m - |y - A D_y|^2) / tr(A G_nu)),   never longer.
+
+    From there to states by A^+ where A A' is diagonal, else by G_nu.
     """
     m = p.system.measurement
+    off, n = level.draw(draws.state()), m.noise(draws.measured())
+    u = n - m.S_y(level.solve(n - m.jvp(p.D, off)))
+    left = m.y.shape[1] * (1 - m.misfit(D_y)[:, None])
+    u = u * (left / level.freedom()).clamp(0, 1).sqrt()
     if not m.operator.linear or m.operator.gram(m.shape) is None:
-        seen = level.gain(m.jvp(p.D, noise))
-    else:
-        measured = m.operator(noise.reshape(-1, *m.shape))
-        seen = m.operator.pinv(measured, m.shape).flatten(1)
-    return seen if p.narrow is None else p.narrow * seen
+        return level.gain(u)
+    return m.operator.pinv(u.reshape(-1, *m.operator.measured(m.shape)), m.shape).flatten(1)
 
 
 @checked
@@ -113,12 +120,13 @@ def run_kernel(
     for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
         p, D_y = mean_at(method, options, system, denoiser, x, nu)
         D, level, k = p.D, p.level, (s / nu) ** 2
-        if kernel == "gaussian" and foretold is not None:
+        if foretold is not None:
             x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
         x0 = D_y
-        if kernel in ("gaussian", "seen"):
-            noise = given_noise(level, m, D, draws)
-            x0 = D_y + (noise if kernel == "gaussian" else seen_part(level, p, noise))
+        if kernel == "gaussian":
+            x0 = D_y + given_noise(level, m, D, draws)
+        elif kernel == "seen":
+            x0 = D_y + seen_noise(level, p, D_y, draws)
         if s == 0:
             return x0
         e = draws.state()
@@ -127,8 +135,9 @@ def run_kernel(
             x = D_y + s * (kept + math.sqrt(fresh) * e)
             continue
         before, x = x, k * x + (1 - k) * x0 + s * math.sqrt(1 - k) * e
-        news = x / s**2 - before / nu**2 - (1 / s**2 - 1 / nu**2) * D_y
-        foretold, share = D_y + given_spread(system.at(s, D), m, D, news), 1 - k
+        if kernel == "gaussian":
+            news = x / s**2 - before / nu**2 - (1 / s**2 - 1 / nu**2) * D_y
+            foretold, share = D_y + given_spread(system.at(s, D), m, D, news), 1 - k
     raise AssertionError("the last level is 0")
 
 

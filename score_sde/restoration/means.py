@@ -45,8 +45,6 @@ class Point:
     """What is known at a noise level: D (B, D) flat, and u -> V u if a method asked for it.
 
     x, denoiser: where D was evaluated, and by what, for methods that evaluate it once more.
-    narrow: what a method that knows V found besides: along y - A D, the standard deviation of A x_0
-    given y by V over that by C_nu (B, 1), at most 1.
     """
 
     nu: float
@@ -55,7 +53,6 @@ class Point:
     product: VJP | None = None
     x: Tensor | None = None
     denoiser: Any = None
-    narrow: Tensor | None = None
 
     @property
     def level(self) -> Level:
@@ -78,8 +75,7 @@ class Point:
 
     def S_y(self, u: Tensor) -> Tensor:
         """The noise's covariance times u (B, m)."""
-        m = self.system.measurement
-        return u * m.variance if m.root is None else (u @ m.root) @ m.root.mT
+        return self.system.measurement.S_y(u)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -119,26 +115,21 @@ def hybrid(
 def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     level, r = p.level, p.residual
     q = level.solve(r)
+    reference = level.pull(q)
     w = p.V_adjoint(q)
     Aw, noise = p.A(w), p.S_y(q)
     curvature, of_noise = _dot(q, Aw), _dot(q, noise)
     foretold = _dot(q, r) - of_noise  # q.A C_nu A'q, as S_nu q = r
     step = _dot(r, q) / (curvature + of_noise).clamp_min(1e-300)
-    left = r - step * (noise + Aw)
-    mean = p.D + step * w
+    moved = step * w
     if rest:
-        mean = mean + level.gain(left)
+        moved = moved + reference - step * level.gain(noise + Aw)
     trusted = (curvature >= guard[0] * foretold) & (curvature <= guard[1] * foretold)
-    reference = level.gain(r)
     # V may have the right size along the data and be wild across it: the whole step is bounded too.
-    within = (mean - p.D).norm(dim=1, keepdim=True) <= FARTHEST * reference.norm(
-        dim=1, keepdim=True
-    )
-    trusted = trusted & within & torch.isfinite(mean).all(1, keepdim=True)
-    # A V A' + S_y leaves curvature of_noise / (curvature + of_noise) of A x_0 unknown along q.
-    narrow = step * curvature / foretold.clamp_min(1e-300)
-    p.narrow = torch.where(trusted, narrow.clamp(0, 1).sqrt(), torch.ones_like(narrow))
-    return torch.where(trusted, mean, p.D + reference)
+    farthest = FARTHEST * reference.norm(dim=1, keepdim=True)
+    trusted = trusted & (moved.norm(dim=1, keepdim=True) <= farthest)
+    trusted = trusted & torch.isfinite(moved).all(1, keepdim=True)
+    return p.D + torch.where(trusted, moved, reference)
 
 
 def tilted(p: Point) -> Tensor:
@@ -157,7 +148,8 @@ def tilted(p: Point) -> Tensor:
     """
     system, level, r = p.system, p.level, p.residual
     assert p.x is not None
-    mean, slope = p.D + level.gain(r), system.measurement.vjp(p.D, level.solve(r))
+    q = level.solve(r)
+    mean, slope = p.D + level.pull(q), system.measurement.vjp(p.D, q)
     if not system.alike:
         raise UserError(
             'method="tilted" needs a linear measurement with the same noise for all samples; use '

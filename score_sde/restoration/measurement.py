@@ -85,6 +85,10 @@ class Measurement:
         """Noise (B, m) from standard normal numbers (B, m)."""
         return e * self.variance.sqrt() if self.root is None else e @ self.root.mT
 
+    def S_y(self, u: Tensor) -> Tensor:
+        """The noise's covariance times u (B, m)."""
+        return u * self.variance if self.root is None else (u @ self.root) @ self.root.mT
+
     def predict(self, D: Tensor) -> Tensor:
         """A of flat states: (B, D) to (B, m)."""
         return self.operator(D.reshape(-1, *self.shape)).flatten(1)
