@@ -65,7 +65,7 @@ def clock(run, methods, nfe, rounds=3, n=64):
 
     def draw(method, score):
         restore(run.sde, score, y, operator, noise_std=0.05, nfe=nfe, gaussian=run.gaussian,
-                method=method, n=n, seeds=range(n))  # fmt: skip
+                method=None if method == "auto" else method, n=n, seeds=range(n))  # fmt: skip
 
     for method in methods:  # what is made once
         draw(method, lambda x, t: -x)
