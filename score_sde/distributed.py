@@ -200,6 +200,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     store = _meet(here, count, found)
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"  # what hosts tell each other goes by gloo
     dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=PATIENCE)
+    assert dist.group.WORLD is not None
     _groups.append(dist.group.WORLD)
     yield device
     wait()

@@ -7,6 +7,7 @@ larger, something is not as it was.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,6 @@ def again(subject: Subject, n: int, generator: torch.Generator) -> list[Again]:
     return found
 
 
-def grown(found: list[Again]) -> Ratio:
+def grown(found: Sequence[Again]) -> Ratio:
     """The geometric mean over ranges, those where something was learned if there are any."""
     return mean_ratio([v.ratio for v in found if v.learned] or [v.ratio for v in found])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -15,7 +16,7 @@ from score_sde.processes import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, FlowSDE, S
 
 SCALES = (1e-3, 0.1, 0.25, 1 / 3, 0.5, 0.7, 1.4, 2.0, 3.0, 4.0, 10.0, 1e3)
 """Factors between the scales of noise labels that people use."""
-INPUTS = ("time", "log_sigma")
+INPUTS: tuple[Literal["time", "log_sigma"], ...] = ("time", "log_sigma")
 PROCESSES: dict[str, SDE] = {
     "vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(), "cosine": CosineSDE(), "flow": FlowSDE(),
     "edm": EDMSDE(),

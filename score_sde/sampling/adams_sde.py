@@ -70,8 +70,8 @@ def noise_factors(
 ) -> Tensor:
     """sqrt(q_i), (N,), of a method of x0 with these numbers of its steps."""
     s = sde.sigma(times) / sde.alpha(times)
-    ends = torch.stack([0.5 * s[-1], torch.full_like(s[-1], 4 * data_std)]).log10().tolist()
-    variances = torch.logspace(*ends, WIDTHS, dtype=torch.float64).square()
+    low, high = torch.stack([0.5 * s[-1], torch.full_like(s[-1], 4 * data_std)]).log10().tolist()
+    variances = torch.logspace(low, high, WIDTHS, dtype=torch.float64).square()
     wanted, parts = variances + s[-1] ** 2, _parts(sde, times, variances, rows)
     unit = wanted + (LEAST * data_std) ** 2
     off, parts = (wanted - parts.sum(1)) / unit, parts[:, 1:] / unit[:, None]

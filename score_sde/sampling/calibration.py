@@ -222,8 +222,8 @@ class _Calibration:
             found = self._errors(self._run(x_T, grid=recipe), fine)
             gain, spread = gain_of(found, base)
             if gain.is_sure(spread) and gain.mean < (best.gain or 1):
-                said = {"gain": gain.mean, "gain_error": spread.mean}
-                best = replace(recipe, error=_means(found)[0], **said)
+                error = _means(found)[0]
+                best = replace(recipe, error=error, gain=gain.mean, gain_error=spread.mean)
         return best
 
     def _errors(self, x: Tensor, fine: Tensor) -> Tensor:
