@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from score_sde import VESDE, VPSDE, Gaussian, GaussianMixture, SubVPSDE, log_likelihood
+from score_sde.likelihood.setting import clock_of, frame_of
+from score_sde.likelihood.truncation import growth
+from score_sde.ode.flow import Counted, Flow, levels
 
 F64 = torch.float64
 THIN = Gaussian(torch.zeros(8), torch.logspace(0, -2, 8, dtype=F64) ** 2)
@@ -68,6 +71,19 @@ def test_what_is_corrected_need_not_be_integrated():
         for t_min in (1e-3, 4e-2)
     )
     assert far < 2e-4 and near > 2 * far
+
+
+def test_where_components_meet_the_estimate_is_of_the_size_of_the_error():
+    sde, y = VPSDE(), NARROW.sample(1024, 4)
+    level = levels(sde)[0]
+    frame, std = frame_of(y, None, None)
+    flow = Flow(sde, Counted(NARROW.score(sde)), frame, clock_of(frame, std), (2,), F64)
+    found = growth(flow, y, level, flow.look(frame.to_z(y, level), level, hessian=True))
+    noise = level**2 * torch.eye(2, dtype=F64)
+    wide = GaussianMixture(NARROW.weights, NARROW.means, NARROW.covariances + noise)
+    off = (found.nats[:, 0] - (wide.log_prob(y) - NARROW.log_prob(y))).abs()
+    ratio = (off / found.error)[off > 1e-4]  # the others are exact, or nearly
+    assert len(ratio) >= 20 and ratio.median() < 3 and ratio.max() < 40
 
 
 def test_what_is_hidden_below_t_min_is_found_and_said():

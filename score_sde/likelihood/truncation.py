@@ -17,7 +17,8 @@ of h and only the rest is integrated by its values at 2v and 3v. It needs all of
 divergence; else, or where some m_i is not positive (no posterior has such a covariance: the score
 is not exact), it is heat alone.
 
-The error is what the rest's third order changes. That sees nothing that has no trace at v yet. So
+The error is what the rest's last two orders change, together: where components meet, either is a
+hundred times too small by chance. That sees nothing that has no trace at v yet. So
 on a few samples the same is done from v/9, with the integral of h over [v/9, v] by quadrature: the
 difference is added to the error, and where it is large, smaller levels tell which t_min would do.
 """
@@ -39,7 +40,8 @@ STEP = 9.0  # from one such level v to the next
 LEVELS = 5  # at most
 NEVER = 1e-9  # of the process's t_min: no level below that of this time is asked for
 TOLERANCE = 1e-3  # nats: the truncation error that t_min="auto" aims at, and none is said below
-THIRD, SECOND = (23 / 12, -16 / 12, 5 / 12), (3 / 2, -1 / 2, 0.0)  # int_0^1 through 1, 2, 3
+ORDERS = ((23 / 12, -16 / 12, 5 / 12), (3 / 2, -1 / 2, 0.0), (1.0, 0.0, 0.0))
+"""Of int_0^1 by values at 1, 2, 3: orders three to one."""
 _NODES, _WEIGHTS = (a.tolist() for a in np.polynomial.legendre.leggauss(4))
 
 
@@ -101,27 +103,28 @@ class LocalGaussian:
         return 0.5 * at.sum(1, keepdim=True)
 
 
-def growth(flow: Flow, y: Tensor, level: Tensor, first: Look) -> Growth:
-    """What log p gains from 0 to a level (); two evaluations beside the ``first``, at the level."""
+def growth(flow: Flow, y: Tensor, level: Tensor, look: Look) -> Growth:
+    """What log p gains from 0 to a level (); two evaluations beside the ``look``, at the level."""
     v = float(level) ** 2
-    found = [heat(first)]
+    found = [heat(look)]
     for times in (2, 3):
         s = math.sqrt(times) * level
         found.append(heat(flow.look(flow.frame.to_z(y, s), s)))
     base = torch.zeros_like(found[0])
-    if first.hessian is not None:
-        model = LocalGaussian.of(first, v)
+    if look.hessian is not None:
+        model = LocalGaussian.of(look, v)
         fits = model.fits
         base = torch.where(fits, model.growth(), base)
         found = [
             h - torch.where(fits, model.heat(times * v), torch.zeros_like(h))
             for times, h in enumerate(found, start=1)
         ]
-    third, second = (
+    third, second, first = (
         v * sum((w * h for w, h in zip(weights, found, strict=True)), torch.zeros_like(base))
-        for weights in (THIRD, SECOND)
+        for weights in ORDERS
     )
-    return Growth(base + third, (third - second).mean(1).abs())
+    error = torch.hypot((third - second).mean(1), (second - first).mean(1))
+    return Growth(base + third, error)
 
 
 def between(flow: Flow, y: Tensor, low: float, high: float) -> Tensor:
