@@ -141,6 +141,22 @@ def test_the_same_set_twice_is_said_and_a_reference_may_be_data(tmp_path, capsys
     assert cli.main([*words, *saved]) == 0 and "statistics of 60 items" in capsys.readouterr().out
 
 
+def test_pictures_of_another_size_are_resized_only_when_told(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "small.npz", train=images)
+    np.savez(tmp_path / "large.npz", train=images.repeat(2, 2).repeat(2, 3))
+    files = ["--samples", str(tmp_path / "large.npz"), "--data", str(tmp_path / "small.npz")]
+    words = ["x", "--mode", "evaluate", *files, "--features", "pixels", "--measures", "kid"]
+    assert cli.main(words) == 2
+    assert "say --resize stretch" in capsys.readouterr().err
+    assert cli.main([*words, "--resize", "stretch", "--out", str(tmp_path / "out")]) == 0
+    said = json.loads((tmp_path / "out" / "report_pixels_train.json").read_text())
+    assert said["protocol"]["resized"] == "stretch"
+    vectors = ["--data", "ring8", "--samples", str(tmp_path / "large.npz"), "--resize", "pad"]
+    assert cli.main(["x", "--mode", "evaluate", *vectors]) == 2
+    assert "--resize is for pictures" in capsys.readouterr().err
+
+
 def test_a_sweep_says_what_cannot_be_told_apart(run, capsys):
     evaluate_to_files(run, num_samples=100, measures="energy", device="cpu", sweep="nfe",
                       values="3,5,41", method="heun")  # fmt: skip

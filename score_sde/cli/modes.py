@@ -33,7 +33,7 @@ from score_sde.runs import (
     train,
     verify,
 )
-from score_sde.runs.choices import FEATURES, GRIDS, METHODS, RULES, SAMPLERS
+from score_sde.runs.choices import FEATURES, GRIDS, METHODS, RESIZES, RULES, SAMPLERS
 from score_sde.runs.sweep import AXES
 
 
@@ -188,6 +188,7 @@ MODES: dict[str, Mode] = {
             WORKDIR, CONFIG, DEVICE, NUM_SAMPLES, FIRST_SEED, WEIGHTS, STEP, OUT, CLASS_LABELS,
             SAMPLER, STEPS, NFE, GRID, OPTION, BATCH_SIZE, DATA, SPLIT,
             Flag("samples", str, "folder, .zip, .npy or .npz of samples, in place of a run's"),
+            Flag("resize", RESIZES, "how --samples of another size are brought to the data's"),
             Flag("features", str, f"{', '.join(FEATURES)}, or a dotted path; by the images' shape"),
             Flag("reference", str, "statistics (.npz, .pkl), or data as --data takes them"),
             Flag("save", str, "file for the statistics of the reference"),
@@ -203,7 +204,7 @@ MODES: dict[str, Mode] = {
     "diagnose": Mode(
         "say why a run's samples are bad, with the evidence and the fix",
         (
-            WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, DATA, NUM_SAMPLES,
+            WORKDIR, CONFIG, DEVICE, WEIGHTS, STEP, OUT, DATA, NUM_SAMPLES, GUIDANCE,
             Flag("items", int, "how many items of the data to look at"),
         ),
         diagnose.diagnose_to_file,

@@ -136,6 +136,6 @@ def sampler(m: Measured) -> Finding | None:
             f"distance), by a careful solver of the same model {careful:.3g}; the model finds them "
             f"{drift:+.2g} nats a dimension likelier than those",
             "more steps, or a better method at this cost: --sampler heun --nfe 39 --grid karras; "
-            "correctors with a smaller snr",
+            "correctors with a smaller snr; less guidance, or none at large noise",
         )
     return None

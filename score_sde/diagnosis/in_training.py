@@ -131,8 +131,8 @@ def overfit(m: Measured) -> Finding | None:
 
 def _by_heart(m: Measured) -> list[Level]:
     """Where, in few dimensions, more is known of the items than the others tell of them."""
-    if m.subject.train[0].numel() > FEW_DIMS:
-        return []  # networks generalise better than a smooth law of items does
+    if m.subject.train[0].numel() > FEW_DIMS or m.subject.labels is not None:
+        return []  # networks generalise better than a smooth law of items; classes say more
     simple = [v for v in m.learnable if v.ratio("model", "linear").below(BY_HEART)]
     return [v for v in simple if v.ratio("model", "unseen").below(BY_HEART)]
 

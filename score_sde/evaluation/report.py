@@ -263,10 +263,14 @@ def check_comparable(x: Tensor, y: Tensor) -> None:
     """Raises UserError if two sets are not of one kind of items."""
     if x.shape[1:] != y.shape[1:]:
         if x.ndim == y.ndim == 4:
+            how = "read one of them as the other is, load_data(PATH, convert='L') or 'RGB'"
+            if x.shape[1] == y.shape[1]:
+                how = "say --resize stretch, center_crop or pad; in Python load_data(PATH, size=, "
+                how += "resize=)"
             raise UserError(
                 f"samples are of shape {tuple(x.shape[1:])} (C, H, W), the reference of "
-                f"{tuple(y.shape[1:])}: a distance would be one of sizes. Resize one of them first "
-                "(data.size, data.resize, data.convert; --size)."
+                f"{tuple(y.shape[1:])}: a distance would be one of sizes. To compare them all the "
+                f"same, {how}."
             )
         raise UserError(
             f"samples have shape {tuple(x.shape[1:])} and the reference {tuple(y.shape[1:])}."

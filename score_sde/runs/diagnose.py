@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from score_sde import build, plotting
-from score_sde.checks import Index, UserError, checked, json_lines
+from score_sde.checks import Index, NonNegative, UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
 from score_sde.diagnosis.denoising import Drawn, Logged, Subject
@@ -52,12 +52,14 @@ def diagnose(
     weights: str = "ema",
     device: str = "auto",
     step: int | str | None = None,
+    guidance: NonNegative | None = None,
 ) -> Diagnosis:
     """What is wrong with a run, with the evidence and the fix, or that nothing was found.
 
     run: a run directory, or a run that is loaded. data: in place of the run's own. num_samples: by
     the run's sampler and by a careful one (500, 64 for images; 0 for none). items: at each noise
-    level (512, 192 for images).
+    level (512, 192 for images). guidance: of the run's sampler, told the classes of the data; the
+    careful one has none.
     """
     path = run.path if isinstance(run, Run) else Path(run)
     loaded = run if isinstance(run, Run) else load_score(path, weights, device, step)
@@ -75,10 +77,14 @@ def diagnose(
     samples, careful, said = None, None, ""
     if num_samples and _is_finite(loaded):
         try:
-            result = loaded.sample(num_samples, pixels=False)
+            told: dict[str, Any] = {"pixels": False}
+            if guidance is not None and labels is not None:
+                told["class_labels"] = labels[torch.arange(num_samples) % len(labels)].tolist()
+            result = loaded.sample(num_samples, guidance=guidance, **told)
             said = f"{result.settings['method']} with {result.nfe} evaluations"
+            said += "" if guidance is None else f" and guidance {guidance:g}"
             samples = result.x.cpu()
-            careful = loaded.sample(num_samples, pixels=False, **CAREFUL).x.cpu()
+            careful = loaded.sample(num_samples, **told, **CAREFUL).x.cpu()
         except ODEError as error:  # samples that are not finite: what the weights show comes first
             print(f"no samples to judge: {error}")
     log, drawn = _log(path), _drawn(loaded)
@@ -99,6 +105,7 @@ def diagnose_to_file(
     out: str | Path | None = None,
     device: str = "auto",
     step: int | str | None = None,
+    guidance: NonNegative | None = None,
 ) -> Diagnosis:
     """`diagnose` a run, print what was found and write <workdir>/evaluation/diagnosis.json.
 
@@ -107,7 +114,7 @@ def diagnose_to_file(
     home = pretrained.home(pretrained.find(workdir))
     folder = Path(out) if out else RunDirectory(home).evaluation
     check_place(folder)
-    found = diagnose(workdir, data, num_samples, items, weights, device, step)
+    found = diagnose(workdir, data, num_samples, items, weights, device, step, guidance)
     print(found)
     path = write_beside(folder / "diagnosis.json", json_text(found.to_dict()))
     print(f"wrote {path}")

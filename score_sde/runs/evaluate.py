@@ -20,6 +20,7 @@ from score_sde import build, distributed
 from score_sde.checks import Count, NonNegative, Seed, checked, named
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
+from score_sde.data.decoding import Resize
 from score_sde.devices import pick_device
 from score_sde.evaluation.by_class import agreement, by_class
 from score_sde.evaluation.features import facts_of, find_features
@@ -67,6 +68,7 @@ def evaluate_to_files(
     guidance: NonNegative | None = None,
     sweep: str | None = None,
     values: str | None = None,
+    resize: Resize | None = None,
     step: int | str | None = None,
     method: str | None = None,
     steps: Count | None = None,
@@ -80,6 +82,7 @@ def evaluate_to_files(
 
     workdir: a run; what is missing of its num_samples (2000) samples is drawn.
     samples: instead of a run, a folder of images, a .zip, .npy or .npz file, or a set's name.
+    resize: how pictures among samples are brought to the size of the data's, if they have another.
     data: the reference, in place of the run's own; of split train or test.
     reference: a file of statistics in place of data, for the Frechet distance alone; what holds
         none is data.
@@ -96,6 +99,8 @@ def evaluate_to_files(
         raise RunError("--values are the points of a --sweep, which is not asked for.")
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
     _check_sources(workdir, samples, data, reference, save)
+    if resize is not None and samples is None:
+        raise RunError("--resize is for --samples: a run's are of the data's size.")
     if reference is not None and not holds_statistics(Path(reference)):
         data, reference = str(reference), None
     if per_class and reference is not None:
@@ -117,7 +122,7 @@ def evaluate_to_files(
             n = 2000 if num_samples is None else num_samples
             mine = draw(run, n, first_seed, weights, changes, class_labels, guidance)
         else:
-            mine = _read_samples(str(samples), num_samples)
+            mine = _read_samples(str(samples), num_samples, real, resize)
         if real is not None:
             check_comparable(
                 as_items(mine.items, "samples"), as_items(stored_items(real, 1), "items")
@@ -229,13 +234,19 @@ def _reference_data(run: Run | None, name: str | None, split: str) -> Data:
     return build.build_data({"data": {"name": name}}, split)
 
 
-def _read_samples(name: str, limit: int | None) -> Drawn:
-    data = build.build_data({"data": {"name": name}})
+def _read_samples(name: str, limit: int | None, real: Data | None, resize: Resize | None) -> Drawn:
+    said: dict[str, Any] = {"name": name}
+    if resize is not None:
+        if real is None or not real.spec.is_image:
+            raise RunError("--resize is for pictures that are compared with pictures (--data).")
+        said |= {"size": tuple(real.spec.shape[1:]), "resize": resize}
+    data = build.build_data({"data": said})
     n = len(data) if limit is None else limit
     if n > len(data):
         raise DataError(f"{name} holds {len(data)} samples, num_samples asks for {n}.")
     labels = data.condition_items(range(n)).get("class_labels")
-    return Drawn(stored_items(data, n), {"samples": name}, labels)
+    facts = {"samples": name} | ({} if resize is None else {"resized": resize})
+    return Drawn(stored_items(data, n), facts, labels)
 
 
 def _save(path: Path, target: Featured, data: Data) -> None:
