@@ -16,6 +16,7 @@ from score_sde.models import TIME_SCALES
 OTHER_TARGET = 0.8  # a right target betters a wrong one at least so much (eps as v: 0.3 and less)
 OTHER_LABELS = 0.97  # labels off by a third cost little more; of right ones nothing betters 0.99
 HALF_WAY, TOO_FAR = 0.5, 2.0  # of a change of labels that data ask for: right ones 0, wrong ones 1
+AT_STAKE = 0.99  # of the error: where labels hardly matter their best scale is chance, .999
 EQUAL = 0.01  # of the logarithm of an error: two readings that are the same
 OTHER_STD = math.log(1.3)  # of the items, over training batches
 OTHER_ITEMS = 0.9  # sets that are nearly symmetric are denoised as well turned around
@@ -88,7 +89,11 @@ def _other_labels(m: Measured, kind: str) -> Reading | None:
     found = misread(m.readings, kind, OTHER_LABELS)
     if found is None and kind != "time":  # times are chosen level by level, the best of many
         found = misread(m.readings, kind, 1.0)
-        if found is not None and not (found.share is not None and asked_for(found.share)):
+        if found is not None and not (
+            found.share is not None
+            and asked_for(found.share)
+            and found.over_declared.value < AT_STAKE
+        ):
             return None
     return found
 
