@@ -216,3 +216,36 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
         diagnose(tmp_path / "run", num_samples=3, device="cpu")
     with pytest.raises(UserError, match="items must be at least 16"):
         diagnose(tmp_path / "run", items=3, device="cpu")
+
+
+class Told(nn.Module):
+    """A network that is told one of some classes, or none."""
+
+    def __init__(self, dim: int, classes: int):
+        super().__init__()
+        self.classes, self.net = classes, MLP(dim + classes + 1, 16, 1)
+
+    def forward(self, x, noise_label, class_labels=None):
+        if class_labels is None:
+            class_labels = torch.full((len(x),), -1, device=x.device)
+        told = nn.functional.one_hot(class_labels + 1, self.classes + 1).to(x.dtype)
+        return self.net(torch.cat([x, told], 1), noise_label)[:, : x.shape[1]]
+
+
+def test_samples_with_guidance_are_judged_beside_careful_ones_without(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=300)
+    x = rng.normal(size=(300, 2)) * 0.2 + 2.0 * y[:, None] - 1
+    np.savez(tmp_path / "two.npz", train=x, train_labels=y)
+    config = changed(training__steps=5, training__warmup_steps=2, sampling__steps=3,
+                     data__name=str(tmp_path / "two.npz"),
+                     net={"name": f"{Told.__module__}.Told"})  # fmt: skip
+    train(config | {"conditioning": {"classes": True, "dropout": 0.2}}, tmp_path / "run")
+    seen = []
+    monkeypatch.setattr("score_sde.runs.diagnose.diagnose_model", lambda *given: seen.append(given))
+    diagnose(tmp_path / "run", num_samples=20, guidance=3.0, device="cpu")
+    subject = seen[0][0]
+    assert subject.sampler.endswith("evaluations and guidance 3")
+    assert subject.samples.shape == subject.careful.shape == (20, 2)
+    with pytest.raises(UserError, match="guidance"):
+        diagnose(tmp_path / "run", num_samples=20, guidance=-1.0, device="cpu")

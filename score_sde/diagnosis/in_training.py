@@ -67,7 +67,8 @@ def learning_rate(m: Measured) -> Finding | None:
             f"times their average; they are {m.facts['weights_grown']:.2g} times as large as at a "
             f"start; {skipped} updates without a finite gradient; the largest late loss is "
             f"{peaks:.2g} times the median",
-            "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps",
+            "divide training.lr by 3 to 10, with training.grad_clip=1 and warmup_steps; if it is a "
+            "usual one, a larger training.batch_size",
         )
     return None
 
@@ -231,11 +232,13 @@ def undertrained(m: Measured) -> Finding | None:
     if weak is None:
         return None
     updates = int(m.subject.log[-1]["step"]) if m.subject.log else None
+    rates = [float(v["lr"]) for v in m.subject.log if finite(v.get("lr"))]
     return Finding(
         "undertrained",
         f"the model errs {weak[0]:.2f} times as much as a linear denoiser, and has learned "
         f"{max(weak[1], 0):.0%} of what can be bettered on it"
-        + (f", after {updates} updates" if updates else ""),
+        + (f", after {updates} updates" if updates else "")
+        + (f" at a learning rate of {max(rates):.2g} at most" if updates and rates else ""),
         "train longer (--resume with more training.steps), at a larger training.lr if the loss "
         "falls slowly; if it no longer falls, a larger network",
     )
