@@ -35,6 +35,9 @@ BY_HEART = 0.5  # over the best smooth law of the other items, and over a linear
 HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
 LITTLE = 0.2  # of the possible gain: nothing to speak of
 NEGLECTED = 1.2  # over a linear denoiser at one level outside of training's
+CARRIED = (
+    0.1  # of the noise: an error of x_0 is carried on in units of the noise that it is made at
+)
 UNWEIGHED = 1e-3  # of the weight of the loss; evenly spread over nine levels each has a ninth
 NEGLECTED_INSIDE, LEVELS_INSIDE = 2.0, 2  # and at so many inside; x0 errs so at the smallest noise
 CLASSES_HELP = 0.97  # a linear denoiser that knows the class over one that does not
@@ -166,7 +169,8 @@ def coverage(m: Measured) -> Finding | None:
     low, high = m.subject.trained
     # What moves a sample by less than a third of the finest detail of the data is of no matter.
     fine = (m.facts["smallest_spread"] / m.facts["data_std"]) ** 2 / 10
-    matter = [v for v in m.levels if v.model - v.optimal > fine]
+    carried = (CARRIED / m.facts["data_std"]) ** 2
+    matter = [v for v in m.levels if v.model - v.optimal > max(fine, carried * v.at**2)]
     outside = [v for v in matter if v.at < low / 2 or v.at > 2 * high]
     sides = [[v for v in outside if v.at < low], [v for v in outside if v.at > high]]
     poor = [v for side in sides if m.pooled("model", "linear", side).above(NEGLECTED)
@@ -185,7 +189,7 @@ def coverage(m: Measured) -> Finding | None:
     bad = [v for v in inside if v.ratio("model", "linear").above(NEGLECTED_INSIDE)]
     good = [v for v in inside if v.ratio("model", "linear").below(WEAK)]
     shares = [_weight(m, v) for v in bad]
-    unweighed = bool(bad) and all(share is not None and share < UNWEIGHED for share in shares)
+    unweighed = all(share is not None and share < UNWEIGHED for share in shares)
     if len(bad) >= LEVELS_INSIDE and (good or unweighed):
         said = "the model betters a linear denoiser"
         if unweighed:
