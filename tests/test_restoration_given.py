@@ -18,6 +18,7 @@ from score_sde import (
 )
 from score_sde.restoration import (
     Blur,
+    Compose,
     Covariance,
     Linear,
     Matrix,
@@ -25,7 +26,9 @@ from score_sde.restoration import (
     Poisson,
     Pool,
     Radon,
+    gaussian_kernel,
     posterior_score,
+    reference_gaussian,
 )
 
 F64 = torch.float64
@@ -77,6 +80,11 @@ def adjoint(factor):
         (dict(operator=adjoint(lambda v: v @ A.to(v))), "the adjoint fails on one measurement"),
         (dict(operator=lambda x: x.detach()[:, :3]), "cannot be differentiated"),
         (dict(operator=Nonlinear(lambda x: (x - x.mean(0))[:, :3])), "if there is another"),
+        (dict(operator=Nonlinear(lambda x: (4 * x[:, :3]).round())), "derivative of the operator is 0"),
+        (dict(operator=Nonlinear(lambda x: (x[:, :3] > 0).float())), "cannot be differentiated"),
+        (dict(operator=lambda x: x @ A.T.float()), "fails on those of float64.*W.to"),
+        (dict(operator=adjoint(lambda v: v * math.nan)), "the adjoint is none"),
+        (dict(score=lambda x, t: SCORE(x, t).numpy(), method="particles"), "must give a tensor"),
         (dict(dtype=torch.int32), "states are of floating point"),
         (dict(y=Y - 9, noise_std=Poisson(5.0, offset=1.0)), "counts are gain"),
     ],
@@ -106,6 +114,15 @@ def test_where_a_posterior_score_is_none(x, t, message):
     [
         (lambda: Linear(lambda x: x, 3), "adjoint must be a function"),
         (lambda: Pool(0), "factor must be at least 1"),
+        (lambda: Compose(), "operators, one or more"),
+        (lambda: Compose(lambda x: x, Pool(2)), "Linear.fn."),
+        (lambda: gaussian_kernel(0.0), "std must be greater than 0"),
+        (lambda: gaussian_kernel(1.0, 4), "must be odd"),
+        (lambda: Covariance(None), "must be of type Tensor"),
+        (lambda: Poisson(math.nan), "gain must be finite"),
+        (lambda: Poisson(9.0, floor=0.0), "floor must be greater than 0"),
+        (lambda: reference_gaussian(torch.full((9, 2), math.nan)), "not finite in 18 entries"),
+        (lambda: reference_gaussian([1.0, 2.0]), "must be of type Tensor"),
         (lambda: Pool(2.5), "factor must be a whole number"),
         (lambda: Radon([]), "at least one angle"),
         (lambda: Blur(torch.ones(31, 31), "reflect")(torch.ones(1, 1, 8, 8)), "at most 15 x 15"),
@@ -171,3 +188,17 @@ def test_every_process_has_the_same_posterior(sde, method):
     seen = M.M[0].double()
     spread = float((seen @ exact.covariance() @ seen).sqrt())
     assert float((x @ seen).std()) == pytest.approx(spread, abs=0.04)
+
+
+def test_a_quantised_measurement_is_met_where_rounding_passes_derivatives_on():
+    """Every draw is in the cell of width 0.5 that y names, or near it, as the noise says."""
+
+    def rounded(x):
+        return x + ((2 * x).round() / 2 - x).detach()
+
+    x0 = DATA.sample(1, seed=1)[0]
+    for method in ("particles", "hybrid"):
+        found = given(operator=Nonlinear(rounded), y=rounded(x0), noise_std=0.15, method=method,
+                      n=64, nfe=40)  # fmt: skip
+        assert float((found.x - x0).abs().mean()) < 0.25
+        assert float(found.residual) < 3

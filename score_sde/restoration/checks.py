@@ -39,6 +39,7 @@ def check_problem(
         )
     check_linear(operator, shape)
     check_rows(operator, shape)
+    check_derivative(operator, shape)
 
 
 def _measured(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -49,6 +50,13 @@ def _measured(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise
     except Exception as error:
         raise UserError(f"the operator fails on one state {(1, *shape)}: {error}.") from error
+    try:
+        operator(torch.full((1, *shape), 0.5, dtype=torch.float64))
+    except Exception as error:
+        raise UserError(
+            f"the operator takes states of float32 and fails on those of float64: {error}. "
+            "Tensors that it holds have to follow the state, W.to(x)."
+        ) from error
     if not isinstance(tried, Tensor) or tried.ndim < 2 or len(tried) != 1:
         found = tuple(tried.shape) if isinstance(tried, Tensor) else type(tried).__name__
         raise UserError(
@@ -91,11 +99,9 @@ def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> Non
 def check_noise(noise: Noise, m: int) -> None:
     """UserError for noise that is not positive, not finite, or of another size."""
     if isinstance(noise, Poisson):
-        if not noise.gain > 0:
-            raise UserError(f"the gain of Poisson noise must be positive (got {noise.gain}).")
         return
     if isinstance(noise, Covariance):
-        S = torch.as_tensor(noise.S)
+        S = noise.S
         if not S.is_floating_point() or not bool(torch.isfinite(S).all()):
             raise UserError("the noise's covariance must be finite numbers of floating point.")
         if tuple(S.shape) != (m, m):
@@ -139,11 +145,35 @@ def check_linear(operator: Operator, shape: tuple[int, ...]) -> None:
             f"give a state {tuple(u.shape)}. Leave it out: it is then found by differentiation."
         )
     there, back = (both * w).sum(), ((u + 2 * v) * pulled).sum()
-    if bool((there - back).abs() > TOLERANCE * both.norm() * w.norm()):
+    if not bool((there - back).abs() <= TOLERANCE * both.norm() * w.norm()):
         raise UserError(
             f"the adjoint is none: <A u, w> is {float(there):g}, <u, A'w> is {float(back):g}. "
             "Leave it out: it is then found by differentiation."
         )
+
+
+def check_derivative(operator: Operator, shape: tuple[int, ...]) -> None:
+    """UserError for a nonlinear operator without a derivative, or with one that is 0."""
+    if operator.linear:
+        return
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(1, *shape, generator=g)
+    u = torch.randn(operator(x).shape, generator=g)
+    try:
+        slope = operator.vjp(x, u)
+    except Exception as error:
+        raise UserError(
+            f"the operator cannot be differentiated ({error}): write it in operations of torch."
+        ) from error
+    if not bool(slope.any()):
+        raise UserError(
+            "the derivative of the operator is 0, as that of rounding is: nothing says where y "
+            "comes from. Let it pass as if nothing were rounded, x + (round(x) - x).detach()."
+        )
+    require(
+        bool(slope.isfinite().all()),
+        "the derivative of the operator is not finite at a random state.",
+    )
 
 
 def pulled_back(operator: Linear, w: Tensor, shape: tuple[int, ...]) -> Tensor:

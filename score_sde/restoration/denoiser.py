@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, shown
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, take
 
@@ -76,10 +76,10 @@ class Denoiser:
         alpha = float(self.sde.alpha(t))
         state = (alpha * x).to(self.dtype).reshape(-1, *self.shape)
         pull = score(state, t)
-        if tuple(pull.shape) != tuple(state.shape):
+        if not isinstance(pull, Tensor) or pull.shape != state.shape:
             raise UserError(
-                f"the score gives {tuple(pull.shape)} of states {tuple(state.shape)}; it must give "
-                "as many numbers as there are."
+                f"the score gives {shown(pull)} of states {tuple(state.shape)}; it must give a "
+                "tensor of as many numbers as there are."
             )
         if x.requires_grad and not pull.requires_grad:
             raise UserError(

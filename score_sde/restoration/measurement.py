@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from score_sde.checks import Positive, validated
 from score_sde.restoration.operators import Linear, Operator, Shape
 from score_sde.scores import Rows
 
 
+@validated("Covariance")
 @dataclass(frozen=True)
 class Covariance:
     """Gaussian noise that is correlated between the m entries of y: S (m, m)."""
@@ -23,6 +25,7 @@ class Covariance:
     S: Tensor
 
 
+@validated("Poisson")
 @dataclass(frozen=True)
 class Poisson:
     """Counts: gain (y + offset) ~ Poisson(gain (A(x_0) + offset)), so that y is A(x_0) on average.
@@ -32,9 +35,9 @@ class Poisson:
     the true likelihood.
     """
 
-    gain: float
+    gain: Positive
     offset: float = 0.0
-    floor: float = 1e-2
+    floor: Positive = 1e-2
 
     def variance(self, rate: Tensor) -> Tensor:
         """The variance of y where A(x_0) is ``rate``, like it."""

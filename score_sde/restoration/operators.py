@@ -164,7 +164,11 @@ class Linear(Operator):
 
 
 class Nonlinear(Operator):
-    """Any differentiable function of states: phase retrieval, clipping, a codec's decoder."""
+    """Any differentiable function of states: phase retrieval, clipping, a codec's decoder.
+
+    Rounding has the derivative 0. ``z + (q * (z / q).round() - z).detach()`` rounds z to steps of q
+    and passes derivatives on as if it did not (in a JPEG z are the waves of blocks of pixels).
+    """
 
     linear = False
 
@@ -179,6 +183,12 @@ class Compose(Operator):
     """One operator after another, the first one given first: `Compose(Blur(k), Pool(2))`."""
 
     def __init__(self, *operators: Operator):
+        strange = [one for one in operators if not isinstance(one, Operator)]
+        if strange or not operators:
+            raise UserError(
+                "Compose takes operators, one or more, and a function of your own as Linear(fn) or "
+                f"Nonlinear(fn); got {shown(strange[0]) if strange else 'none'}."
+            )
         self.operators = operators
         self.linear = all(one.linear for one in operators)
 

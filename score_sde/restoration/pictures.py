@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from score_sde.checks import Count, UserError, checked, real_tensor, require
+from score_sde.checks import Count, Positive, UserError, checked, real_tensor, require
 from score_sde.restoration.operators import Operator, Shape, check_mask
 
 
@@ -76,8 +76,10 @@ class Downsample(Operator):
         return 1.0
 
 
-def gaussian_kernel(std: float, size: int | None = None) -> Tensor:
+@checked
+def gaussian_kernel(std: Positive, size: Count | None = None) -> Tensor:
     """A kernel (size, size) of sum 1; size is odd, three standard deviations to each side."""
+    require(size is None or size % 2 == 1, f"the size of a kernel must be odd (got {size}).")
     half = math.ceil(3 * std) if size is None else size // 2
     line = torch.exp(-torch.arange(-half, half + 1, dtype=torch.float64).square() / (2 * std**2))
     kernel = line[:, None] * line

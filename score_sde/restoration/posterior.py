@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, require
+from score_sde.checks import Count, UserError, checked, require
 from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
@@ -76,8 +76,9 @@ class PosteriorScore:
         _, D = mean_at(self.method, self.options, self.system, denoiser, flat, sigma / alpha)
         return D.to(x.dtype).reshape(x.shape)
 
+    @checked("begin")
     def begin(
-        self, seeds: Sequence[int], steps: int, dtype: torch.dtype = torch.float32
+        self, seeds: Sequence[int], steps: Count, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
         """x_T (B, *shape), one for each seed, and falling times (steps + 1,) for `sample`.
 
@@ -86,6 +87,7 @@ class PosteriorScore:
         the reference Gaussian given y with that much noise, and times are dense where the data
         decide (`levels.humped`): ``sample(sde, post, x_T=x_T, grid=times, method="dpmpp_2m")``.
         """
+        require(len(seeds) > 0, "give at least one seed.")
         system, size = self.system, self.system.lam.numel()
         denoiser = Denoiser(self.sde, self.score, system.measurement.shape)
         (low, high), largest = denoiser.range, float(system.lam.max().sqrt())

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import Fraction, UserError, checked
 from score_sde.exact import Gaussian
 
 FULL_UP_TO = 4096
@@ -97,7 +97,8 @@ ReferenceGaussian: TypeAlias = "Gaussian | SmoothGaussian"
 """What data are compared with: of a full covariance, or of the covariances of pictures."""
 
 
-def reference_gaussian(x: Tensor, shrink: float = 0.1) -> ReferenceGaussian:
+@checked
+def reference_gaussian(x: Tensor, shrink: Fraction = 0.1) -> ReferenceGaussian:
     """The Gaussian of data x (N, *shape) in the model's range.
 
     shrink: the share of the covariance that is replaced by its mean variance in all directions. An
@@ -107,8 +108,8 @@ def reference_gaussian(x: Tensor, shrink: float = 0.1) -> ReferenceGaussian:
     """
     if x.ndim < 2 or len(x) < 2:
         raise UserError(f"the data must be (N, *shape), N >= 2; got {tuple(x.shape)}.")
-    if not 0 <= shrink <= 1:
-        raise UserError(f"shrink must be in [0, 1] (got {shrink}).")
+    if not bool(x.isfinite().all()):
+        raise UserError(f"the data are not finite in {int((~x.isfinite()).sum())} entries.")
     shape, size = tuple(x.shape[1:]), math.prod(x.shape[1:])
     mean = x.mean(0, dtype=torch.float64)
     if size <= FULL_UP_TO:
