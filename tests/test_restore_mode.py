@@ -52,7 +52,8 @@ def test_seen_pixels_are_exact_and_the_files_say_what_was_done(run, capsys):
 
 @pytest.mark.parametrize("task", ["colourise", "upscale", "deblur", "fourier"])
 def test_every_task(run, task, capsys):
-    assert restored(run, "--task", task, "--factor", "2") == 0, capsys.readouterr().err
+    scale = [] if task == "colourise" else ["--factor", "2"]
+    assert restored(run, "--task", task, *scale) == 0, capsys.readouterr().err
     assert "residual^2/noise^2" in capsys.readouterr().out
 
 
@@ -94,6 +95,8 @@ def test_a_picture_as_a_measurement_and_a_mask(run, capsys):
     "words, message",
     [
         (["--task", "upscale", "--factor", "3"], "does not divide"),
+        (["--task", "deblur", "--factor", "1000000"], "wider than pictures"),
+        (["--task", "inpaint", "--factor", "2"], "--factor is of --task upscale"),
         (["--task", "upscale", "--noise", "0"], "noise must be positive"),
         (["--task", "upscale", "--noise", "1e-7"], "far below what the process resolves"),
         (["--task", "upscale", "--measurement", "y_bytes.npy"], "model's range"),

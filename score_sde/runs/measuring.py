@@ -28,6 +28,7 @@ from score_sde.runs.items import check_raw, items_of
 from score_sde.runs.run import Run
 
 TASKS = ("inpaint", "colourise", "upscale", "deblur", "fourier")
+SCALED = ("upscale", "deblur", "fourier")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -41,10 +42,16 @@ class Measured:
 
 
 def operator_of(
-    task: str, spec: DataSpec, mask: str | Path | None = None, factor: int = 4
+    task: str, spec: DataSpec, mask: str | Path | None = None, factor: int | None = None
 ) -> Operator:
-    """What a task measures of pictures of a run; RunError where it cannot."""
+    """What a task measures of pictures of a run; RunError where it cannot.
+
+    factor: of `SCALED` tasks, 4 unless given.
+    """
     channels, height, width = spec.shape
+    if factor is not None and task in TASKS and task not in SCALED:
+        raise RunError(f"--factor is of --task {', '.join(SCALED)}, not of {task}.")
+    factor = factor or 4
     if mask is not None and task != "inpaint":
         raise RunError(f"--mask is of --task inpaint, not of {task}.")
     if task == "inpaint":
@@ -60,6 +67,11 @@ def operator_of(
             )
         return Pool(factor)
     if task == "deblur":
+        if factor > min(height, width):
+            raise RunError(
+                f"factor {factor} is wider than pictures of {height} x {width}: the blur is of "
+                f"factor/2 pixels. Give at most {min(height, width)}."
+            )
         return Blur(gaussian_kernel(factor / 2), "periodic")
     if task == "fourier":
         seen = torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 1 / factor

@@ -46,7 +46,7 @@ def restore_to_files(
     items: Count = 1,
     measurement: str | Path | None = None,
     mask: str | Path | None = None,
-    factor: Factor = 4,
+    factor: Factor | None = None,
     noise: NonNegative = 0.05,
     num_samples: Count = 8,
     nfe: Count = 60,
@@ -66,13 +66,14 @@ def restore_to_files(
 
     task: inpaint (mask: a picture, white where it is seen; the upper half without one), colourise,
     upscale (factor x factor means), deblur (a Gaussian of factor/2 pixels), fourier (one in factor
-    of the frequencies). data: a picture, or a set or folder of which the first ``items`` are taken;
-    the run's own split when None. measurement: a measurement of one's own in their place, see
-    `read_measurement`. noise: standard deviation in the model's range, [-1, 1] for
-    pictures; 0 for inpainting leaves seen pixels exactly as they are. num_samples: draws of each
-    item. restoration, nfe, options: of `restore`. class_labels: a class for all items, or one each.
-    prompt, guidance: of `Run.sample`; the posterior is then that of the guided score. A run of
-    latents is measured through its decoder, which is not linear: by the hybrid, unless told else.
+    of the frequencies), factor being 4 unless given. data: a picture, or a set or folder of which
+    the first ``items`` are taken; the run's own split when None. measurement: a measurement of
+    one's own in their place, see `read_measurement`. noise: standard deviation in the model's
+    range, [-1, 1] for pictures; 0 for inpainting leaves seen pixels exactly as they are.
+    num_samples: draws of each item. restoration, nfe, options: of `restore`. class_labels: a class
+    for all items, or one each. prompt, guidance: of `Run.sample`; the posterior is then that of the
+    guided score. A run of latents is measured through its decoder, which is not linear: by the
+    hybrid, unless told else.
 
     measurement.npz holds y; samples.npz the draws (items, num_samples, H, W, C), their mean and
     standard deviation, and the originals; grid.png a row an item: original, measured, mean,
