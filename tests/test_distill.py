@@ -43,6 +43,7 @@ def test_a_student_is_a_run_like_any_other(student, toy_run):
     torch.testing.assert_close(part.x, whole.x[3:5], rtol=1e-5, atol=1e-6)
     noised = run.sample(6, steps=2, options={"renoise": True}).x
     assert not torch.equal(noised, whole.x) and torch.isfinite(noised).all()
+    assert torch.equal(run.sample(6, steps=2, options={"renoise": "true"}).x, noised)
     facts = json.loads((student / "config.json").read_text())
     assert facts["teacher"]["step"] == 5 and facts["config"]["teacher"]["path"] == str(toy_run)
 

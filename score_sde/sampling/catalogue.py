@@ -120,7 +120,7 @@ def options_from_text(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
         chosen = lookup(table, named, part, kind=kind)
         value = values_from_text(chosen, {option: text}, named)
         values.setdefault(f"{part}_options", {}).update(value)
-    make(SAMPLERS, Predictor, method, "sampler", values)  # or a sentence
+    make(METHODS, Predictor, method, "sampler", values)  # or a sentence
     return values
 
 
