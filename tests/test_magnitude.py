@@ -126,7 +126,7 @@ def test_its_config_trains_and_resumes_exactly(tmp_path):
 def test_what_does_not_fit_is_a_sentence():
     with pytest.raises(UserError, match="15x16 does not divide by 2"):
         MagnitudeUNet(2, (15, 16), multipliers=(1, 2))
-    with pytest.raises(UserError, match="there are xs, s, m, l, xl, xxl"):
+    with pytest.raises(UserError, match="Choose from xs, s, m, l, xl, xxl"):
         MagnitudeUNet.preset("huge", 4, (64, 64))
     with pytest.raises(UserError, match="log_variance=False"):
         small().log_variance(torch.zeros(1))

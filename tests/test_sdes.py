@@ -232,7 +232,7 @@ def test_cosine_tables():
         (lambda: VPSDE(beta_min=3, beta_max=1), "beta_min"),
         (lambda: VPSDE(t_min=0), r"t_min \(0.0\) must be above 0"),
         (lambda: VPSDE(t_min=2.0), "below sde.t_max"),
-        (lambda: TableSDE("linaer"), "choose from"),
+        (lambda: TableSDE("linaer"), "sde.table must be .linear. or .cosine. or a list"),
         (lambda: TableSDE(steps=0), "at least 1"),
         (lambda: VPSDE().discretize(10), "beta_i must lie between 0 and 1"),
         (lambda: Chain(torch.tensor([])), "n >= 1"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +58,7 @@ def validated(section: str) -> Callable[[C], C]:
     """Validates the fields of a dataclass where it is made; errors name ``section.field``."""
 
     def decorate(cls: C) -> C:
-        initialise = _checked(cls.__init__, f"{section}.")  # type: ignore[misc]
+        initialise = _checked(cls.__init__, f"{section}.", cls)  # type: ignore[misc]
         cls.__init__ = initialise  # type: ignore[misc]
         return cls
 
@@ -77,13 +79,13 @@ def construct(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
 @functools.cache
 def _initialiser(cls: type, where: str) -> Callable[..., None]:
-    return _checked(cls.__init__, where)  # type: ignore[misc]
+    return _checked(cls.__init__, where, cls)  # type: ignore[misc]
 
 
-def _checked(function: F, where: str) -> F:
+def _checked(function: F, where: str, owner: type | None = None) -> F:
     @functools.cache  # at the first call: a schema takes a millisecond to make
     def validate() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-        return _validator(function)
+        return _validator(function, owner)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -98,13 +100,14 @@ def _checked(function: F, where: str) -> F:
     return typing.cast(F, call)
 
 
-def _validator(function: Callable[..., Any]) -> Callable[..., Any]:
+def _validator(function: Callable[..., Any], owner: type | None) -> Callable[..., Any]:
     """A function that takes the same arguments and returns them (args, kwargs) validated."""
 
     def arguments(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    hints = {name: _instances(hint) for name, hint in _hints(function).items() if name != "return"}
+    found = _hints(function, owner)
+    hints = {name: _instances(hint) for name, hint in found.items() if name != "return"}
     signature = inspect.signature(function)
     arguments.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
@@ -116,20 +119,24 @@ def _validator(function: Callable[..., Any]) -> Callable[..., Any]:
     return validate_call(config=_CONFIG)(arguments)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, Any for those that name what only type checkers import."""
+def _hints(function: Callable[..., Any], owner: type | None) -> dict[str, Any]:
+    """The annotations of a function, Any for those that name what only type checkers import.
+
+    owner: the class whose dataclass made the function: a field means what it does in the module of
+    the class that declares it, which need not be that of the owner.
+    """
 
     def hint(name: str) -> Any:
         one = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
-        try:
-            return typing.get_type_hints(one, function.__globals__, include_extras=True)[name]
-        except NameError:
-            return Any
+        classes = owner.__mro__ if owner is not None else ()
+        declared = [c for c in classes if name in c.__dict__.get("__annotations__", {})][:1]
+        modules = [vars(sys.modules[c.__module__]) for c in declared if c.__module__ in sys.modules]
+        for names in (*modules, function.__globals__):
+            with contextlib.suppress(NameError):
+                return typing.get_type_hints(one, names, include_extras=True)[name]
+        return Any
 
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except NameError:
-        return {name: hint(name) for name in function.__annotations__}
+    return {name: hint(name) for name in function.__annotations__}
 
 
 def _sequence(value: Any, check: Callable[[Any], Any]) -> Any:
