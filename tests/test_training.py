@@ -185,9 +185,12 @@ def test_training_learns(tmp_path):
         (lambda: TrainingSettings(lr=-1.0), "training.lr"),
         (lambda: TrainingSettings(minutes=-1.0), "training.minutes"),
         (lambda: TrainingSettings(decay=2.0), "training.decay"),
-        (lambda: EMA(nn.Linear(1, 1), decay=1.0), "training.ema_decay"),
-        (lambda: EMA(nn.Linear(1, 1), sigma_rel=0.5), "training.ema_sigma_rel"),
-        (lambda: make_optimizers(nn.Linear(1, 1), "sgd", 1, (0, 0), 0, 1), "optimizer 'sgd'"),
+        (lambda: EMA(nn.Linear(1, 1), decay=1.0), "ema.decay must be less than 1"),
+        (lambda: EMA(nn.Linear(1, 1), sigma_rel=0.5), "ema.sigma_rel must be less than 0.28"),
+        (
+            lambda: make_optimizers(nn.Linear(1, 1), "sgd", 1, (0, 0), 0, 1),
+            "name must be 'adam' or 'muon'",
+        ),
     ],
 )
 def test_bad_settings_are_explained(make, message):

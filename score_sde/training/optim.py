@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from score_sde.checks import checked
 from score_sde.training.sharding import as_part, local, rows_of, whole
 
 FUSED = ("cpu", "cuda")  # devices on which Adam is one kernel
@@ -108,9 +109,10 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     one.step()
 
 
+@checked
 def make_optimizers(
     net: nn.Module,
-    name: str,
+    name: Literal["adam", "muon"],
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
