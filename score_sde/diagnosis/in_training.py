@@ -169,8 +169,7 @@ def coverage(m: Measured) -> Finding | None:
     low, high = m.subject.trained
     # What moves a sample by less than a third of the finest detail of the data is of no matter.
     fine = (m.facts["smallest_spread"] / m.facts["data_std"]) ** 2 / 10
-    carried = (CARRIED / m.facts["data_std"]) ** 2
-    matter = [v for v in m.levels if v.model - v.optimal > max(fine, carried * v.at**2)]
+    matter = [v for v in m.levels if v.model - v.optimal > fine]
     outside = [v for v in matter if v.at < low / 2 or v.at > 2 * high]
     sides = [[v for v in outside if v.at < low], [v for v in outside if v.at > high]]
     poor = [v for side in sides if m.pooled("model", "linear", side).above(NEGLECTED)
@@ -185,7 +184,8 @@ def coverage(m: Measured) -> Finding | None:
             "widen the density of training times: loss.times=uniform, or a larger "
             "loss.log_sigma_std, and loss.t_min at or below sde.t_min",
         )
-    inside = [v for v in matter if v not in outside]
+    carried = (CARRIED / m.facts["data_std"]) ** 2
+    inside = [v for v in matter if v not in outside and v.model - v.optimal > carried * v.at**2]
     bad = [v for v in inside if v.ratio("model", "linear").above(NEGLECTED_INSIDE)]
     good = [v for v in inside if v.ratio("model", "linear").below(WEAK)]
     shares = [_weight(m, v) for v in bad]
