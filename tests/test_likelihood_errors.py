@@ -34,3 +34,21 @@ def test_the_few_say_one_size_of_all_and_the_more_they_are_the_narrower_is_the_i
     assert widths == pytest.approx([4.303, 2.571, 2.262], abs=1e-3)
     alone = log_likelihood(sde, data.score(sde), x, nfe=32, check=0, truncation="none")
     assert alone.told_by == 0 and len(alone.solver_error.unique()) > 1
+
+
+def test_probes_that_agree_by_chance_do_not_make_an_interval_narrow():
+    """In the plane v^T J v has two values, so that four probes often see no spread at all."""
+    sde, data = SONG["vp"], DATA["ring"]
+    x, given = data.sample(128, 3), {"nfe": 32, "truncation": "none", "check": 8}
+    exact = log_likelihood(sde, data.score(sde), x, divergence="exact", **given).nats
+    found = log_likelihood(
+        sde, data.score(sde), x, divergence="hutchinson", seeds=range(128), **given
+    )
+    assert (found.stderr < 1e-3 * found.stderr.max()).double().mean() > 0.05
+    low, high = found.interval()
+    assert 0.9 <= float(((low <= exact) & (exact <= high)).double().mean()) <= 0.99
+    alone = log_likelihood(sde, data.score(sde), x[:1], divergence="hutchinson", probes=6,
+                           seeds=[5], check=0, nfe=32)  # fmt: skip
+    low, high = alone.interval()
+    wide = (4.303 * alone.error) ** 2 + (2.571 * alone.stderr) ** 2  # Student's t, 2 and 5 degrees
+    torch.testing.assert_close((high - low) / 2, wide.sqrt(), rtol=1e-3, atol=0)

@@ -68,10 +68,11 @@ class Likelihood:
     def interval(self, level: Annotated[float, Field(gt=0, lt=1)] = 0.95) -> tuple[Tensor, Tensor]:
         """Interval of nats that should hold log p(x) with this probability.
 
-        Of the noise of the probes by Student's t with probes - 1 degrees; of solver and truncation
-        by one of 1 + n/2, n being how many samples told their size: errors have heavier tails than
-        a normal's, so that each tells less of the others. Where the solver's error is small by
-        chance those of the other samples count as much.
+        Of solver and truncation by Student's t of 1 + n/2 degrees, n being how many samples told
+        their size: errors have heavier tails than a normal's, so that each tells less of the
+        others. Of the noise of the probes by one of probes - 1, and up to half as many again from
+        other samples. Where a sample's own error is small by chance (four probes of two signs
+        agree in one of eight in the plane) those of the others count as much.
         """
         from scipy.stats import t as student
 
@@ -83,8 +84,10 @@ class Likelihood:
         if probes is not None:
             if probes < 2:
                 raise UserError("one probe has no interval; take probes >= 2.")
-            noise = float(student.ppf(0.5 + level / 2, probes - 1)) * self.stderr
-            half = (half.square() + noise.square()).sqrt()
+            own = self.stderr.square()
+            degrees = (probes - 1) * (1.5 - 0.5 / len(own))
+            factor = float(student.ppf(0.5 + level / 2, degrees))
+            half = (half.square() + factor**2 * 0.5 * (own + own.mean())).sqrt()
         return self.nats - half, self.nats + half
 
     def __repr__(self) -> str:
