@@ -26,11 +26,11 @@ def student_config(teacher: str | Path) -> dict[str, Any]:
     """
     config: dict[str, Any] = dict(read_facts(find(teacher)).config)
     config.pop("loss", None)
-    objective = MapMatching(gap=0.5)
+    objective = MapMatching()
     config["flow_map"] = {f.name: getattr(objective, f.name) for f in fields(objective) if f.init}
-    config["teacher"] = {"path": str(teacher), "guidance": 1.0, "steps": 2}
+    config["teacher"] = {"path": str(teacher), "guidance": 1.0, "steps": 1}
     training = asdict(TrainingSettings()) | dict(config.get("training") or {})
-    training |= {"optimizer": "adam", "lr": 2e-4, "betas": (0.9, 0.99), "sample_nfe": 0}
+    training |= {"optimizer": "adam", "lr": 5e-4, "betas": (0.9, 0.99), "sample_nfe": 0}
     config["training"] = training
     batch = dict(config.get("sampling") or {}).get("batch_size", 128)
     config["sampling"] = {"method": "flow_map", "steps": objective.steps, "batch_size": batch}
