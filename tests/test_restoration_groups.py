@@ -80,3 +80,22 @@ def test_a_nonlinear_map_that_is_too_large_for_particles_goes_to_the_hybrid(monk
                      gaussian=large, n=120, nfe=8, seeds=range(120), return_info=True)  # fmt: skip
     assert result.method == "hybrid" and "hybrid" in result.said
     assert float(result.residual) == pytest.approx(1, abs=0.5)
+
+
+def test_a_pilot_goes_no_further_than_to_see_that_particles_would_not_live():
+    """Thin clusters in 40 dimensions, all of which is seen."""
+    g = torch.Generator().manual_seed(0)
+    means = torch.randn(80, 40, generator=g, dtype=F64)
+    data, sde = GaussianMixture([1.0] * 80, means, 0.01), VPSDE()
+    gaussian, rows = Gaussian(data.mean(), data.covariance()), []
+
+    def counted(x, t):
+        rows.append(len(x))
+        return data.score(sde)(x, t)
+
+    common = dict(noise_std=0.05, gaussian=gaussian, n=64, nfe=60, seeds=range(64))
+    found = restore(sde, counted, means[0], Matrix(torch.eye(40)), return_info=True, **common)
+    assert found.method == "hybrid" and "would leave few" in found.said
+    tried = [n for n in rows if n < 64]
+    assert 2 <= len(tried) < 24  # of the levels of a pilot
+    assert found.nfe + found.products <= 60

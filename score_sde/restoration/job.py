@@ -90,7 +90,8 @@ class Job:
         if may_choose:
             collapsed = self._too_few(n)
             if not collapsed:
-                planned = plan(system, denoiser, n * self.nfe, self.nfe, seeds, always=True)
+                budget = n * self.nfe
+                planned = plan(system, denoiser, budget, self.nfe, seeds, bearable=UNEVEN)
                 collapsed = planned.unevenness > UNEVEN
             name = "hybrid" if collapsed else name
         if name != "particles":

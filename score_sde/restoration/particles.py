@@ -89,7 +89,7 @@ class Draws:
 
 def effective(log_w: Tensor) -> float:
     """(sum w)^2 / sum w^2: the effective number of particles."""
-    return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp())
+    return 1 / float(log_w.softmax(0).square().sum())
 
 
 def tempered(log_w: Tensor, least: float) -> float:
@@ -139,10 +139,12 @@ class Particles:
     unevenness: float = 0.0
     surprise: list[float] = field(default_factory=list)
 
-    def run(self, levels: Sequence[float]) -> Cloud:
-        """From the first level to x_0."""
+    def run(self, levels: Sequence[float], bearable: float = math.inf) -> Cloud:
+        """From the first level to x_0; no further than to an unevenness above ``bearable``."""
         self.start(levels[0])
         for nu, s in zip(levels[:-1], levels[1:], strict=True):
+            if self.unevenness > bearable:
+                break
             if effective(self.log_w) < self.count / 2:
                 self.resample()
             self.step(nu, s)
@@ -246,23 +248,26 @@ def plan(
     nfe: int,
     seeds: Sequence[int],
     temper: float = 0.3,
-    always: bool = False,
+    bearable: float | None = None,
 ) -> Plan:
     """N = 2.5 nfe^0.55 levels, dense where a pilot of few particles was surprised.
 
-    Without a pilot, where the budget (in rows) has none, dense as `levels.humped`. always: a pilot
-    of the fewest particles even then.
+    Without a pilot, where the budget (in rows) has none, dense as `levels.humped`. bearable: the
+    unevenness above which there is no use for levels, so that the pilot ends and there are none; it
+    is made of the fewest particles even without the budget then.
     """
     low, high = denoiser.range
     largest = float(system.lam.max().sqrt())
     high = starting_level(largest, high)
     count = count_levels(nfe)
     affordable = int(PILOT_SHARE * budget) // PILOT_LEVELS
-    if affordable < PILOT_LEAST and not always:
+    if affordable < PILOT_LEAST and bearable is None:
         return Plan(humped(high, low, count, largest))
     tried = humped(high, low, PILOT_LEVELS, largest)
     pilot = _particles(system, denoiser, max(affordable, PILOT_LEAST), seeds, 1, temper)
-    cloud = pilot.run(tried)
+    cloud = pilot.run(tried, math.inf if bearable is None else bearable)
+    if len(cloud.surprise) < len(tried) - 1:
+        return Plan([], pilot.count * (1 + len(cloud.surprise)), cloud.unevenness)
     levels = fitted(tried, cloud.surprise, count)
     return Plan(levels, pilot.count * PILOT_LEVELS, cloud.unevenness)
 

@@ -53,10 +53,17 @@ def white_part(
 
 
 def _precision(variances: Tensor, total: float) -> float:
-    """delta with sum of 1 / (1/variances + delta) equal to total; 0 where that is all of it."""
-    variances, low, high = variances.cpu(), 0.0, len(variances) / max(total, 1e-300)
+    """delta with sum of 1 / (1/variances + delta) equal to total; 0 where that is all of it.
+
+    By Newton's steps on the sum's inverse, which is concave and about linear in delta, so that they
+    come from below.
+    """
+    variances, delta = variances.cpu(), 0.0
     for _ in range(60):
-        middle = (low + high) / 2
-        left = float((variances / (1 + variances * middle)).sum())
-        low, high = (middle, high) if left > total else (low, middle)
-    return low
+        left = variances / (1 + variances * delta)
+        now = float(left.sum())
+        step = (now / max(total, 1e-300) - 1) * now / max(float(left.square().sum()), 1e-300)
+        if not step > 1e-12 * delta:
+            break
+        delta += step
+    return delta
