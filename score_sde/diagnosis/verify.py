@@ -169,8 +169,8 @@ def verify(
     used = [row.steps for row in rows]
     known = dataclasses.is_dataclass(facts)
     settings: dict[str, Any] = dataclasses.asdict(cast(Any, facts)) if known else {}
-    chosen = grid or facts.default_grid or sde.natural_grid
-    settings |= {"grid": chosen if named else "explicit", "denoise": denoise}
+    used_grid = (grid or facts.default_grid or sde.natural_grid) if named else "explicit"
+    settings |= {"grid": used_grid, "denoise": denoise}
     claim = getattr(facts, "claimed_order", getattr(facts, "order", None))
     return VerifyReport(
         process=str(sde),
