@@ -137,7 +137,7 @@ def test_one_command_makes_the_figures(tmp_path, monkeypatch):
     made = {path.name for path in tmp_path.iterdir()}
     committed = {path.name for path in (ROOT / "docs" / "images").iterdir()}
     # Made by runs, as the pages say:
-    trained = {"quick_start.png", "prompts.png", "restored.png", "latent_emoji.png"}
+    trained = {"quick_start.png", "prompts.png", "enlarged.png", "restored.png", "latent_emoji.png"}
     assert made == committed - trained
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
 

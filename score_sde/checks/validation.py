@@ -131,7 +131,7 @@ def _hints(function: Callable[..., Any], owner: type | None) -> dict[str, Any]:
         classes = owner.__mro__ if owner is not None else ()
         declared = [c for c in classes if name in c.__dict__.get("__annotations__", {})][:1]
         modules = [vars(sys.modules[c.__module__]) for c in declared if c.__module__ in sys.modules]
-        for names in (*modules, function.__globals__):
+        for names in (*modules, inspect.unwrap(function).__globals__):
             with contextlib.suppress(NameError):
                 return typing.get_type_hints(one, names, include_extras=True)[name]
         return Any

@@ -23,7 +23,7 @@ from score_sde.data import Data, DataError
 from score_sde.data.decoding import Resize
 from score_sde.devices import pick_device
 from score_sde.evaluation.by_class import agreement, by_class
-from score_sde.evaluation.features import facts_of, find_features
+from score_sde.evaluation.features import Features, facts_of, find_features
 from score_sde.evaluation.measures import OF_IMAGES, OF_VECTORS, Featured
 from score_sde.evaluation.report import (
     Report,
@@ -110,12 +110,14 @@ def evaluate_to_files(
         load_statistics(Path(reference), "")  # before samples are drawn to compare with them
     if out is not None:
         check_place(out)
+    # What cannot be is said before samples are drawn; the default is by what the items are.
+    extractor = None if features is None else find_features(features, torch.empty(0))
     with distributed.processes(pick_device(device)) as chosen:
         run = None if workdir is None else load(workdir, weights, str(chosen), step=step)
         real = None if reference is not None else _reference_data(run, data, split)
         if workdir is None and samples is None:
             assert real is not None and save is not None
-            target = reference_features(real, find_features(features, stored_items(real, 1)))
+            target = reference_features(real, find_features(extractor, stored_items(real, 1)))
             _save(Path(save), target, real)
             return None
         if run is not None:
@@ -128,7 +130,9 @@ def evaluate_to_files(
                 as_items(mine.items, "samples"), as_items(stored_items(real, 1), "items")
             )
         copies = copies_of(run, real, split, mine.items)
-        result = _judged(run, real, mine, copies, features, reference, save, wanted, few, per_class)
+        result = _judged(
+            run, real, mine, copies, extractor, reference, save, wanted, few, per_class
+        )
         distributed.say(str(result))
         folder = Path(out) if out else (RunDirectory(run.home).evaluation if run else None)
         if folder is not None and distributed.is_writer():
@@ -149,7 +153,7 @@ def _judged(
     real: Data | None,
     mine: Drawn,
     copies: Copies | None,
-    features: str | None,
+    features: Features | None,
     reference: str | Path | None,
     save: str | Path | None,
     measures: Sequence[str] | None,
