@@ -276,6 +276,8 @@ def test_a_score_that_misbehaves_is_explained():
     ("arguments", "message"),
     [
         ({"method": "adams"}, "data_std must be a positive number"),
+        ({"method": "adams", "data_std": 2.3e-308}, "of 1e-30 to 1e30 .got 2.3e-308"),
+        ({"method": "adams", "data_std": 1e50}, "of 1e-30 to 1e30 .got 1e.50"),
         ({"method": "pc", "snr": 0}, "snr must be greater than 0"),
         ({"method": "pc", "corrector": "lagevin"}, "Did you mean .langevin."),
         ({"method": "pc", "corrector_steps": 0}, "corrector_steps must be at least 1"),

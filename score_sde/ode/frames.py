@@ -25,7 +25,6 @@ All published multistep solvers are such choices; their order is the number of n
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,10 +157,11 @@ def noise_std(sde: SDE, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tenso
 
 
 def check_positive(name: str, value: float | None) -> float:
-    """The value as a number; UserError unless it is positive and finite."""
-    if value is None or not (value > 0 and math.isfinite(value)):
+    """The value as a number; UserError unless it is positive, and one that can be squared."""
+    if value is None or not 1e-30 <= value <= 1e30:
         raise UserError(
-            f"{name} must be a positive number (got {value}): the standard deviation of x_0 in the "
-            "model's range. A run knows it; from Python give it, or a recipe of `calibrate`."
+            f"{name} must be a positive number, of 1e-30 to 1e30 (got {value}): the standard "
+            "deviation of x_0 in the model's range. A run knows it; from Python give it, or a "
+            "recipe of `calibrate`."
         )
     return float(value)
