@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from score_sde import (
     EDMSDE,
@@ -33,6 +34,10 @@ ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # else a core is for each of py
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "2") if ALONE else "1"
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()  # runs are signed with a key of the tests'
+
+# A commit passes or fails, whenever it is tried; --hypothesis-profile=default looks for more.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 # Files that take longest, slow tests with them, which begin first, so that pytest's processes end
