@@ -146,8 +146,18 @@ def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
     [
         ("untold", ["--prompt=a"], "trained without captions, so it takes no prompt"),
         ("always", ["--prompt=a", "--guidance=2"], "conditioning.dropout=0.1.; this one never was"),
-        ("always", [], "always told a caption .conditioning.dropout=0.*give a prompt"),
-        ("large", [], "always told a picture .*--workdir OTHER --upscale"),
+        (
+            "always",
+            [],
+            "always told a caption .conditioning.dropout=0., so it draws nothing "
+            "without one: give a prompt",
+        ),
+        (
+            "large",
+            [],
+            "always told a picture .net.picture., so it draws nothing without one: it "
+            "enlarges what another run draws, --workdir OTHER --upscale",
+        ),
         ("told", ["--guidance=2"], "leads from no condition to one"),
         ("told", ["--prompt=a", "--guidance=-1"], "at least 0 .got -1.0."),
         ("told", ["--prompt=a", "--negative_prompt=b"], "a negative prompt needs guidance"),

@@ -1,6 +1,7 @@
 """Pictures from captions by way of a vector: encoder, prior and decoder."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,12 @@ def test_what_does_not_fit_together_is_said(folder, tmp_path):
     for said, run, wish in cases:
         with pytest.raises(UserError, match=said):
             run.sample(1, **wish)
+    told = {**decoder.config["conditioning"], "dropout": 0.0}
+    always = replace(decoder, config={**decoder.config, "conditioning": told})
+    with pytest.raises(UserError, match="always told an embedding .*, so it draws nothing without"):
+        always.sample(1)
+    assert always.sample(1, condition={"pooled": torch.zeros(1, 6)}).x.shape == (1, 3, 16, 16)
+    assert decoder.sample(1).x.shape == (1, 3, 16, 16)
     with pytest.raises(UserError, match="is told no pictures"):
         prior.embedding_of(torch.zeros(1, 3, 16, 16))
     bad = part(eye=folder / "encoder")

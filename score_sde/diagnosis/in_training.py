@@ -27,17 +27,13 @@ EMA_LAG = 1.1  # averaged over raw; an average in order is below 1
 EMA_APART = 0.05  # of the weights' size between the two, so that they are two
 NOTHING_LEARNED = 0.9  # of the trivial guess's error
 EMA_SHORT = 0.9  # the mean of two checkpoints over the average
-OVERFIT, OVERFIT_COPIES = (
-    1.2,
-    1.1,
-)  # held-out over training items, alone and with copies among samples
+OVERFIT = 1.2  # held-out over training items
+OVERFIT_COPIES = 1.1  # the same where there are copies among the samples
 BY_HEART = 0.5  # over the best smooth law of the other items, and over a linear denoiser
 HALF = 0.5  # of the possible gain, where the optimum is the law's and not the items'
 LITTLE = 0.2  # of the possible gain: nothing to speak of
 NEGLECTED = 1.2  # over a linear denoiser at one level outside of training's
-CARRIED = (
-    0.1  # of the noise: an error of x_0 is carried on in units of the noise that it is made at
-)
+CARRIED = 0.1  # of the noise at which an error of x_0 is made: in units of that it is carried on
 UNWEIGHED = 1e-3  # of the weight of the loss; evenly spread over nine levels each has a ninth
 NEGLECTED_INSIDE, LEVELS_INSIDE = 2.0, 2  # and at so many inside; x0 errs so at the smallest noise
 CLASSES_HELP = 0.97  # a linear denoiser that knows the class over one that does not

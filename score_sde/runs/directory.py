@@ -32,7 +32,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from score_sde.checks import UserError, read_json, try_json
+from score_sde.plotting.pictures import save_png
 from score_sde.runs.facts import FORMAT, Mark, Said
 from score_sde.runs.lock import Lock, LockedError
 from score_sde.runs.signature import is_signed, sign
@@ -137,9 +140,9 @@ class RunDirectory:
         """Held by the process that trains here."""
         return Lock(self.path / "train.lock")
 
-    def picture(self, step: int, name: str) -> Path:
-        """A grid drawn while training."""
-        return self.path / "progress" / f"step_{step:08d}{name}.png"
+    def save_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Keep a grid (H, W[, 3]), uint8, that was drawn while training."""
+        save_png(picture, self.path / "progress" / f"step_{step:08d}{name}.png")
 
     def pictures(self) -> list[Path]:
         """The grids of averaged weights that were drawn while training, the newest last."""

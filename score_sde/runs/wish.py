@@ -163,13 +163,14 @@ def _check_always_told(run: Run, wish: Wish, prompted: bool) -> None:
         return
     if takes_prompts(run) and "text" not in given:
         raise RunError(
-            f"{run.path} was always told a caption (conditioning.dropout=0), so it "
+            f"{run.path} was always told a caption (conditioning.dropout=0), so it draws nothing "
             "without one: give a prompt."
         )
     if run.eye is not None:
         raise RunError(
-            f"{run.path} was always told an embedding (conditioning.dropout=0), so it "
-            'draws nothing without one: give --prior and a prompt; condition={"pooled": ...}.'
+            f"{run.path} was always told an embedding (conditioning.dropout=0), so it draws "
+            "nothing without one: give --prior and a prompt; from Python, "
+            'condition={"pooled": ...}.'
         )
 
 

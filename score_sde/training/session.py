@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -48,8 +47,8 @@ class Directory(Protocol):
     def check_mine(self) -> None:
         """Raise if nothing can be saved there any more."""
 
-    def picture(self, step: int, name: str) -> Path:
-        """Where a grid goes."""
+    def save_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Keep a grid (H, W[, 3]), uint8."""
 
     def drop_replaced(self) -> None:
         """Called after each checkpoint: what the run replaces may go."""
@@ -218,9 +217,7 @@ class Session:
             model.eval()  # the next update sets the weights as trained back to training
             picture = self.pictures.draw(model)
             if picture is not None and self.logger is not None:
-                path = self.directory.picture(self.trainer.step, ending)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path)
+                self.directory.save_picture(self.trainer.step, ending, picture)
                 self.logger.image(self.trainer.step, f"samples{ending}", picture)
 
     def _check_directory(self) -> None:
