@@ -208,6 +208,13 @@ def test_what_is_seen_is_as_far_from_its_measurement_as_its_noise_says(nu):
     assert float(measured.misfit(drawn).mean()) == pytest.approx(float(e.square().mean()), rel=0.02)
     unseen = operator.adjoint(torch.ones(1, 48), (1, 8, 8)).flatten() == 0
     assert torch.equal(drawn[:, unseen], D_y[:, unseen])
+    # A mean that has left all but a quarter of what there is room for leaves room for a quarter.
+    level, left = point.level, 1 - 0.25 * float(point.level.freedom()) / 48
+    near = operator.adjoint(y - noise * left**0.5 * e / e.square().mean(1, keepdim=True).sqrt(),
+                            (1, 8, 8)).flatten(1)  # fmt: skip
+    u = seen_noise(level, point, near, SampleDraws(range(400), x, 64, 48))
+    length = (operator(u.reshape(-1, 1, 8, 8)) / noise).square().sum(1).mean()
+    assert float(length) == pytest.approx(0.25 * float(level.freedom()), rel=0.03)
 
 
 def test_poisson_correlated_and_nonlinear_measurements_have_the_right_law():
