@@ -295,6 +295,23 @@ def results(folder: Path) -> dict[str, np.ndarray]:
     return found | {str(p): np.zeros(0) for p in folder.rglob("*.partial")}
 
 
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "encode"])
+def test_killed_while_parts_are_removed_the_same_command_removes_them(
+    points, tmp_path, mode, monkeypatch
+):
+    few = [w for w in KILLED[mode] if not w.startswith("--num")] + ["--num_samples=9"]
+    words = [f"--mode={mode}", f"--workdir={points}", "--device=cpu", *few]
+    with monkeypatch.context() as killed:
+        killed.setattr(Output, "_remove_parts", lambda self: None)
+        assert command(*words, f"--out={tmp_path / 'out'}") == 0
+    left = results(tmp_path)
+    whole = {name: v for name, v in left.items() if "/parts/" not in name}
+    assert len(whole) < len(left)
+    assert command(*words, f"--out={tmp_path / 'out'}") == 0
+    assert results(tmp_path).keys() == whole.keys()
+    assert not (tmp_path / "out" / "parts").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", KILLED)
 def test_killed_at_any_moment_the_same_command_goes_on(points, tmp_path, mode):

@@ -138,6 +138,11 @@ class Output:
         self._mark({**facts, "files": files})
         self._remove_parts()
 
+    def clear(self) -> None:
+        """Remove parts of what is finished: who finished it was killed before they were gone."""
+        if (self.facts or {}).get("files"):
+            self._remove_parts()
+
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in settings.json how parts are made that stay where they are."""
         self.claim()
@@ -168,7 +173,8 @@ def open_output(
     asked = plain({"kind": kind, **identity(run), **request})
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     output = Output(Path(out) if out else run.home / kind / f"{name}_{digest}", asked)
-    output.check()
+    if output.check() and distributed.is_writer():
+        output.clear()
     distributed.wait()
     return output
 
