@@ -9,7 +9,7 @@ from known_data import F64
 
 from score_sde import VPSDE, Gaussian, ScoreModel, TableSDE, sample
 from score_sde.likelihood import continuous_bound, variational_bound
-from score_sde.likelihood.bounds import log_level_probability
+from score_sde.likelihood.levels import log_level_probability
 from score_sde.losses import ScoreMatching
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from score_sde import VESDE, VPSDE, Gaussian, GaussianMixture, ScoreModel, sample
 from score_sde.data.spec import DataSpec
-from score_sde.diagnosis.denoising import Drawn, Logged, Subject, measure, times_of
+from score_sde.diagnosis.denoising import measure, times_of
 from score_sde.diagnosis.diagnose import diagnose_model
+from score_sde.diagnosis.subject import Drawn, Logged, Subject
 from score_sde.noise import generator_of
 from score_sde.processes import FlowSDE
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from score_sde import load
 from score_sde.diagnosis import fields
-from score_sde.diagnosis.denoising import Subject, deaf
+from score_sde.diagnosis.denoising import deaf
 from score_sde.diagnosis.diagnose import diagnose_model
+from score_sde.diagnosis.subject import Subject
 from score_sde.processes.targets import TARGETS
 from score_sde.runs.diagnose import _items
 

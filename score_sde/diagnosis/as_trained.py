@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.ratios import Ratio, mean_ratio
+from score_sde.diagnosis.subject import Subject
 from score_sde.processes.expand import expand
 
 FEWEST = 20  # items of a range of noise

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from score_sde.diagnosis.closed_forms import Linear
-from score_sde.diagnosis.denoising import Noisy, Subject, denoised, noisy, times_of
+from score_sde.diagnosis.denoising import Noisy, denoised, noisy, times_of
 from score_sde.diagnosis.ratios import Ratio, errors_of, ratio
 from score_sde.diagnosis.readings import INNER
+from score_sde.diagnosis.subject import Subject
 
 FEWEST = 256  # items, so that each class has some
 MOST_CLASSES = 20  # that are tried in each other's place

@@ -16,20 +16,13 @@ import torch
 from score_sde.diagnosis.as_trained import again
 from score_sde.diagnosis.causes import CHECKS, HIDES
 from score_sde.diagnosis.classes import class_reading
-from score_sde.diagnosis.denoising import (
-    EXACT_DIMS,
-    Level,
-    Subject,
-    denoised,
-    measure,
-    noisy,
-    times_of,
-)
+from score_sde.diagnosis.denoising import EXACT_DIMS, Level, denoised, measure, noisy, times_of
 from score_sde.diagnosis.ends import Ends
 from score_sde.diagnosis.facts import facts_of
 from score_sde.diagnosis.findings import Finding, Measured
 from score_sde.diagnosis.ratios import Ratio, Slope, errors_of, mean_ratio, ratio
 from score_sde.diagnosis.readings import readings
+from score_sde.diagnosis.subject import Subject
 from score_sde.noise import generator_of
 
 COLUMNS = ("at", "model", "raw", "held_out", "trivial", "linear", "optimal", "calibration",

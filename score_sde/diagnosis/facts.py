@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from score_sde.diagnosis.denoising import Subject
 from score_sde.diagnosis.ends import law_of_ends
+from score_sde.diagnosis.subject import Subject
 from score_sde.diagnosis.suggest import largest_distance, smallest_spread
 from score_sde.evaluation import distances
 from score_sde.evaluation.jackknife import block_of

@@ -9,9 +9,10 @@ from typing import Any
 
 from score_sde.diagnosis.as_trained import Again
 from score_sde.diagnosis.classes import ClassReading
-from score_sde.diagnosis.denoising import Level, Subject
+from score_sde.diagnosis.denoising import Level
 from score_sde.diagnosis.ratios import Ratio, mean_ratio
 from score_sde.diagnosis.readings import Readings
+from score_sde.diagnosis.subject import Subject
 
 BETTER = 0.9  # of an error: by less than a tenth nothing is to be learned that errors would show
 FINEST = 0.02  # sigma/alpha below which a guess of x_0 is as good as x itself

@@ -15,18 +15,11 @@ import torch
 from torch import Tensor
 
 from score_sde.diagnosis.asked import Asked, Reading
-from score_sde.diagnosis.denoising import (
-    EXACT_DIMS,
-    Noisy,
-    Subject,
-    guessed,
-    noisy,
-    output_of,
-    times_of,
-)
+from score_sde.diagnosis.denoising import EXACT_DIMS, Noisy, guessed, noisy, output_of, times_of
 from score_sde.diagnosis.other_items import other_items
 from score_sde.diagnosis.other_labels import by_kind
 from score_sde.diagnosis.ratios import SURE, Slope, slope
+from score_sde.diagnosis.subject import Subject
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
 

@@ -29,11 +29,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde.checks import Count, Positive, Several, Size, UserError, checked
+from score_sde.likelihood.levels import Decoder
 from score_sde.likelihood.setting import check_state
 from score_sde.noise import NoiseFactory, SeededNoise, check_seeds, other_stream
 from score_sde.ode.flow import work_dtype
 from score_sde.processes.expand import expand
-from score_sde.processes.gaussians import first_stds, gaussian_kl, log_normal, reverse_std
+from score_sde.processes.gaussians import first_stds, gaussian_kl, reverse_std
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreFn, batches, check_density
 
@@ -80,27 +81,6 @@ class Bound:
         )
 
 
-def log_level_probability(
-    x: Tensor, mean: Tensor, std: Tensor, levels: int, low: float, scale: float
-) -> Tensor:
-    """log of N(mean, std^2)'s mass in the level of x, summed, (B,) (2006.11239, eq. 13).
-
-    Levels are scale/(levels - 1) apart from low to low + scale; the first and the last reach out to
-    infinity.
-    """
-    half = 0.5 * scale / (levels - 1)
-    upper, lower = (x + half - mean) / std, (x - half - mean) / std
-    # log(Phi(b) - Phi(a)), mirrored to the tail where the difference keeps its digits.
-    flip = lower > 0
-    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    log_b, log_a = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
-    inside = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-300)))
-    first = torch.special.log_ndtr(upper)
-    last = torch.special.log_ndtr(-lower)
-    mass = torch.where(x <= low + half, first, torch.where(x >= low + scale - half, last, inside))
-    return mass.flatten(1).sum(1)
-
-
 @dataclass(frozen=True)
 class _Reader:
     """The score of one batch, read as D(x_t, t) and the share of log beta in the variance."""
@@ -141,9 +121,7 @@ class _Chain:
     sde: SDE
     t: Tensor
     share: float
-    levels: int | None
-    low: float
-    scale: float
+    decoder: Decoder
 
     def term(self, i: int, x0: Tensor, eps: Tensor, read: _Reader) -> Tensor:
         """Of the step down from t_i, (B,): of the first time the decoder's, else the KL."""
@@ -156,7 +134,7 @@ class _Chain:
         if i == 0:
             low_std, high_std = first_stds(sde, t)
             spread = expand(low_std, x0) ** (1 - share) * expand(high_std, x0) ** share
-            return -_decoder(x0, denoised, spread, self.levels, self.low, self.scale)
+            return -self.decoder.log_prob(x0, denoised, spread)
         mean, std = sde.posterior(x0, x_t, t[i - 1], t[i])
         guess, _ = sde.posterior(denoised, x_t, t[i - 1], t[i])
         return gaussian_kl(mean, std, guess, reverse_std(sde, t[i - 1], t[i], share).to(x0))
@@ -189,12 +167,13 @@ def variational_bound(
     """
     check_state(score, x)
     check_density(score)
-    _check_levels(x, levels, low, scale)
+    decoder = Decoder(levels, low, scale)
+    decoder.check(x)
     t = chain_times(sde, steps) if times is None else torch.as_tensor(times, dtype=torch.float64)
     if t.ndim != 1 or len(t) < 1 or bool((t.diff() <= 0).any()) or not 0 < float(t[0]):
         raise UserError("times must be positive and rise strictly.")
     learned = variance == "learned"
-    chain = _Chain(sde, t, _share_of(variance, score), levels, low, scale)
+    chain = _Chain(sde, t, _share_of(variance, score), decoder)
     seeds = check_seeds(seeds, len(x))
     pieces, parts = list(batches(score, len(x), batch_size)), []
     bar = tqdm(total=len(t) * len(pieces), disable=not progress, unit="step")
@@ -209,37 +188,12 @@ def variational_bound(
         prior = gaussian_kl(mean, std, torch.zeros_like(mean), torch.tensor(sde.prior_std()).to(x0))
         parts.append((prior, torch.stack(terms[1:] or [torch.zeros_like(prior)]), terms[0]))
     bar.close()
-    prior, middle, decoder = (torch.cat(column, -1) for column in zip(*parts, strict=True))
+    prior, middle, first = (torch.cat(column, -1) for column in zip(*parts, strict=True))
     settings = {"bound": "chain", "steps": len(t), "variance": variance}
     return Bound(
-        prior, middle, decoder, torch.full_like(prior, math.nan), len(t), settings, levels,
+        prior, middle, first, torch.full_like(prior, math.nan), len(t), settings, levels,
         x[0].numel(),
     )  # fmt: skip
-
-
-def _decoder(
-    x: Tensor, mean: Tensor, std: Tensor, levels: int | None, low: float, scale: float
-) -> Tensor:
-    """log p(x_0 | x_1), (B,)."""
-    if levels is not None:
-        return log_level_probability(x, mean, std, levels, low, scale)
-    return log_normal(x, mean, std)
-
-
-def _check_levels(x: Tensor, levels: int | None, low: float, scale: float) -> None:
-    """UserError unless x lies on the levels it is said to have."""
-    if levels is None:
-        return
-    index = (x.double() - low) / scale * (levels - 1)
-    if (
-        float((index - index.round()).abs().max()) > 0.02
-        or float(index.min()) < -0.02
-        or float(index.max()) > levels - 0.98
-    ):
-        raise UserError(
-            f"x is not on {levels} levels from {low} to {low + scale}: give the data as they are, "
-            "not dequantised, or levels=None."
-        )
 
 
 @torch.no_grad()
@@ -265,7 +219,8 @@ def continuous_bound(
     """
     check_state(score, x)
     check_density(score)
-    _check_levels(x, levels, low, scale)
+    decoder = Decoder(levels, low, scale)
+    decoder.check(x)
     seeds = check_seeds(seeds, len(x))
     ends = torch.tensor([sde.t_min if t_min is None else t_min, sde.t_max], dtype=torch.float64)
     high, low_snr = sde.log_snr(ends).tolist()
@@ -292,28 +247,13 @@ def continuous_bound(
         mean, std = sde.marginal(x0, ends[0])
         x_min = mean + std * source.draw(None, None).to(x0)
         denoised = sde.denoise(x_min, ends[0], here(x_min.to(x.dtype), ends[0]).to(x0))
-        decoder = -_decoder(x0, denoised, std / expand(sde.alpha(ends[0]), x0), levels, low, scale)
+        first = -decoder.log_prob(x0, denoised, std / expand(sde.alpha(ends[0]), x0))
         # Strata of one point: the error is estimated from neighbours.
         noise = 0.5 * each.diff(dim=0).square().mean(0).sqrt() * width * math.sqrt(points / 2)
-        parts.append((prior, 0.5 * width * each.sum(0)[None], decoder, noise))
+        parts.append((prior, 0.5 * width * each.sum(0)[None], first, noise))
     bar.close()
-    prior, middle, decoder, stderr = (torch.cat(column, -1) for column in zip(*parts, strict=True))
+    prior, middle, first, stderr = (torch.cat(column, -1) for column in zip(*parts, strict=True))
     settings = {"bound": "continuous", "points": points, "t_min": float(ends[0])}
     return Bound(
-        prior, middle, decoder, stderr, points + 1, settings, levels, x[0].numel()
+        prior, middle, first, stderr, points + 1, settings, levels, x[0].numel()
     )  # fmt: skip
-
-
-@checked
-def dequantize(
-    x: Tensor, levels: int, low: float, scale: float, seeds: Sequence[int], repeat: int = 0
-) -> Tensor:
-    """Levels x (B, ...) from low to low + scale, each spread evenly over its cell (1511.01844).
-
-    The density of the result bounds the probability of the level: log P >= E log p + log(cell).
-    Cells are scale/levels wide and fill [low, low + scale]. repeat: which of several draws.
-    """
-    source = SeededNoise(other_stream(seeds, 2 * repeat), x.shape[1:], torch.float32, "cpu")
-    u = torch.special.ndtr(source.draw().double()).clamp(0, 1 - 1e-7).to(x.device).to(work_dtype(x))
-    index = ((x.to(u) - low) / scale * (levels - 1)).round()
-    return (low + scale * (index + u) / levels).to(x.dtype)

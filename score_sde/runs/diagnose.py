@@ -15,8 +15,8 @@ from score_sde import build, plotting
 from score_sde.checks import Index, NonNegative, UserError, checked, json_lines
 from score_sde.conditioning.classes import classes_of
 from score_sde.data import DataError
-from score_sde.diagnosis.denoising import Drawn, Logged, Subject
 from score_sde.diagnosis.diagnose import Diagnosis, diagnose_model
+from score_sde.diagnosis.subject import Drawn, Logged, Subject
 from score_sde.models import ScoreModel
 from score_sde.noise import seed_torch
 from score_sde.runs import pretrained
