@@ -19,7 +19,6 @@ from score_sde import (
 )
 from score_sde.restoration import (
     Covariance,
-    Grey,
     Mask,
     Matrix,
     Nonlinear,
@@ -27,13 +26,13 @@ from score_sde.restoration import (
     posterior_score,
     reference_gaussian,
 )
-from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.kernel import SampleDraws, seen_noise
 from score_sde.restoration.means import MEANS, mean_at
 from score_sde.restoration.measurement import make_measurement
 from score_sde.restoration.particles import Draws, Particles, systematic, tempered
 from score_sde.restoration.restore import METHODS
+from score_sde.restoration.system import System
 
 F64 = torch.float64
 
@@ -235,21 +234,6 @@ def test_poisson_correlated_and_nonlinear_measurements_have_the_right_law():
                     n=600, nfe=40, seeds=range(600), method="particles", dtype=F64)  # fmt: skip
         assert float(((x.mean(0) - mean) / spread).abs().max()) < 0.2, operator
         torch.testing.assert_close(x.std(0), spread, rtol=0.15, atol=0)
-
-
-def test_matrix_free_algebra_is_the_dense_one():
-    data = Gaussian(torch.zeros(3, 2, 2), normal(12, 12, seed=8) @ normal(12, 12, seed=8).T)
-    measurement = make_measurement(Grey(), normal(5, 1, 2, 2, seed=9), 0.1, (3, 2, 2))
-    D, r = normal(5, 12, seed=10), normal(5, 4, seed=11)
-    dense, free = (System(data, measurement, dense=d).at(0.7, D) for d in (True, False))
-    torch.testing.assert_close(free.solve(r), dense.solve(r), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(free.gain(r), dense.gain(r), atol=1e-5, rtol=1e-5)
-    a, b = free.log_density(r), dense.log_density(r)
-    torch.testing.assert_close(a - a[0], b - b[0], atol=1e-4, rtol=1e-4)
-    told = Grey()(dense.gain(torch.eye(4, dtype=F64)).reshape(4, 3, 2, 2)).flatten(1)  # (A G)'
-    torch.testing.assert_close(dense.freedom(), told.trace())
-    signs = torch.randn(4, generator=torch.Generator().manual_seed(0)).sign().double()
-    torch.testing.assert_close(free.freedom()[0, 0], signs @ told @ signs, atol=1e-5, rtol=1e-5)
 
 
 def test_the_reference_of_small_and_of_large_pictures():

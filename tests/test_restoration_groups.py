@@ -5,7 +5,8 @@ import torch
 from launching import Processes
 
 from score_sde import VPSDE, Gaussian, GaussianMixture, distributed, restore
-from score_sde.restoration import Matrix, Nonlinear, algebra
+from score_sde.restoration import Matrix, Nonlinear
+from score_sde.restoration import system as systems
 from score_sde.restoration.checks import check_memory
 from score_sde.restoration.posterior import make_system
 
@@ -73,7 +74,7 @@ def test_particles_that_cannot_be_weighed_or_kept_are_refused_before_any_work():
 
 
 def test_a_nonlinear_map_that_is_too_large_for_particles_goes_to_the_hybrid(monkeypatch):
-    monkeypatch.setattr(algebra, "LINEARISED", 1000)
+    monkeypatch.setattr(systems, "LINEARISED", 1000)
     sde, large = VPSDE(), Gaussian(torch.zeros(6), torch.eye(6))
     bent = Nonlinear(lambda x: x + 0.1 * x**3)
     result = restore(sde, large.score(sde), torch.full((6,), 0.5), bent, noise_std=0.3,

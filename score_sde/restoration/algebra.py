@@ -1,31 +1,36 @@
-r"""The linear algebra of conditioning: what y says of a state that is N(D, C_nu).
-
-With C diagonal in the axes of the reference Gaussian and J = A, or the derivative of A at D,
+r"""What y says of a state that is N(D, C_nu), at one noise level.
 
     C_nu = (C^{-1} + I / nu^2)^{-1},   S_nu = S_y + J C_nu J',   G_nu = C_nu J' S_nu^{-1},
 
-the law of x_0 ~ N(D, C_nu) given y has mean D + G_nu (y - A D). `Dense` factors S_nu once for a
-noise level; `MatrixFree` solves with conjugate gradients, for large states, for nonlinear A and for
-noise that differs between samples.
+with C diagonal in the axes of the reference Gaussian and J = A, or the derivative of A at D. Given
+y, x_0 has the mean D + G_nu (y - A D) and the covariance K_nu = C_nu - G_nu J C_nu. `Dense` factors
+S_nu, `spectral.Spectral` knows K_nu of all levels at once, and `MatrixFree` solves by conjugate
+gradients, for large states, for nonlinear A and for noise that differs between samples.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from score_sde.restoration.measurement import Measurement
-from score_sde.restoration.operators import DENSE
 from score_sde.restoration.reference import Reference
-from score_sde.restoration.residuals import Residuals
-from score_sde.restoration.white import WhitePart, white_part
 
-LINEARISED = 2**26
-"""Entries up to which the derivatives of a nonlinear A at all states are kept as matrices."""
+
+class NormalDraws(Protocol):
+    """Standard normal numbers for states and for measurements."""
+
+    def state(self) -> Tensor:
+        """(B, D)."""
+
+    def measured(self) -> Tensor:
+        """(B, m)."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,15 @@ class Level(ABC):
     gaussian: Reference
     variances: Tensor
 
+    @cached_property
+    def covariance(self) -> Tensor:
+        """C_nu, (D, D)."""
+        return self.gaussian.from_axes(self.gaussian.from_axes(self.variances.diag()).mT)
+
     def spread(self, v: Tensor) -> Tensor:
         """C_nu v."""
+        if len(v) >= v.shape[1]:
+            return v @ self.covariance
         return self.gaussian.from_axes(self.variances * self.gaussian.to_axes(v))
 
     def draw(self, e: Tensor) -> Tensor:
@@ -46,6 +58,39 @@ class Level(ABC):
     def gain(self, r: Tensor) -> Tensor:
         """G_nu r = C_nu A' S_nu^{-1} r."""
         return self.pull(self.solve(r))
+
+    def solve_and_gain(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """S_nu^{-1} r and G_nu r."""
+        q = self.solve(r)
+        return q, self.pull(q)
+
+    def given_spread(self, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
+        """K_nu v = (C_nu - G_nu A C_nu) v, the covariance given y times v (B, D)."""
+        spread = self.spread(v)
+        return spread - self.gain(m.jvp(D, spread))
+
+    def drawn(
+        self,
+        m: Measurement,
+        D: Tensor,
+        draws: NormalDraws,
+        r: Tensor | None = None,
+        share: float = 1.0,
+        white: float = 0.0,
+    ) -> Tensor:
+        """share (G_nu r + u) + white e, (B, D), with u ~ N(0, K_nu) and e ~ N(0, I).
+
+        D: where A is linearised. r: y - A D, and D plus this then a draw of x_0 given y; None is 0.
+        """
+        off = self.draw(draws.state())
+        told = m.noise(draws.measured()) - m.jvp(D, off)
+        u = share * (off + self.gain(told if r is None else r + told))
+        return u + white * draws.state() if white else u
+
+    def seen(self, m: Measurement, D: Tensor, draws: NormalDraws) -> Tensor:
+        """A u (B, m) with u ~ N(0, K_nu), of covariance S_y - S_y S_nu^{-1} S_y."""
+        off, n = self.draw(draws.state()), m.noise(draws.measured())
+        return n - m.S_y(self.solve(n - m.jvp(D, off)))
 
     @abstractmethod
     def pull(self, u: Tensor) -> Tensor:
@@ -82,12 +127,10 @@ class Dense(Level):
         return len(self.root) - (self.noise * torch.cholesky_inverse(self.root)).sum()
 
     def log_density(self, r: Tensor) -> Tensor:
-        return _log_normal(
-            torch.linalg.solve_triangular(self.root, r.mT, upper=False).mT, self.root
-        )
+        return log_normal(torch.linalg.solve_triangular(self.root, r.mT, upper=False).mT, self.root)
 
 
-def _log_normal(white: Tensor, root: Tensor) -> Tensor:
+def log_normal(white: Tensor, root: Tensor) -> Tensor:
     """log N(r; 0, L L') of L^{-1} r (B, m) and L ([B,] m, m)."""
     log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return -0.5 * white.square().sum(-1) - log_det - 0.5 * white.shape[-1] * math.log(2 * math.pi)
@@ -113,7 +156,7 @@ class Linearised(Level):
 
     def log_density(self, r: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.root, r[..., None], upper=False)[..., 0]
-        return _log_normal(white, self.root)
+        return log_normal(white, self.root)
 
 
 @dataclass(frozen=True)
@@ -161,128 +204,3 @@ class MatrixFree(Level):
     def log_density(self, r: Tensor) -> Tensor:
         """For linear A and one measurement: the determinant is left out, as the same for all."""
         return -0.5 * (r * self.solve(r)).sum(1)
-
-
-@dataclass
-class System:
-    """The reference Gaussian and a measurement, at any noise level.
-
-    dense: whether S_nu is kept as a matrix; chosen by size unless given. residuals: what is left
-    unknown by measure, in place of C_nu along the axes. alike: whether A is linear and the
-    noise the same for all measurements, so that one S_nu is for all.
-    """
-
-    gaussian: Reference
-    measurement: Measurement
-    dense: bool | None = None
-    _matrix: Tensor | None = None
-    _kept: dict[float, Dense] = field(default_factory=dict)
-    residuals: Residuals | None = None
-    _last: list[Tensor] = field(default_factory=list)
-    _white: dict[float, WhitePart] = field(default_factory=dict)
-    alike: bool | None = None
-
-    def __post_init__(self) -> None:
-        m, y = self.measurement, self.measurement.y
-        self.lam = self.gaussian.axis_variances.to(y)
-        self.mean = self.gaussian.mean().to(y).flatten()
-        if self.alike is None:
-            self.alike = m.operator.linear and len(m.variance) == 1
-        if self.dense is None:
-            small = math.prod(m.shape) <= DENSE and y.shape[1] <= DENSE
-            self.dense = self.alike and small
-
-    def with_measurement(self, measurement: Measurement) -> System:
-        """The same for other rows of y: what has been factored is shared."""
-        return replace(self, measurement=measurement)
-
-    def with_residuals(self, residuals: Residuals | None) -> System:
-        """The same with measured variances."""
-        return replace(self, residuals=residuals, _kept={}, _white={})
-
-    def matrix(self) -> Tensor:
-        """A along the axes of the Gaussian, (m, D)."""
-        if self._matrix is None:
-            matrix = self.measurement.operator.matrix(self.measurement.shape)
-            self._matrix = self.gaussian.to_axes(matrix.to(self.measurement.y))
-        return self._matrix
-
-    def variances(self, nu: float) -> Tensor:
-        """Those of C_nu along the axes, (D,)."""
-        if math.isinf(nu):
-            return self.lam
-        variances = self.lam * nu**2 / (self.lam + nu**2)
-        return (
-            variances
-            if self.residuals is None
-            else variances * self.residuals.share(nu).to(variances)
-        )
-
-    def small(self, count: int) -> bool:
-        """Whether the derivative of A at ``count`` states fits in memory as a matrix each."""
-        m = self.measurement
-        return not m.operator.linear and count * self.lam.numel() * m.y.shape[1] <= LINEARISED
-
-    def weighable(self, count: int) -> bool:
-        """Whether ``count`` particles can be weighed: |S_nu| is known, or the same for all."""
-        return self.measurement.operator.linear or self.small(count)
-
-    @property
-    def normalised(self) -> bool:
-        """Whether `Level.log_density` has the determinant in it."""
-        return bool(self.dense) or not self.measurement.operator.linear
-
-    def _jacobian(self, D: Tensor) -> Tensor:
-        """dA/dx at each of D (B, D), along the axes, (B, m, D); that of the last D is kept."""
-        if self._last and self._last[0] is D:
-            return self._last[1]
-        m = self.measurement
-        if D.shape[1] < m.y.shape[1]:
-            columns = torch.eye(D.shape[1]).to(D)
-            J = torch.stack([m.jvp(D, unit.expand(len(D), -1)) for unit in columns], 2)
-        else:
-            units = torch.eye(m.y.shape[1]).to(D)
-            J = torch.stack([m.vjp(D, unit.expand(len(D), -1)) for unit in units], 1)
-        self._last[:] = [D, self.gaussian.to_axes(J.flatten(0, 1)).reshape(J.shape)]
-        return self._last[1]
-
-    def _linearised(self, variances: Tensor, D: Tensor) -> Linearised:
-        m, J = self.measurement, self._jacobian(D)
-        noise = torch.diag_embed(m.variance) if m.root is None else m.covariance
-        root = torch.linalg.cholesky((J * variances) @ J.mT + noise)
-        return Linearised(self.gaussian, variances, root, J * variances, noise)
-
-    def at(self, nu: float, D: Tensor) -> Level:
-        """C_nu, S_nu and G_nu; D (B, D) is where a nonlinear A is linearised."""
-        return self._level(nu, self.variances(nu), D)
-
-    def white(self, nu: float) -> WhitePart:
-        """What y tells as white noise on all of the state would, for linear A."""
-        if nu not in self._white:
-            none = torch.zeros_like(self.mean)[None]
-            level = self.at(nu, none)
-            self._white[nu] = white_part(
-                self.gaussian,
-                self.variances(nu),
-                lambda v: level.gain(self.measurement.jvp(none, v)),
-            )
-        return self._white[nu]
-
-    def isotropic(self, variance: float, D: Tensor) -> Level:
-        """The same for x_0 ~ N(D, variance I)."""
-        return self._level(-variance, torch.full_like(self.lam, variance), D)
-
-    def _level(self, key: float, variances: Tensor, D: Tensor) -> Level:
-        if not self.dense:
-            if self.small(len(D)):
-                return self._linearised(variances, D)
-            return MatrixFree(self.gaussian, variances, self.measurement, D)
-        if key not in self._kept:
-            m = self.measurement
-            CA, noise = self.gaussian.from_axes(self.matrix() * variances), m.covariance
-            ACA = m.jvp(CA, CA)  # of the rows of C_nu A', which a mask only picks from
-            root = torch.linalg.cholesky((ACA + ACA.mT) / 2 + noise)
-            while len(self._kept) >= max(2, 2**25 // CA.numel()):
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = Dense(self.gaussian, variances, root, CA, noise)
-        return self._kept[key]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from score_sde.checks import Count, checked
 from score_sde.noise import SeededNoise
-from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser
-from score_sde.restoration.kernel import SampleDraws, given_noise, given_spread
+from score_sde.restoration.kernel import SampleDraws, gaussian_start
 from score_sde.restoration.levels import karras, starting_level
+from score_sde.restoration.system import System
 
 
 def begin(
@@ -96,10 +96,7 @@ def mala(
     m = system.measurement
     count = max(2, 2 * nfe // (3 * (2 * stay + 1)))
     levels, draws, _ = begin(system, denoiser, seeds, count)
-    mean = system.mean.expand(len(seeds), -1)
-    level = system.at(math.inf, mean)
-    x = mean + level.gain(m.residual(mean)) + given_noise(level, m, mean, draws)
-    x = x + levels[0] * draws.state()
+    x = gaussian_start(system, draws, len(seeds), levels[0])
     h = torch.full((len(x), 1), 0.5).to(x)
     coin = SeededNoise([seed ^ 0x2545F491 for seed in seeds], (1,), x.dtype, x.device)
     at, D = levels[0], denoiser(x, levels[0])
@@ -109,14 +106,14 @@ def mala(
             at, D = nu, denoiser(x, nu)
         white = system.isotropic(nu**2, x)
         pull = (D - x) / nu**2
-        drift = given_spread(white, m, x, pull + _towards(system, x))
-        new = x + h * drift + (2 * h).sqrt() * given_noise(white, m, x, draws)
+        drift = white.given_spread(m, x, pull + _towards(system, x))
+        new = x + h * drift + (2 * h).sqrt() * white.drawn(m, x, draws)
         half = (x + new) / 2
         D_half, D_new = denoiser(half, nu), denoiser(new, nu)
         pulls = pull + 4 * (D_half - half) / nu**2 + (D_new - new) / nu**2
         gain = (pulls * (new - x)).sum(1) / 6
         gain = gain + m.log_prob(m.predict(new)) - m.log_prob(m.predict(x))
-        drift_new = given_spread(white, m, new, (D_new - new) / nu**2 + _towards(system, new))
+        drift_new = white.given_spread(m, new, (D_new - new) / nu**2 + _towards(system, new))
         forth, back = new - x - h * drift, x - new - h * drift_new
         gain = gain + (_energy(system, nu, forth) - _energy(system, nu, back)) / (4 * h[:, 0])
         taken = torch.special.ndtr(coin.draw()) < gain[:, None].exp()

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from score_sde.checks import UserError, machine_memory, require, unknown
-from score_sde.restoration.algebra import LINEARISED, System
 from score_sde.restoration.measurement import Covariance, Noise, Poisson, as_operator
 from score_sde.restoration.operators import Linear, Operator
+from score_sde.restoration.system import LINEARISED, System
 
 TOLERANCE = 1e-4
 
@@ -245,7 +245,7 @@ def doubts(system: System) -> list[str]:
     """
     m, mean = system.measurement, system.mean.expand(len(system.measurement.y), -1)
     r = m.residual(mean)
-    off = ((r * system.at(math.inf, mean).solve(r)).mean(1)).clamp_min(0).sqrt()
+    off = ((r * system.factored(math.inf, mean).solve(r)).mean(1)).clamp_min(0).sqrt()
     return [
         f"measurement {i} is {far:.1f} standard deviations off what the run's data give (1 is "
         "usual): is it of such data, in the model's range, and is noise_std right?"

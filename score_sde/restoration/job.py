@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from score_sde.processes.sdes import SDE
-from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser, rows_at_once
 from score_sde.restoration.kernel import run_kernel
 from score_sde.restoration.means import MEANS
 from score_sde.restoration.measurement import Measurement
 from score_sde.restoration.particles import count_levels, effective, plan, run_particles
 from score_sde.restoration.published import SAMPLERS
+from score_sde.restoration.system import System
 from score_sde.scores import ScoreFn, take
 
 OF_KERNEL = ("kernel", "fresh", "levels")

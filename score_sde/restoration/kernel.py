@@ -18,11 +18,11 @@ from torch import Tensor
 
 from score_sde.checks import Fraction, Positive, UserError, checked, require
 from score_sde.noise import SeededNoise
-from score_sde.restoration.algebra import Level, System
+from score_sde.restoration.algebra import Level
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.levels import humped, starting_level
 from score_sde.restoration.means import Method, Point, mean_at
-from score_sde.restoration.measurement import Measurement
+from score_sde.restoration.system import System
 
 KERNELS = ("gaussian", "seen", "ddpm", "renoise")
 
@@ -44,24 +44,11 @@ class SampleDraws:
         return self._measured.draw()
 
 
-def given_noise(level: Level, m: Measurement, D: Tensor, draws: SampleDraws) -> Tensor:
-    """A draw of N(0, C_nu given y), (B, D)."""
-    off = level.draw(draws.state())
-    return off + level.gain(m.noise(draws.measured()) - m.jvp(D, off))
-
-
 def gaussian_start(system: System, draws: SampleDraws, n: int, nu: float) -> Tensor:
     """n draws (n, D) of the reference Gaussian given y, with noise of level nu."""
     m, mean = system.measurement, system.mean.expand(n, -1)
     level = system.at(math.inf, mean)
-    x0 = mean + level.gain(m.residual(mean)) + given_noise(level, m, mean, draws)
-    return x0 + nu * draws.state()
-
-
-def given_spread(level: Level, m: Measurement, D: Tensor, v: Tensor) -> Tensor:
-    """(C_nu - G_nu A C_nu) v: the covariance given y times v (B, D)."""
-    spread = level.spread(v)
-    return spread - level.gain(m.jvp(D, spread))
+    return mean + level.drawn(m, mean, draws, m.residual(mean), white=nu)
 
 
 def seen_noise(level: Level, p: Point, D_y: Tensor, draws: SampleDraws) -> Tensor:
@@ -76,8 +63,7 @@ def seen_noise(level: Level, p: Point, D_y: Tensor, draws: SampleDraws) -> Tenso
     From there to states by A^+ where A A' is diagonal, else by G_nu.
     """
     m = p.system.measurement
-    off, n = level.draw(draws.state()), m.noise(draws.measured())
-    u = n - m.S_y(level.solve(n - m.jvp(p.D, off)))
+    u = level.seen(m, p.D, draws)
     left = m.y.shape[1] * (1 - m.misfit(D_y)[:, None])
     u = u * (left / level.freedom()).clamp(0, 1).sqrt()
     if not m.operator.linear or m.operator.gram(m.shape) is None:
@@ -122,22 +108,23 @@ def run_kernel(
         D, level, k = p.D, p.level, (s / nu) ** 2
         if foretold is not None:
             x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
-        x0 = D_y
-        if kernel == "gaussian":
-            x0 = D_y + given_noise(level, m, D, draws)
-        elif kernel == "seen":
+        if kernel == "seen":
             x0 = D_y + seen_noise(level, p, D_y, draws)
+        else:
+            x0 = D_y
         if s == 0:
-            return x0
-        e = draws.state()
+            return x0 + level.drawn(m, D, draws) if kernel == "gaussian" else x0
         if kernel == "renoise":
             kept = math.sqrt(1 - fresh) * (x - D_y) / nu
-            x = D_y + s * (kept + math.sqrt(fresh) * e)
+            x = D_y + s * (kept + math.sqrt(fresh) * draws.state())
             continue
-        before, x = x, k * x + (1 - k) * x0 + s * math.sqrt(1 - k) * e
-        if kernel == "gaussian":
-            news = x / s**2 - before / nu**2 - (1 / s**2 - 1 / nu**2) * D_y
-            foretold, share = D_y + given_spread(system.at(s, D), m, D, news), 1 - k
+        x = k * x + (1 - k) * x0
+        if kernel != "gaussian":
+            x = x + s * math.sqrt(1 - k) * draws.state()
+            continue
+        off = level.drawn(m, D, draws, None, 1 - k, s * math.sqrt(1 - k))
+        x, share = x + off, 1 - k  # x'/s^2 - x/nu^2 - (1/s^2 - 1/nu^2) D_y = off/s^2
+        foretold = D_y + system.at(s, D).given_spread(m, D, off / s**2)
     raise AssertionError("the last level is 0")
 
 
@@ -148,4 +135,4 @@ def corrected(
     surprise = D_y - foretold
     level, m = system.at(nu, D), system.measurement
     moved = share / 2 * surprise
-    return x + moved, D_y + given_spread(level, m, D, moved) / nu**2
+    return x + moved, D_y + level.given_spread(m, D, moved) / nu**2

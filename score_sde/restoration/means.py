@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Count, NonNegative, Positive, UserError, checked
-from score_sde.restoration.algebra import Level, System
+from score_sde.restoration.algebra import Level
 from score_sde.restoration.denoiser import VJP
+from score_sde.restoration.system import System
 
 TRUSTED = (0.02, 4.0)
 """Curvature over that of the reference within which a Jacobian is believed to be a covariance."""
@@ -114,8 +115,7 @@ def hybrid(
 
 def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     level, r = p.level, p.residual
-    q = level.solve(r)
-    reference = level.pull(q)
+    q, reference = level.solve_and_gain(r)
     w = p.V_adjoint(q)
     Aw, noise = p.A(w), p.S_y(q)
     curvature, of_noise = _dot(q, Aw), _dot(q, noise)
@@ -148,8 +148,8 @@ def tilted(p: Point) -> Tensor:
     """
     system, level, r = p.system, p.level, p.residual
     assert p.x is not None
-    q = level.solve(r)
-    mean, slope = p.D + level.pull(q), system.measurement.vjp(p.D, q)
+    q, moved = level.solve_and_gain(r)
+    mean, slope = p.D + moved, system.measurement.vjp(p.D, q)
     if not system.alike:
         raise UserError(
             'method="tilted" needs a linear measurement with the same noise for all samples; use '
@@ -160,8 +160,8 @@ def tilted(p: Point) -> Tensor:
     tau2 = 1 / (1 / p.nu**2 + delta)
     moved = p.denoiser(tau2 * (p.x / p.nu**2 + slope + delta * mean), math.sqrt(tau2))
     off = mean - moved
-    spread = level.spread(off)
-    step = moved + level.gain(p.A(off)) - delta * (spread - level.gain(p.A(spread))) - p.D
+    unknown = level.given_spread(system.measurement, p.D, off)
+    step = moved + level.gain(p.A(off)) - delta * unknown - p.D
     within = step.norm(dim=1, keepdim=True) <= FARTHEST * (mean - p.D).norm(dim=1, keepdim=True)
     return torch.where(within, p.D + step, mean)
 

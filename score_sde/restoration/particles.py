@@ -36,9 +36,9 @@ from torch import Tensor
 
 from score_sde.checks import Fraction, checked
 from score_sde.noise import SeededNoise
-from score_sde.restoration.algebra import System
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.levels import fitted, humped, starting_level
+from score_sde.restoration.system import System
 
 PILOT_SHARE, PILOT_LEVELS, PILOT_LEAST = 0.06, 24, 8
 """Of the budget for the pilot, its levels, and the fewest particles that are worth one."""
@@ -120,8 +120,10 @@ def _along_main_direction(off: Tensor, rounds: int = 12) -> Tensor:
     less, and a decomposition costs more than all the rest of a level.
     """
     v = off[off.square().sum(1).argmax()]
+    gram = off.mT @ off if off.shape[1] < len(off) else None
     for _ in range(rounds):
-        v = off.mT @ (off @ (v / v.norm().clamp_min(1e-300)))
+        v = v / v.norm().clamp_min(1e-300)
+        v = off.mT @ (off @ v) if gram is None else gram @ v
     return off @ v
 
 
@@ -157,14 +159,15 @@ class Particles:
         """x = draw of the Gaussian given y + nu e, weighed by what the Gaussian had foretold."""
         system, mean = self.system, self.system.mean.expand(self.count, -1)
         m = system.measurement
-        x0, log_y = _draw(system, math.inf, mean, self.draws), system.at(math.inf, mean)
+        level, r = system.at(math.inf, mean), m.residual(mean)
         known = self.system.normalised
-        self.log_evidence = float(log_y.log_density(m.residual(mean))[0]) if known else math.nan
-        self.x = x0 + nu * self.draws.state()
-        foretold = mean + system.at(nu, mean).spread(self.x - mean) / nu**2
-        expected = _foretold(system, nu, mean, foretold)
+        self.log_evidence = float(level.log_density(r)[0]) if known else math.nan
+        self.x = mean + level.drawn(m, mean, self.draws, r, white=nu)
+        level = system.at(nu, mean)
+        ahead = level.spread(self.x - mean) / nu**2
+        expected = level.log_density(r - m.jvp(mean, ahead))
         self.D = self.denoiser(self.x, nu)
-        self.log_w = _twist(system, nu, self.D) - expected
+        self.log_w = self._twist(nu) - expected
         self.origin = torch.arange(self.count, device=self.x.device)
 
     def resample(self) -> None:
@@ -173,55 +176,44 @@ class Particles:
         self.temper = min(self.temper, power)
         places = systematic(power * self.log_w, self.D, self.count, self.draws.uniform())
         self.log_evidence += float(self.log_w.logsumexp(0)) - math.log(self.count)
-        self.x, self.D, self.origin = self.x[places], self.D[places], self.origin[places]
+        self.x, self.D, self.r = self.x[places], self.D[places], self.r[places]
+        self.origin = self.origin[places]
         self.log_w = torch.zeros_like(self.log_w)
 
     def step(self, nu: float, s: float) -> None:
-        """One level down."""
-        system, k = self.system, (s / nu) ** 2
-        x0 = _draw(system, nu, self.D, self.draws)
-        x = k * self.x + (1 - k) * x0 + s * math.sqrt(1 - k) * self.draws.state()
-        level = system.at(s, self.D)
-        news = x / s**2 - self.x / nu**2 - (1 / s**2 - 1 / nu**2) * self.D
-        foretold = self.D + level.spread(news)
-        expected = _foretold(system, s, self.D, foretold)
+        """One level down. news: x'/s^2 - x/nu^2 - (1/s^2 - 1/nu^2) D."""
+        system, m, k = self.system, self.system.measurement, (s / nu) ** 2
+        off = system.at(nu, self.D).drawn(
+            m, self.D, self.draws, self.r, 1 - k, s * math.sqrt(1 - k)
+        )
+        x, news, level = k * self.x + (1 - k) * self.D + off, off / s**2, system.at(s, self.D)
+        ahead = level.spread(news)
+        expected = level.log_density(self.r - m.jvp(self.D, ahead))
         D = self.denoiser(x, s)
-        surprise = D - foretold
+        surprise = D - self.D - ahead
         weights = self.log_w.softmax(0)
-        self.surprise.append(float((weights * surprise.square().sum(1)).sum()))
+        self.surprise.append(float(weights @ surprise.square().sum(1)))
         moved = (1 - k) / 2 * surprise
         self.x, self.D = x + moved, D + level.spread(moved) / s**2
-        news_of_y = _twist(system, s, self.D) - expected
-        self.unevenness += float((weights * (news_of_y - weights @ news_of_y) ** 2).sum())
+        news_of_y = self._twist(s) - expected
+        self.unevenness += float(weights @ (news_of_y - weights @ news_of_y) ** 2)
         self.log_w = self.log_w + news_of_y
+
+    def _twist(self, nu: float) -> Tensor:
+        """log N(y; A D, S_nu), (K,); r = y - A D is kept."""
+        self.r = self.system.measurement.residual(self.D)
+        return self.system.at(nu, self.D).log_density(self.r)
 
     def finish(self, nu: float) -> tuple[Tensor, Tensor]:
         """x_0 and the last weights: the true likelihood against that of the proposal."""
-        x0 = _draw(self.system, nu, self.D, self.draws)
         m = self.system.measurement
+        off = self.system.at(nu, self.D).drawn(m, self.D, self.draws, self.r)
+        x0 = self.D + off
         if m.operator.linear and m.poisson is None:
             return x0, self.log_w
-        linear = m.predict(self.D) + m.jvp(self.D, x0 - self.D)
+        linear = m.y - self.r + m.jvp(self.D, off)
         proposed = -0.5 * ((m.y - linear).square() / m.variance).sum(1)
         return x0, self.log_w + m.log_prob(m.predict(x0)) - proposed
-
-
-def _draw(system: System, nu: float, D: Tensor, draws: Draws) -> Tensor:
-    """x_0 ~ N(D, C_nu) given y, (K, D)."""
-    level, m = system.at(nu, D), system.measurement
-    off = level.draw(draws.state())
-    return D + off + level.gain(m.residual(D) + m.noise(draws.measured()) - m.jvp(D, off))
-
-
-def _twist(system: System, nu: float, D: Tensor) -> Tensor:
-    """log N(y; A D, S_nu), (K,)."""
-    return system.at(nu, D).log_density(system.measurement.residual(D))
-
-
-def _foretold(system: System, nu: float, D: Tensor, mean: Tensor) -> Tensor:
-    """log N(y; A mean, S_nu), (K,), with A linearised at D."""
-    m = system.measurement
-    return system.at(nu, D).log_density(m.residual(D) - m.jvp(D, mean - D))
 
 
 @dataclass(frozen=True)

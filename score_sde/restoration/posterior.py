@@ -20,7 +20,6 @@ from score_sde.checks import Count, UserError, checked, require
 from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.restoration.algebra import System
 from score_sde.restoration.checks import check_options, check_problem, check_reach, check_scale
 from score_sde.restoration.denoiser import Denoiser, least_nu
 from score_sde.restoration.kernel import SampleDraws, gaussian_start
@@ -30,6 +29,7 @@ from score_sde.restoration.measurement import Noise, make_measurement
 from score_sde.restoration.operators import Operator
 from score_sde.restoration.reference import Reference, SmoothGaussian, White
 from score_sde.restoration.residuals import Residuals
+from score_sde.restoration.system import System
 from score_sde.scores import Rows, ScoreFn, take
 
 

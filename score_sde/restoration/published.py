@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from score_sde.checks import Count, Fraction, Positive, UserError, checked
-from score_sde.restoration.algebra import System
 from score_sde.restoration.chains import ancestral, begin, gibbs, mala
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.kernel import SampleDraws
 from score_sde.restoration.levels import karras
+from score_sde.restoration.system import System
 
 
 def _pinv(system: System, u: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ class Run:
         """Where what is made of it is written: its path, but for models that ship."""
         return pretrained.home(self.path)
 
-    @property
+    @cached_property
     def gaussian(self) -> ReferenceGaussian:
         """The Gaussian of the training data in the model's range, kept with the run.
 
