@@ -17,8 +17,8 @@ from score_sde.conditioning.rules import Projected
 from score_sde.conditioning.text import WordTable
 from score_sde.data.spec import DataSpec
 from score_sde.noise import SeededNoise
+from score_sde.runs.captions import read_prompts
 from score_sde.runs.cascade import enlarge
-from score_sde.runs.wish import read_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = DataSpec((3, 16, 16), 0.0, 255.0, 256, 127.5, 127.5, name="shapes")

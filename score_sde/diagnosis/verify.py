@@ -119,6 +119,11 @@ def _row(
     return VerifyRow(steps=steps or 0, nfe=calls, **figures), affine, draws
 
 
+def _settings(method: Any) -> dict[str, Any]:
+    """The fields of a method, if it has declared any."""
+    return dataclasses.asdict(cast(Any, method)) if dataclasses.is_dataclass(method) else {}
+
+
 @checked
 def verify(
     sde: SDE,
@@ -167,15 +172,12 @@ def verify(
         rows.append(row if row.steps else dataclasses.replace(row, steps=fixed))
 
     used = [row.steps for row in rows]
-    known = dataclasses.is_dataclass(facts)
-    settings: dict[str, Any] = dataclasses.asdict(cast(Any, facts)) if known else {}
     used_grid = (grid or facts.default_grid or sde.natural_grid) if named else "explicit"
-    settings |= {"grid": used_grid, "denoise": denoise}
     claim = getattr(facts, "claimed_order", getattr(facts, "order", None))
     return VerifyReport(
         process=str(sde),
         method=method if isinstance(method, str) else type(method).__name__,
-        settings=settings,
+        settings=_settings(facts) | {"grid": used_grid, "denoise": denoise},
         claimed_order=claim if draws == 1 else None,
         observed_order=None if adaptive else _slope(used, [row.error_rms for row in rows]),
         weak_order=_slope(used, [row.w2 for row in rows]) if affine and draws > 1 else None,

@@ -9,11 +9,12 @@ import torch
 
 from score_sde.plotting.pictures import picture_of
 from score_sde.runs import pretrained
+from score_sde.runs.captions import takes_prompts
 from score_sde.runs.load import load
 from score_sde.runs.run import Run
 from score_sde.runs.steering import class_names
 from score_sde.runs.weights import weights_of
-from score_sde.runs.wish import takes_prompts, trained_without
+from score_sde.runs.wish import trained_without
 
 
 @dataclass

@@ -141,13 +141,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(options, skip=skips and i >= (depth + 1) // 2) for i in range(depth)
         )
-        self.last_norm = make_norm(norm, width, 1e-6, modulation == "tokens")
-        self.last_modulation = nn.Linear(width, 2 * width) if modulation == "each" else None
-        table = torch.randn(2, width) / width**0.5
-        self.last_table = nn.Parameter(table) if modulation == "shared" else None
-        self.last = nn.Linear(width, patch**2 * self.out_channels)
-        image = self.out_channels
-        self.last_conv = nn.Conv2d(image, image, 3, padding=1) if last_conv else None
+        self._make_end(width, norm, last_conv)
         self._initialize()
 
     @classmethod
@@ -164,6 +158,16 @@ class Transformer(nn.Module):
         turns = axial_angles(*self.grid, width // heads) if positions == "rotary" else None
         self.register_buffer("angles", turns, persistent=False)
         self.learned = small(count, width) if positions == "learned" else None
+
+    def _make_end(self, width: int, norm: str, convolved: bool) -> None:
+        """From tokens to the patches of the result."""
+        self.last_norm = make_norm(norm, width, 1e-6, self.modulation == "tokens")
+        self.last_modulation = nn.Linear(width, 2 * width) if self.modulation == "each" else None
+        table = torch.randn(2, width) / width**0.5
+        self.last_table = nn.Parameter(table) if self.modulation == "shared" else None
+        image = self.out_channels
+        self.last = nn.Linear(width, self.patch**2 * image)
+        self.last_conv = nn.Conv2d(image, image, 3, padding=1) if convolved else None
 
     def _initialize(self) -> None:
         small_normal(self)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,27 +98,21 @@ def evaluate_to_files(
     if values is not None:
         raise RunError("--values are the points of a --sweep, which is not asked for.")
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options)
+    # What cannot be is said before samples are drawn.
     _check_sources(workdir, samples, data, reference, save)
     if resize is not None and samples is None:
         raise RunError("--resize is for --samples: a run's are of the data's size.")
-    if reference is not None and not holds_statistics(Path(reference)):
-        data, reference = str(reference), None
-    if per_class and reference is not None:
-        raise RunError("--per_class needs real items (--data); --reference has only their moments.")
-    wanted = _known_measures(measures)
-    if reference is not None and Path(reference).suffix != ".pkl":
-        load_statistics(Path(reference), "")  # before samples are drawn to compare with them
     if out is not None:
         check_place(out)
-    # What cannot be is said before samples are drawn; the default is by what the items are.
-    extractor = None if features is None else find_features(features, torch.empty(0))
+    if reference is not None and not holds_statistics(Path(reference)):
+        data, reference = str(reference), None
+    by = _criteria(features, reference, save, measures, few, per_class)
     with distributed.processes(pick_device(device)) as chosen:
         run = None if workdir is None else load(workdir, weights, str(chosen), step=step)
         real = None if reference is not None else _reference_data(run, data, split)
         if workdir is None and samples is None:
-            assert real is not None and save is not None
-            target = reference_features(real, find_features(extractor, stored_items(real, 1)))
-            _save(Path(save), target, real)
+            assert real is not None
+            by.keep(reference_features(real, by.extractor(stored_items(real, 1))), real)
             return None
         if run is not None:
             n = 2000 if num_samples is None else num_samples
@@ -130,9 +124,7 @@ def evaluate_to_files(
                 as_items(mine.items, "samples"), as_items(stored_items(real, 1), "items")
             )
         copies = copies_of(run, real, split, mine.items)
-        result = _judged(
-            run, real, mine, copies, extractor, reference, save, wanted, few, per_class
-        )
+        result = _judged(run, real, mine, copies, by)
         distributed.say(str(result))
         folder = Path(out) if out else (RunDirectory(run.home).evaluation if run else None)
         if folder is not None and distributed.is_writer():
@@ -140,12 +132,57 @@ def evaluate_to_files(
     return result
 
 
-def _known_measures(text: str | None) -> list[str] | None:
-    """The names of measures in a text with commas; None for all that apply."""
+@dataclass(frozen=True)
+class _Criteria:
+    """What samples are judged by.
+
+    features: None for those that suit the items. reference: a file of statistics in place of real
+    items; save: where those of the items go. measures: None for all that apply.
+    """
+
+    features: Features | None
+    reference: Path | None
+    save: Path | None
+    measures: Sequence[str] | None
+    few: bool
+    per_class: bool
+
+    def extractor(self, items: Tensor) -> Features:
+        """The features of these items."""
+        return find_features(self.features, items)
+
+    def keep(self, target: Featured, data: Data) -> None:
+        """Write the statistics of the reference, if they are wanted."""
+        if self.save is not None and distributed.is_writer():
+            said = {"data": f"{data.spec.name} ({data.split})"}
+            save_statistics(self.save, target, said)
+            print(f"statistics of {len(target)} items are in {self.save}")
+
+
+def _criteria(
+    features: str | None,
+    reference: str | Path | None,
+    save: str | Path | None,
+    measures: str | None,
+    few: bool,
+    per_class: bool,
+) -> _Criteria:
+    """UserError for features, measures and statistics that do not exist."""
+    if per_class and reference is not None:
+        raise RunError("--per_class needs real items (--data); --reference has only their moments.")
     every = dict.fromkeys((*OF_IMAGES, *OF_VECTORS, "cmmd"))
-    for name in (wanted := text.split(",") if text else []):
+    for name in (wanted := measures.split(",") if measures else []):
         named(every, name, "the measure")
-    return wanted or None
+    if reference is not None and Path(reference).suffix != ".pkl":
+        load_statistics(Path(reference), "")
+    return _Criteria(
+        None if features is None else find_features(features, torch.empty(0)),
+        None if reference is None else Path(reference),
+        None if save is None else Path(save),
+        wanted or None,
+        few,
+        per_class,
+    )
 
 
 def _judged(
@@ -153,27 +190,22 @@ def _judged(
     real: Data | None,
     mine: Drawn,
     copies: Copies | None,
-    features: Features | None,
-    reference: str | Path | None,
-    save: str | Path | None,
-    measures: Sequence[str] | None,
-    few: bool,
-    per_class: bool,
+    by: _Criteria,
 ) -> Report:
     """The report of samples, against real data or, where these are None, statistics of them."""
     facts = dict(mine.facts)
     items = as_items(mine.items, "samples")
-    extractor = find_features(features, mine.items)
+    extractor = by.extractor(mine.items)
     found = featured(extractor, items)
     if real is None:
-        statistics = load_statistics(Path(str(reference)), str(facts_of(extractor)["extractor"]))
-        return report(found, statistics, measures, few=few, protocol=facts,
+        assert by.reference is not None
+        statistics = load_statistics(by.reference, str(facts_of(extractor)["extractor"]))
+        return report(found, statistics, by.measures, few=by.few, protocol=facts,
                       copies=None if copies is None else copies.found)  # fmt: skip
     target = reference_features(real, extractor)
     facts |= {"reference": f"{real.spec.name} ({real.split})"}
-    if save is not None:
-        _save(Path(save), target, real)
-    result = report(found, target, measures, few=few, protocol=facts,
+    by.keep(target, real)
+    result = report(found, target, by.measures, few=by.few, protocol=facts,
                     copies=None if copies is None else copies.found)  # fmt: skip
     if run is None and not result.notes:
         said = of_the_reference(items, as_items(stored_items(real), "items"))
@@ -182,7 +214,7 @@ def _judged(
     if mine.labels is not None and getattr(extractor, "classes", None) == real.spec.classes:
         agrees = agreement(found, mine.labels, target, theirs)
         result = replace(result, measures={**result.measures, agrees.name: agrees})
-    if per_class:
+    if by.per_class:
         classes = by_class(found, target, mine.labels, theirs, real.spec.classes)
         result = replace(result, classes=classes)
     if run is not None and run.codec is not None:
@@ -251,12 +283,6 @@ def _read_samples(name: str, limit: int | None, real: Data | None, resize: Resiz
     labels = data.condition_items(range(n)).get("class_labels")
     facts = {"samples": name} | ({} if resize is None else {"resized": resize})
     return Drawn(stored_items(data, n), facts, labels)
-
-
-def _save(path: Path, target: Featured, data: Data) -> None:
-    if distributed.is_writer():
-        save_statistics(path, target, {"data": f"{data.spec.name} ({data.split})"})
-        print(f"statistics of {len(target)} items are in {path}")
 
 
 def _write(folder: Path, result: Report, split: str, copies: Copies | None, items: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from score_sde import distributed
-from score_sde.checks import Count, NonNegative, Seed, as_it_looks, check_size, checked
+from score_sde.checks import Count, NonNegative, Seed, as_it_looks, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.devices import pick_device
@@ -26,6 +26,7 @@ from score_sde.plotting.pictures import (
     image_array,
     picture_of,
 )
+from score_sde.runs.captions import captions_asked
 from score_sde.runs.cascade import check_upscaler, enlarge
 from score_sde.runs.classifier import load_classifier
 from score_sde.runs.directory import RunError
@@ -44,7 +45,7 @@ from score_sde.runs.outputs import (
 from score_sde.runs.run import Run
 from score_sde.runs.sampler import given_settings
 from score_sde.runs.steering import said_of_classes
-from score_sde.runs.wish import Wish, check_wish, labels_of, read_prompts
+from score_sde.runs.wish import Wish, check_wish, labels_of
 from score_sde.sampling import (
     SampleResult,
     SamplingSettings,
@@ -107,18 +108,17 @@ def sample_to_files(
     given again.
     """
     changes = given_settings(sampling, method, steps, nfe, grid, batch_size, options, tolerance)
-    captions, n = _captions(prompt, prompts, num_samples)
+    captions, n = captions_asked(prompt, prompts, num_samples)
     start = _start(init, strength)
     if film and (init is not None or upscale is not None):
         raise RunError("--film shows the way from noise: it goes without --init and --upscale.")
     with distributed.processes(pick_device(device)) as chosen:
         run = load(workdir, weights, str(chosen), step=step)
-        weaker, leader = None, None
+        weaker = None
         if against is not None or against_weights is not None or against_step is not None:
             which = against_weights or weights
             weaker = load(against or workdir, which, str(chosen), step=against_step)
-        if classifier is not None:
-            leader = load_classifier(classifier, weights, str(chosen))
+        leader = None if classifier is None else load_classifier(classifier, weights, str(chosen))
         large = None if upscale is None else load(upscale, weights, str(chosen))
         seeds = range(first_seed, first_seed + n)
         labels = labels_of(run, class_labels, seeds, leader)
@@ -141,28 +141,12 @@ def sample_to_files(
         if distributed.is_writer():
             if output.facts is None:
                 task.write(output)
-            if film and not (output.folder / "film.gif").is_file():
-                first = range(min(n, 16))
-                found = make_film(run, len(first), first_seed, wish=wish.part(first), **changes)
-                write_film(found, run.item_spec, output.folder / "film.gif")
+            if film:
+                task.film(output.folder / "film.gif")
         distributed.wait()
         distributed.say(str((output.facts or {}).get("line")))
         distributed.say(f"{n} samples are in {output.folder}")
     return output.folder
-
-
-def _captions(
-    prompt: str | None, prompts: str | Path | None, num_samples: int | None
-) -> tuple[list[str] | None, int]:
-    """A caption for each sample, None without captions; and how many samples there are."""
-    check_size(64 * (num_samples or 0), "so many samples")
-    if prompt is not None and prompts is not None:
-        raise RunError("give prompt or prompts, not both.")
-    if prompts is not None:
-        captions = read_prompts(prompts, num_samples)
-        return captions, num_samples or len(captions)
-    n = num_samples or 64
-    return None if prompt is None else [prompt] * n, n
 
 
 def _start(init: str | Path | None, strength: float | None) -> dict[str, Any]:
@@ -263,6 +247,14 @@ class _Task:
         if self.labels is not None:
             about["class_labels"] = self.labels.tolist()
         output.finish(about, files)
+
+    def film(self, path: Path) -> None:
+        """The way of the first 16 from noise, unless it is there."""
+        if not path.is_file():
+            rows = range(min(len(self.seeds), 16))
+            wish = self.wish.part(rows)
+            found = make_film(self.run, len(rows), self.seeds[0], wish=wish, **self.changes)
+            write_film(found, self.run.item_spec, path)
 
 
 def _write_samples(

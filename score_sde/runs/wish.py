@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -17,15 +16,13 @@ from torch import Tensor
 from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of
 from score_sde.conditioning.guidance import check_guidance
 from score_sde.conditioning.rules import BESIDE, make_rule
-from score_sde.conditioning.text import check_captions
 from score_sde.models import FlowMap
+from score_sde.runs.captions import Prompt, prompts_of, takes_prompts
 from score_sde.runs.directory import RunError
 
 if TYPE_CHECKING:
     from score_sde.runs.classifier import Classifier
     from score_sde.runs.run import Run
-
-Prompt = str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,8 @@ def check_wish(run: Run, wish: Wish, n: int) -> Captions:
         )
     speaker = run if wish.prior is None else wish.prior
     check_prior(run, wish.prior, wish.prompt is not None)
-    prompts = _prompts(speaker, wish.prompt, n, "prompt")
-    negative = _prompts(speaker, wish.negative_prompt, n, "negative_prompt")
+    prompts = prompts_of(speaker, wish.prompt, n, "prompt")
+    negative = prompts_of(speaker, wish.negative_prompt, n, "negative_prompt")
     labels = labels_of(run, wish.class_labels, range(n), wish.classifier)
     rescale, threshold = (wish.options.get(name) for name in BESIDE)
     check_guidance(
@@ -278,49 +275,3 @@ def trained_without(run: Run) -> bool:
 def always_told_a_picture(run: Run) -> bool:
     """Whether the network was told a picture beside x, and never went without."""
     return bool(getattr(run.score.net, "picture", 0)) and not trained_without(run)
-
-
-def takes_prompts(run: Run) -> bool:
-    """Whether it was trained with captions."""
-    return bool((run.config.get("conditioning") or {}).get("text"))
-
-
-def _prompts(run: Run, given: Prompt, n: int, what: str) -> tuple[str, ...] | None:
-    """One caption for each of n samples; None without any."""
-    if given is None:
-        return None
-    if not takes_prompts(run):
-        raise RunError(
-            f"{run.path} was trained without captions, so it takes no {what}. Train one with "
-            "configs/text_emoji.py, or with conditioning.text on captioned data."
-        )
-    captions = [given] * n if isinstance(given, str) else list(given)
-    if len(captions) > n:
-        raise RunError(
-            f"{len(captions)} captions of {what} are more than {n} samples: give --num_samples "
-            f"{len(captions)} or more."
-        )
-    if len(captions) != n:
-        raise RunError(f"{n} samples need one {what} for all or {n}; got {len(captions)}.")
-    check_captions(captions)
-    return tuple(captions)
-
-
-def read_prompts(path: str | Path, n: int | None) -> list[str]:
-    """Captions of a text file, a line each; in turn for n samples, or once.
-
-    RunError for a file that is not there, is empty, or has an empty line among others.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"the prompts of {path} cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise RunError(f"line {number} of {path} is empty: give a caption in each line.")
-    if n is not None and len(lines) > n:
-        raise RunError(
-            f"{path} has {len(lines)} prompts, more than {n} samples: give --num_samples "
-            f"{len(lines)}."
-        )
-    return [lines[i % len(lines)] for i in range(len(lines) if n is None else n)]

@@ -90,12 +90,7 @@ def make_plan(
     """The plan of a call of `sample`, whose arguments these are; UserError if they make none."""
     recipe = grid if isinstance(grid, Recipe) else None
     if recipe is not None:
-        recipe.check(sde)
-        if method not in (None, "adams"):
-            raise UserError(
-                f"a recipe is a grid for adams, and the method is {method}: leave that out, or "
-                "give the recipe's times as the grid."
-            )
+        check_recipe(recipe, sde, method)
         options = {"data_std": recipe.data_std, "order": recipe.order, **options}
         grid = recipe.times
     if method is None:
@@ -132,6 +127,16 @@ def make_plan(
         score_dtype=score_dtype,
         device=torch.device(device or ("cpu" if x_T is None else x_T.device)),
     )
+
+
+def check_recipe(recipe: Recipe, sde: SDE, method: str | Predictor[Any] | None) -> None:
+    """UserError unless a recipe is for this process, and no other method than its own is named."""
+    recipe.check(sde)
+    if method not in (None, "adams"):
+        raise UserError(
+            f"a recipe is a grid for adams, and the method is {method}: leave that out, or "
+            "give the recipe's times as the grid."
+        )
 
 
 def check_shape(shape: Sequence[int] | None, x_T: Tensor | None) -> tuple[int, ...]:
