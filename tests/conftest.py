@@ -45,7 +45,7 @@ settings.load_profile("same")
 LONGEST = ["diagnose", "shapes", "notebooks", "outputs", "diagnose_images", "sharding", "resume"]
 LONGEST += ["sharded_checkpoints", "distributed", "docs", "explorer_browser", "run", "solvers"]
 LONGEST += ["sampling", "verify", "likelihood", "labels", "analysis", "logs", "hostile"]
-APART = {"notebooks", "outputs", "diagnose_images", "explorer_browser", "distributed", "resume"}
+APART = {"notebooks", "outputs", "explorer_browser", "distributed", "resume"}
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import hashlib
 
 import pytest
 import torch
 from torch import nn
 
 from score_sde import load
-from score_sde.diagnosis import fields
+from score_sde.diagnosis import denoising, fields
 from score_sde.diagnosis.denoising import deaf
 from score_sde.diagnosis.diagnose import diagnose_model
 from score_sde.diagnosis.subject import Subject
@@ -17,6 +18,23 @@ from score_sde.runs.diagnose import _items
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 N = 24  # items at each level, few, which makes it silent rather than wrong
+
+
+class Asked(nn.Module):
+    """A network that says again what it said of the same input: most faults ask it the same."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.said = net, {}
+
+    def forward(self, x, noise_label):
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self.net(x, noise_label)
+        given = x.numpy().tobytes() + noise_label.numpy().tobytes()
+        key = hashlib.sha256(given).digest()
+        if key not in self.said:
+            self.said[key] = self.net(x, noise_label)
+        return self.said[key].clone()
 
 
 class Around(nn.Module):
@@ -31,8 +49,10 @@ class Around(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def no_fokker_planck(monkeypatch):
-    """No cause looks at it, and it would be a third of the work; test_fields holds it."""
+def fewer_measurements(monkeypatch):
+    """Seven noise levels of nine; and no Fokker-Planck equation, which test_fields holds: no cause
+    looks at it."""
+    monkeypatch.setattr(denoising, "LEVELS", 7)
     monkeypatch.setattr(fields, "fokker_planck_residual", lambda *_: torch.full((1,), torch.nan))
 
 
@@ -40,13 +60,14 @@ def no_fokker_planck(monkeypatch):
 def garments():
     run = load("fashion", device="cpu")
     train, held_out, _, _ = _items(run, None)
-    return run.score, train[:2000], held_out[:500], run.data_spec
+    model = run.score.with_net(Asked(run.score.net))
+    return model, train[:2000], held_out[:500], run.data_spec
 
 
 def fresh(model):
     """The same network with the weights of a start."""
     torch.manual_seed(0)
-    net = copy.deepcopy(model.net)
+    net = copy.deepcopy(model.net.net)
     for value in net.parameters():
         if value.ndim > 1:
             nn.init.kaiming_uniform_(value.data)

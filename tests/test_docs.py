@@ -71,8 +71,9 @@ def test_quick_start_page_runs(tmp_path, monkeypatch):
     lines = [line for line in lines if "vp_fashion" in line]
     assert len(lines) == 2
     train = [a.replace("configs/vp_fashion.py", "vp_fashion") for a in shlex.split(lines[0])]
-    less = ["--config.training.minutes=0.2", "--config.net.width=24", "--config.net.heads=1"]
-    assert command(*train, *less, "--config.training.sample_nfe=5") == 0
+    less = ["--config.training.minutes=0", "--config.training.steps=25", "--config.net.width=24"]
+    less += ["--config.net.heads=1", "--config.training.sample_nfe=5"]
+    assert command(*train, *less) == 0
     assert command(*shlex.split(lines[1])) == 0
     assert len(list(tmp_path.glob("runs/vp_fashion/samples/*/0*.png"))) == 64
     (block,) = [b for b in blocks(page, "python") if b.startswith(TRAINED)]

@@ -52,7 +52,8 @@ def small_trainer(**settings) -> Trainer:
     """Without dropout, whose masks depend on how a batch is divided."""
     torch.manual_seed(0)
     options = {"attention": (8,), "embedding": "fourier"}  # with a tensor that is not trained
-    net = UNet(1, (8, 8), width=16, multipliers=(1,), blocks=1, **options)
+    options |= {"blocks": 1, "decoder_blocks": 1, "middle": ("block",)}
+    net = UNet(1, (8, 8), width=16, multipliers=(1,), **options)
     chosen = TrainingSettings(**{"batch_size": 8, "steps": 60, "warmup_steps": 5, **settings})
     model = ScoreModel(net, VPSDE(), time_input="log_sigma")
     return Trainer(in_fast_layout(model), ScoreMatching(), chosen)
