@@ -58,6 +58,24 @@ def stretched(dim: int, ratio: float, scale: float = 0.5) -> Gaussian:
     return Gaussian(torch.zeros(dim), (scale * stds / stds.square().mean().sqrt()) ** 2)
 
 
+def digits(scale: float = 0.5) -> GaussianMixture:
+    """A Gaussian a digit of scikit-learn's 8 x 8 images, 64-D: an ill-conditioned covariance each.
+
+    Needs scikit-learn.
+    """
+    from sklearn.datasets import load_digits
+
+    items = load_digits()
+    x, labels = torch.from_numpy(items.data / 8 - 1), torch.from_numpy(items.target)
+    parts = [x[labels == digit] for digit in range(10)]
+    covariances = torch.stack([torch.cov(part.T) for part in parts])
+    covariances = covariances + 1e-3 * torch.eye(64, dtype=F64)
+    means = torch.stack([part.mean(0) for part in parts]) - x.mean(0)
+    weights = torch.tensor([len(part) for part in parts], dtype=F64)
+    unit = scale / GaussianMixture(weights, means, covariances).std()
+    return GaussianMixture(weights, unit * means, unit**2 * covariances)
+
+
 def problems(seed: int = 0) -> list[Problem]:
     """Ten of them: 2 to 100 coordinates, widths up to 200:1, every process."""
     return [

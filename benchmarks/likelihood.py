@@ -14,6 +14,7 @@ same tolerance, with the same probe. `--speed` prints the ratio of times, and me
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -22,16 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exact_problems import clusters, ring
+from exact_problems import clusters, digits, ring
 from torch import Tensor
 from torchdiffeq import odeint
 
 from score_sde import (
-    VESDE,
-    VPSDE,
     Gaussian,
     GaussianMixture,
-    SubVPSDE,
     build,
     load,
     log_likelihood,
@@ -40,8 +38,7 @@ from score_sde.noise import SeededNoise
 from score_sde.ode.divergence import score_and_traces
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-F64 = torch.float64
-SONG = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE()}
+from known_data import DATA, F64, SONG, at_t_min  # noqa: E402
 
 
 def plain(sde, score, x: Tensor, probe: Tensor | None, tolerance: float) -> tuple[Tensor, int]:
@@ -73,8 +70,6 @@ def plain(sde, score, x: Tensor, probe: Tensor | None, tolerance: float) -> tupl
 
 def errors() -> None:
     """Mean |error| in nats, exact divergence, against the exact density at t_min."""
-    from known_data import DATA, at_t_min
-
     for name, data in DATA.items():
         x = data.sample(32, 1)
         for process, sde in SONG.items():
@@ -129,28 +124,30 @@ def cover(points: int, divergence: str) -> None:
     print(f"all: covers {sum(held) / len(held):.1%}, least {min(held):.1%}, most {max(held):.1%}")
 
 
-def few() -> None:
-    """Mean |error| in nats against the data's exact density, 48 evaluations, a scalar std alone.
+def few(points: int) -> None:
+    """Mean |error| in nats against the data's exact density, few evaluations, a scalar std alone.
 
-    What is below t_min is corrected exactly where one component matters (see `truncation`), and
-    what need not be integrated takes no evaluations: the larger t_min, the better, up to where
-    components meet.
+    Solved from t_min of the levels sigma/alpha in the head. What is below t_min is corrected
+    exactly where one component matters (see `truncation`), and what need not be integrated takes no
+    evaluations: the larger t_min, the better, up to where components meet.
     """
-    from test_likelihood import DATA
-
     low_rank = clusters_of_rank(64, 16, 6, 0.007)
     gaussian = Gaussian(torch.zeros(24), torch.logspace(0, -2, 24, dtype=F64).square())
-    sets = {**DATA, "Gaussian, 24-D, .01": gaussian, "low rank, 64-D, .007": low_rank}
+    sets = {**DATA, "digits": digits(), "Gaussian .01": gaussian, "low rank .007": low_rank}
+    levels = (0.0105, 0.03, 0.1)
     for name, data in sets.items():
-        x, line = data.sample(16, 1), f"{name:20s}"
-        truth = data.log_prob(x)
-        for t_min in (1e-3, 3e-3, 1e-2, 2e-2, 4e-2):
-            result = log_likelihood(
-                VPSDE(), data.score(VPSDE()), x, nfe=48, t_min=t_min, data_std=data.std(), check=0,
-                divergence="exact",
-            )  # fmt: skip
-            line += f" | t_min {t_min:g}: {float((result.nats - truth).abs().mean()):.1e}"
-        print(f"{line} ({result.nfe})", flush=True)
+        for process, sde in SONG.items():
+            x, line = data.sample(points, 1), f"{name:14s} {process:6s}"
+            for nfe in (48, 128) if data is low_rank else (48,):
+                for level in levels:
+                    log_snr = torch.tensor(-2 * math.log(level), dtype=F64)
+                    found = log_likelihood(
+                        sde, data.score(sde), x, nfe=nfe, t_min=float(sde.time_of_log_snr(log_snr)),
+                        data_std=data.std(), check=0, divergence="exact",
+                    )  # fmt: skip
+                    error = float((found.nats - data.log_prob(x)).abs().mean())
+                    line += f" | {level:g} ({found.nfe}): {error:.1e}"
+            print(line, flush=True)
 
 
 def clusters_of_rank(dim: int, modes: int, rank: int, least: float) -> GaussianMixture:
@@ -222,17 +219,17 @@ if __name__ == "__main__":
     parser.add_argument("--cover", action="store_true", help="of the intervals")
     parser.add_argument("--few", action="store_true", help="evaluations")
     parser.add_argument("--divergence", default="auto", help="of --cover: hutchinson, for instance")
-    parser.add_argument("--points", type=int, default=256, help="of each set and process")
+    parser.add_argument("--points", type=int, help="of each set and process; 256, or 32 of few")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--precision", default="fp32", help="of the network")
     arguments = parser.parse_args()
     if arguments.cover:
         torch.set_num_threads(1)
-        cover(arguments.points, arguments.divergence)
+        cover(arguments.points or 256, arguments.divergence)
     elif arguments.few:
         torch.set_num_threads(1)
-        few()
+        few(arguments.points or 32)
     elif arguments.speed:
         speed(arguments.speed, arguments.repeats, arguments.batch, arguments.precision)
     else:

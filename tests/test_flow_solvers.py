@@ -126,7 +126,7 @@ def test_the_adams_method_has_its_order():
         errors = []
         for steps in (64, 128):
             nodes = torch.linspace(0, 2, steps + 1, dtype=F64)
-            error = (integrate(slope, state, nodes, order).state - exact).abs()
+            error = (integrate(slope, state, nodes, order) - exact).abs()
             errors.append([error[:, :2].max(), error[:, 2]])
         rates = [math.log2(float(a / b)) for a, b in zip(*errors, strict=True)]
         assert rates[0] == pytest.approx(order + 1, abs=0.3), rates

@@ -82,9 +82,9 @@ def _carry(
         # Data stand for x/alpha at t_min: alpha is 1 there but for rounding, and x is then exact.
         if forward:
             z = frame.to_z(piece.flatten(1).to(frame.mean), low)
-            chunks.append(flow.state(integrate(flow.slope, z, nodes).state, high))
+            chunks.append(flow.state(integrate(flow.slope, z, nodes), high))
         else:
-            z = integrate(flow.slope, flow.coordinates(piece, high), nodes).state
+            z = integrate(flow.slope, flow.coordinates(piece, high), nodes)
             chunks.append(frame.to_y(z, low).reshape(-1, *shape).to(x.dtype))
     return torch.cat(chunks)
 

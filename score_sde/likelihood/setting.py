@@ -58,4 +58,4 @@ def frame_of(x: Tensor, gaussian: Gaussian | None, data_std: float | None) -> tu
 def clock_of(frame: Frame, sd: float, adaptive: bool = False) -> Clock:
     """The clock, from the scales of the data; adaptive steps need less help near them."""
     widest = float(frame.variances.max().sqrt())
-    return Clock((0.1 if adaptive else 0.03) * sd, 2 * max(widest, sd))
+    return Clock((0.1 if adaptive else 0.03) * sd, 3 * max(widest, sd))

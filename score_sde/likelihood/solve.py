@@ -18,14 +18,16 @@ from score_sde.checks import Count, Positive, Size, UserError, validated
 from score_sde.likelihood.truncation import growth
 from score_sde.noise import SeededNoise
 from score_sde.ode.adaptive import StoppedError, integrate_each
+from score_sde.ode.along import LESS, Along
 from score_sde.ode.clock import Clock
 from score_sde.ode.divergence import score_and_traces
 from score_sde.ode.flow import Counted, Flow, levels, work_dtype
 from score_sde.ode.frames import Frame
-from score_sde.ode.multistep import Solution, integrate
+from score_sde.ode.multistep import integrate
 from score_sde.ode.solve import ODEError
 from score_sde.processes.sdes import SDE
 
+AGAIN = 2  # of the first states that are corrected, and asked about again, so that a path is smooth
 EXACT_UP_TO = 64  # coordinates, for divergence="auto"
 Evaluations = Annotated[Size, Field(ge=8)]
 
@@ -37,6 +39,19 @@ class Solved(NamedTuple):
     error: Tensor
     truncation_error: Tensor
     latent: Tensor
+
+
+class End(NamedTuple):
+    """What a flow has come to.
+
+    z: where (B, D). asked: where its density is known to have grown by ``growth`` (B, K), as far as
+    ``error`` (B,).
+    """
+
+    z: Tensor
+    asked: Tensor
+    growth: Tensor
+    error: Tensor
 
 
 @validated("likelihood")
@@ -115,17 +130,15 @@ class Solve:
         if self.by.truncation == "corrected":
             correction, cut = growth(flow, y, low, look)
         left = self.by.nfe - (score.whole.calls - before) - 2 * (self.by.prior == "matched")
-        end, change = self._integrate(flow, z, flow.turn(z, low, value, traces), low, high, left)
-        dim, latent = flow.dim, flow.state(end[:, : flow.dim], high)
-        # Of log N(z; 0, I) - log p(z)'s growth, to first order.
-        error = ((end * change)[:, :dim].sum(1) + change[:, dim:].mean(1)).abs()
+        end = self._integrate(flow, z, flow.turn(z, low, value, traces), low, high, left)
+        dim = flow.dim
         to_y = frame.log_scale(high, dim) - frame.log_scale(low, dim)
         to_y += dim * math.log(float(flow.time(high)[1]))
-        log_p = self._log_prior(flow, latent) + to_y - end[:, dim:] - correction
+        log_p = self._log_prior(flow, flow.state(end.asked, high)) + to_y - end.growth - correction
         if noise is not None:
             off = low * noise + low**2 * frame.unrotate(value)  # D(y) - x
             log_p = log_p + 0.5 * (noise.square() - off.square() / low**2).sum(1, keepdim=True)
-        return Solved(log_p, error, cut, latent)
+        return Solved(log_p, end.error, cut, flow.state(end.z, high))
 
     def finer(self) -> Solve:
         """The same with half as many evaluations more, or a third of the tolerance."""
@@ -150,16 +163,26 @@ class Solve:
 
     def _integrate(
         self, flow: Flow, z: Tensor, first: Tensor, low: Tensor, high: Tensor, evaluations: int
-    ) -> Solution:
-        """(z, growth of log p(z)) (B, D + K) at the level ``high``."""
+    ) -> End:
+        """What the flow comes to at the level ``high``."""
         start, end = flow.clock.u(float(low)), flow.clock.u(float(high))
-        state = torch.cat([z, torch.zeros_like(first[:, flow.dim :])], 1)
+        state, dim = torch.cat([z, torch.zeros_like(first[:, flow.dim :])], 1), flow.dim
         if self.by.solver == "adams":
-            nodes = torch.linspace(start, end, evaluations + 1, dtype=torch.float64)
-            return integrate(flow.slope, state, nodes, first=first)
-        parts = (flow.dim, state.shape[1] - flow.dim)
+            again = AGAIN if evaluations > 4 * AGAIN else 0
+            nodes = torch.linspace(start, end, evaluations - again + 1, dtype=torch.float64)
+            paths = Along(nodes), Along(nodes, LESS)
+
+            def visit(u: Tensor, state: Tensor, slope: Tensor) -> None:
+                for path in paths:
+                    path.visit(flow.node(state, slope, u))
+
+            reached = integrate(flow.slope, state, nodes, first=first, again=again, visit=visit)
+            growth, less = (path.change for path in paths)
+            error = (growth - less).mean(1).abs()
+            return End(reached[:, :dim], paths[0].held[-1].state, growth, error)
+        parts = [dim, state.shape[1] - dim]
         try:
-            return integrate_each(
+            found = integrate_each(
                 flow, state, start, end, self.by.rtol, self.by.atol, self.by.max_evaluations, parts
             )
         except StoppedError as error:
@@ -168,6 +191,10 @@ class Solve:
                 f"The flow stopped at t={where:.3g} {error}. Check that the score is finite; else "
                 "loosen rtol and atol, raise t_min, or use solver=adams with nfe."
             ) from error
+        (z, growth), change = found.state.split(parts, 1), found.state * found.change
+        # Of log N(z; 0, I) - log p(z)'s growth, to first order.
+        error = change[:, :dim].sum(1) + found.change[:, dim:].mean(1)
+        return End(z, z, growth, error.abs())
 
     def _log_prior(self, flow: Flow, latent: Tensor) -> Tensor:
         """log p_T(x_T), (B, 1 or K)."""

@@ -8,12 +8,11 @@ arrived leaves the batch, and one that rejects a step repeats it alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from score_sde.ode.multistep import Solution
 from score_sde.scores import Rows
 
 # The stages, and the difference of the two results.
@@ -40,6 +39,13 @@ class Field(Protocol):
 
     def take(self, rows: Rows) -> Field:
         """The field of these samples."""
+
+
+class Solution(NamedTuple):
+    """The state at the end, and the sum of the sizes of all steps' errors, like it."""
+
+    state: Tensor
+    change: Tensor
 
 
 class StoppedError(RuntimeError):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from score_sde.ode.adaptive import Slope
+from score_sde.ode.along import Node
 from score_sde.ode.clock import Clock
 from score_sde.ode.divergence import score_and_jacobian, score_and_traces
 from score_sde.ode.frames import Frame
@@ -144,6 +145,15 @@ class Flow:
         if not self.traced:
             return dz
         return torch.cat([dz, pace * (traces + self._gaussian_trace(scale, z))], 1)
+
+    def node(self, state: Tensor, slope: Tensor, u: Tensor) -> Node:
+        """A state (B, D + K) of a path at time u (), with its slope and the gradient of log p(z).
+
+        dz/du = -pace (score + z/scale) / scale, and the gradient by z is that by y times scale.
+        """
+        s, z, f = self.clock.level(u), state[:, : self.dim], slope[:, : self.dim]
+        gradient = -z - self.frame.scale(s) ** 2 / (s * self.clock.speed(s)).to(z) * f
+        return Node(z, f, gradient, slope[:, self.dim :])
 
     def _gaussian_trace(self, scale: Tensor, z: Tensor) -> Tensor:
         """tr (s^2 + v)^{-1}, or the probes' estimate of it, (B, K)."""

@@ -147,24 +147,21 @@ class History:
         return combine(base, self.values, step.ahead)
 
 
-class Solution(NamedTuple):
-    """The state at the end, and how it differs from what one order less would give."""
-
-    state: Tensor
-    change: Tensor
-
-
 def integrate(
     slope: Callable[[Tensor, Tensor], Tensor],
     state: Tensor,
     nodes: Tensor,
     order: int = 3,
     first: Tensor | None = None,
-) -> Solution:
+    again: int = 0,
+    visit: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+) -> Tensor:
     """The state at the last node of dy/du = slope(y, u) that is ``state`` at the first.
 
     nodes: (N + 1,) float64, rising or falling. N + 1 evaluations, the last at the end itself; one
-    less if the ``first`` slope is known.
+    less if the ``first`` slope is known, and one more for each of the first nodes (of the order, at
+    most) that are evaluated ``again`` once they are corrected. visit: called with the u, state and
+    slope of every node, as they were evaluated.
     """
     steps = len(nodes) - 1
 
@@ -172,15 +169,16 @@ def integrate(
         return weights(nodes[start], nodes[end], nodes[at])
 
     table = step_weights(steps, order, True, order, integral)
-    lower = step_weights(steps, max(order - 1, 1), True, order, integral)
-    history, change = History(), torch.zeros_like(state)
+    history = History()
     for i, u in enumerate(nodes.unbind()):
         value = first if i == 0 and first is not None else slope(state, u)
-        state = history.evaluated(state, value, most=order + 1)
-        if i >= order:
-            less = [*(lower[i - 1].back or []), 0.0]
-            lost = [w - v for w, v in zip(table[i - 1].back or [], less, strict=True)]
-            change = combine(change, history.values, lost)
+        asked, state = state, history.evaluated(state, value, most=order + 1)
+        if 0 < i <= again:
+            asked, value = state, slope(state, u)
+            history.values.pop(0)
+            state = history.evaluated(state, value, most=order + 1)
+        if visit is not None:
+            visit(u, asked, value)
         if i < steps:
             state = history.predict(history.begin(state), table[i])
-    return Solution(state, change)
+    return state
