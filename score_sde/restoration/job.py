@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from score_sde.processes.sdes import SDE
+from score_sde.restoration.average import Averages, Course
 from score_sde.restoration.denoiser import Denoiser, rows_at_once
 from score_sde.restoration.kernel import run_kernel
 from score_sde.restoration.means import MEANS
@@ -30,9 +31,13 @@ Group = tuple[int, Sequence[int]]
 
 @dataclass(frozen=True)
 class Part:
-    """What one group came to; facts: ess, temper, log_evidence, nfe, products, collapsed."""
+    """What one group came to; facts: ess, temper, log_evidence, nfe, products, collapsed.
+
+    x: draws (n, D). mean: the estimate of E[x_0 | y], (D,).
+    """
 
     x: Tensor
+    mean: Tensor
     facts: list[float]
 
 
@@ -102,7 +107,7 @@ class Job:
         options = {**self.options, "planned": planned}
         x, cloud = run_particles(system, denoiser, n, self.nfe, seeds, **options)
         facts = [effective(cloud.log_w) / len(cloud.log_w), cloud.temper, cloud.log_evidence]
-        return Part(x, [*facts, denoiser.rows / n, denoiser.products / n, 0.0])
+        return Part(x, cloud.mean, [*facts, denoiser.rows / n, denoiser.products / n, 0.0])
 
     def _independent(self, name: str, groups: list[Group], nfe: int, chosen: bool) -> list[Part]:
         """Draws that are independent of one another, of all groups together.
@@ -111,17 +116,19 @@ class Job:
         """
         measurement, size = self.system.measurement, rows_at_once(self.batch_size, self.entries)
         which = torch.tensor([g for g, seeds in groups for _ in seeds], device=measurement.y.device)
-        seeds = [seed for _, seeds in groups for seed in seeds]
-        chunks, rows, products = [], 0, 0
+        seeds, sizes = [seed for _, seeds in groups for seed in seeds], [len(s) for _, s in groups]
+        chunks, averages, rows, products = [], Averages(sizes), 0, 0
         for i in range(0, len(seeds), size):
-            at = which[i : i + size]
+            at, course = which[i : i + size], Course()
             measured, denoiser = measurement.rows(at), self._denoiser(at)
-            chunks.append(self._draw(name, measured, denoiser, seeds[i : i + size], nfe, chosen))
+            some = seeds[i : i + size]
+            chunks.append(self._draw(name, measured, denoiser, some, nfe, chosen, course))
+            averages.add(course, chunks[-1])
             rows, products = rows + denoiser.rows, products + denoiser.products
         spent = [rows / len(seeds), products / len(seeds)]
         facts = [1.0, 1.0, float("nan"), *spent, float(chosen)]
-        split = torch.cat(chunks).split([len(seeds) for _, seeds in groups])
-        return [Part(x, list(facts)) for x in split]
+        draws = torch.cat(chunks).split(sizes)
+        return [Part(x, mean, list(facts)) for x, mean in zip(draws, averages.means, strict=True)]
 
     def _draw(
         self,
@@ -131,6 +138,7 @@ class Job:
         seeds: Sequence[int],
         nfe: int,
         chosen: bool,
+        course: Course,
     ) -> Tensor:
         """A draw (B, D) for each seed and row of the measurement."""
         if name in SAMPLERS:
@@ -141,7 +149,7 @@ class Job:
             options = {"kernel": "seen"}  # pictures: no grain, see `kernel`
         of_kernel = {key: v for key, v in options.items() if key in OF_KERNEL}
         own = {key: v for key, v in options.items() if key not in OF_KERNEL}
-        return run_kernel(told, denoiser, MEANS[name], own, seeds, nfe, **of_kernel)
+        return run_kernel(told, denoiser, MEANS[name], own, seeds, nfe, course=course, **of_kernel)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from score_sde.checks import Fraction, Positive, UserError, checked, require
 from score_sde.noise import SeededNoise
 from score_sde.restoration.algebra import Level
+from score_sde.restoration.average import Course
 from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.levels import humped, starting_level
 from score_sde.restoration.means import Method, Point, mean_at
@@ -82,12 +83,13 @@ def run_kernel(
     kernel: str | None = None,
     fresh: Fraction = 0.3,
     levels: Sequence[Positive] | None = None,
+    course: Course | None = None,
 ) -> Tensor:
     """One draw (B, D) for each seed, of at most ``nfe`` evaluations and products.
 
     Starts at 5 times the data's largest standard deviation from a draw of the reference Gaussian
     given y. kernel: of `KERNELS`, or the one that the method was published with. fresh: the share
-    of new noise of kernel="renoise".
+    of new noise of kernel="renoise". course: is told of D_y on the way.
     """
     kernel = kernel or method.kernel
     if kernel not in KERNELS:
@@ -103,11 +105,13 @@ def run_kernel(
     draws = SampleDraws(seeds, system.lam, system.lam.numel(), m.y.shape[1])
     x = gaussian_start(system, draws, len(seeds), levels[0])
     foretold, share = None, 0.0
-    for nu, s in zip(levels, [*levels[1:], 0.0], strict=True):
+    for i, (nu, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
         p, D_y = mean_at(method, options, system, denoiser, x, nu)
         D, level, k = p.D, p.level, (s / nu) ** 2
         if foretold is not None:
             x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
+        if course is not None:
+            course.add(i, len(levels), D_y)
         if kernel == "seen":
             x0 = D_y + seen_noise(level, p, D_y, draws)
         else:

@@ -51,7 +51,8 @@ class Cloud:
     log_evidence: of log p(y), NaN where |S_nu| is not known (`System.normalised`). temper: the
     smallest power that weights were raised to. surprise: per step, see `levels.fitted`. unevenness:
     the variance of the log-weights of all steps together; the more, the more particles are needed.
-    ancestors: how many of the first have descendants.
+    ancestors: how many of the first have descendants. mean: of x_0 by these weights (D,), less the
+    noise of the last draw where the weights do not see it.
     """
 
     x: Tensor
@@ -61,6 +62,7 @@ class Cloud:
     surprise: list[float]
     unevenness: float
     ancestors: int
+    mean: Tensor
 
 
 class Draws:
@@ -150,10 +152,12 @@ class Particles:
             if effective(self.log_w) < self.count / 2:
                 self.resample()
             self.step(nu, s)
-        x, log_w = self.finish(levels[-1])
+        x, log_w, expected = self.finish(levels[-1])
         evidence = self.log_evidence + float(log_w.logsumexp(0)) - math.log(self.count)
         ancestors = len(self.origin.unique())
-        return Cloud(x, log_w, evidence, self.temper, self.surprise, self.unevenness, ancestors)
+        mean = log_w.softmax(0) @ expected
+        told = self.temper, self.surprise, self.unevenness, ancestors, mean
+        return Cloud(x, log_w, evidence, *told)
 
     def start(self, nu: float) -> None:
         """x = draw of the Gaussian given y + nu e, weighed by what the Gaussian had foretold."""
@@ -204,16 +208,16 @@ class Particles:
         self.r = self.system.measurement.residual(self.D)
         return self.system.at(nu, self.D).log_density(self.r)
 
-    def finish(self, nu: float) -> tuple[Tensor, Tensor]:
-        """x_0 and the last weights: the true likelihood against that of the proposal."""
-        m = self.system.measurement
-        off = self.system.at(nu, self.D).drawn(m, self.D, self.draws, self.r)
+    def finish(self, nu: float) -> tuple[Tensor, Tensor, Tensor]:
+        """x_0, the last weights, the true likelihood against that of the proposal, and E[x_0]."""
+        m, level = self.system.measurement, self.system.at(nu, self.D)
+        off = level.drawn(m, self.D, self.draws, self.r)
         x0 = self.D + off
         if m.operator.linear and m.poisson is None:
-            return x0, self.log_w
+            return x0, self.log_w, self.D + level.gain(self.r)
         linear = m.y - self.r + m.jvp(self.D, off)
         proposed = -0.5 * ((m.y - linear).square() / m.variance).sum(1)
-        return x0, self.log_w + m.log_prob(m.predict(x0)) - proposed
+        return x0, self.log_w + m.log_prob(m.predict(x0)) - proposed, x0
 
 
 @dataclass(frozen=True)

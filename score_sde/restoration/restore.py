@@ -44,14 +44,18 @@ METHODS = tuple(dict.fromkeys(["particles", *MEANS, *SAMPLERS]))
 class Restored:
     """Draws x (n, *shape), or (G, n, *shape) of G measurements, and what they cost.
 
-    method: that was used. nfe, products: evaluations of the score and vector-Jacobian products, per
-    draw. residual: mean squared residual over the noise's variance, per measurement (G,); 1 is
-    right. Of particles, per measurement: ess, the effective share of particles at the end; temper,
-    the smallest power that the weights were raised to (1: never); log_evidence, log p(y) in nats,
-    biased where temper is below 1. said: what was decided for you, if anything. draws: n.
+    mean: an estimate of E[x_0 | y], (*shape) or (G, *shape), nearer to it than the mean of x: of
+    all particles before they are thinned to n, or by `average` of independent draws; of published
+    samplers it is the mean of x. method: that was used. nfe, products: evaluations of the score and
+    vector-Jacobian products, per draw. residual: mean squared residual over the noise's variance,
+    per measurement (G,); 1 is right. Of particles, per measurement: ess, the effective share of
+    particles at the end; temper, the smallest power that the weights were raised to (1: never);
+    log_evidence, log p(y) in nats, biased where temper is below 1. said: what was decided for you,
+    if anything. draws: n.
     """
 
     x: Tensor
+    mean: Tensor
     method: str
     nfe: float
     products: float
@@ -178,15 +182,17 @@ def _collected(
     shape, y = job.system.measurement.shape, job.system.measurement.y
     width, size = job.system.lam.numel(), max(len(seeds) for _, seeds in groups)
     # Groups are padded to one size, so that they can be gathered: the last of each may be smaller.
-    x = y.new_zeros(len(parts), size, width)
+    x = y.new_zeros(len(parts), size + 1, width)
     for padded, part in zip(x, parts, strict=True):
-        padded[: len(part.x)] = part.x
+        padded[0], padded[1 : len(part.x) + 1] = part.mean, part.x
     x = distributed.gather(x, len(groups))
     own = torch.tensor([part.facts for part in parts], dtype=torch.float64).reshape(-1, 6)
     facts = distributed.gather(own, len(groups))
     which = torch.tensor([g for g, _ in groups])
-    draws = [torch.cat([x[i, : len(groups[i][1])] for i in (which == g).nonzero()[:, 0]])
+    draws = [torch.cat([x[i, 1 : len(groups[i][1]) + 1] for i in (which == g).nonzero()[:, 0]])
              for g in range(len(y))]  # fmt: skip
+    share = torch.tensor([len(seeds) for _, seeds in groups]).to(x)
+    means = [share[which == g] @ x[which == g, 0] / share[which == g].sum() for g in range(len(y))]
     found = torch.stack([facts[which == g].mean(0) for g in range(len(y))])
     x = torch.stack(draws)
     flat, rows = x.flatten(0, 1), torch.arange(len(y)).repeat_interleave(x.shape[1])
@@ -200,8 +206,10 @@ def _collected(
             'Choose by method="particles" or method="hybrid".'
         )
     out = x.reshape(*x.shape[:2], *shape).to(job.dtype)
+    mean = torch.stack(means).reshape(-1, *shape).to(job.dtype)
     return Restored(
         out if several else out[0],
+        mean if several else mean[0],
         name if particles or name != "particles" else "hybrid",
         float(found[:, 3].mean()),
         float(found[:, 4].mean()),

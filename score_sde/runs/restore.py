@@ -151,9 +151,11 @@ def _write(run: Run, output: Output, measured: Measured, result: Restored, exact
     spec, shape = run.item_spec, run.item_spec.shape
     x = run.to_items(result.x.flatten(0, 1).to(measured.y)).cpu()
     x = x.reshape(*result.x.shape[:2], *shape)
+    mean, std = _mean(run, measured, result, x), x.std(1, correction=0)
     if exact:
-        x = shown(measured.operator, x, measured.operator.adjoint(measured.y.cpu(), shape))
-    mean, std = x.mean(1), x.std(1, correction=0)
+        known = measured.operator.adjoint(measured.y.cpu(), shape)
+        x = shown(measured.operator, x, known)
+        mean = shown(measured.operator, mean[:, None], known)[:, 0]
     assert spec.low is not None and spec.high is not None
     black, white = (float((end - spec.shift) / spec.scale) for end in (spec.low, spec.high))
     deviation = black + (white - black) * std / std.amax().clamp_min(1e-6)
@@ -173,6 +175,13 @@ def _write(run: Run, output: Output, measured: Measured, result: Restored, exact
         facts["psnr_of_mean"] = (-10 * (error / (white - black) ** 2).log10()).tolist()
     write_npz(output.folder / "samples.npz", arrays, compress=True)
     output.finish(facts, ["grid.png", "measurement.npz", "samples.npz"])
+
+
+def _mean(run: Run, measured: Measured, result: Restored, x: Tensor) -> Tensor:
+    """E[x_0 | y] (G, C, H, W); the mean of latents is not that of pictures, so of draws there."""
+    if run.codec is not None:
+        return x.mean(1)
+    return run.to_items(result.mean.to(measured.y)).cpu()
 
 
 def _row(measured: Measured, x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
