@@ -11,12 +11,9 @@ half of mean |x - x'|, a proper score, so that spread that is right is rewarded;
 spread: root mean square deviation of draws. behind: dB of the PSNR of `Restored.mean` behind the
 first method's on the same items, with the standard error of the difference; and the same of the
 means of the draws.
---clock: instead, the processor time of 64 draws of one measurement at --nfe evaluations, over that
-of as many plain evaluations, rounds of both in turn; and with a score that costs nothing.
 """
 
 import argparse
-import time
 
 import torch
 
@@ -46,44 +43,6 @@ def psnr(x0, x, span):
     return -10 * ((x - x0).flatten(1).square().mean(1) / span**2).log10()
 
 
-def clock(run, methods, nfe, rounds=3, n=64):
-    """Seconds of n draws by each method and of nfe plain evaluations of n states, in turn."""
-    score, spec = packed(run.score).bind(), run.data_spec
-    seen = torch.zeros(spec.shape[1:], dtype=torch.bool)
-    seen[: spec.shape[1] // 2] = True
-    operator = Mask(seen)
-    y = operator(spec.to_model(run.data("test").raw_items(range(1))))[0]
-    x, t = torch.randn(n, *spec.shape), torch.tensor(0.5)
-    took = {name: [] for name in ["plain", *methods, *(f"{m}, free score" for m in methods)]}
-
-    def timed(name, work):
-        start = time.process_time()
-        work()
-        took[name].append(time.process_time() - start)
-
-    def plain():
-        with torch.no_grad():
-            for _ in range(nfe):
-                score(x, t)
-
-    def draw(method, score):
-        restore(run.sde, score, y, operator, noise_std=0.05, nfe=nfe, gaussian=run.gaussian,
-                method=None if method == "auto" else method, n=n, seeds=range(n))  # fmt: skip
-
-    for method in methods:  # what is made once
-        draw(method, lambda x, t: -x)
-    for _ in range(rounds):
-        timed("plain", plain)
-        for method in methods:
-            timed(method, lambda m=method: draw(m, score))
-            timed(f"{method}, free score", lambda m=method: draw(m, lambda x, t: -x))
-    base = min(took["plain"])
-    print(f"| {n} draws, {nfe} evaluations each | s | over plain | all rounds |\n|---|---|---|---|")
-    for name, seconds in took.items():
-        each = ", ".join(f"{s:.1f}" for s in seconds)
-        print(f"| {name} | {min(seconds):.1f} | {min(seconds) / base:.2f} | {each} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
@@ -93,11 +52,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--residuals", action="store_true", help="of the network, for C_nu")
-    parser.add_argument("--clock", action="store_true", help="time instead of figures")
     given = parser.parse_args()
     run = load(given.run, device="cpu")
-    if given.clock:
-        return clock(run, given.methods.split(","), given.nfe)
     spec = run.data_spec
     x0 = spec.to_model(run.data("test").raw_items(range(given.items)))
     seen = torch.zeros(spec.shape[1:], dtype=torch.bool)

@@ -87,7 +87,7 @@ class Denoiser:
                 "method='reference' or 'particles', or a score that is differentiable."
             )
         D = x + nu**2 * alpha * pull.flatten(1).to(x)
-        if not bool(torch.isfinite(D).all()):
+        if not math.isfinite(float(D.detach().sum())):
             raise UserError(
                 f"the score is not finite at sigma/alpha = {nu:.3g}, of states up to "
                 f"{float(x.detach().abs().max()):.3g}: it is broken there, or the method diverged."
@@ -99,7 +99,7 @@ class Denoiser:
         """D (B, D) of x (B, D)."""
         n = len(x)
         self.rows += n
-        return torch.cat([self._denoise(self._score_of(p, n), x[p], nu) for p in self._parts(n)])
+        return _joined([self._denoise(self._score_of(p, n), x[p], nu) for p in self._parts(n)])
 
     def with_products(self, x: Tensor, nu: float) -> tuple[Tensor, VJP]:
         """D (B, D), and the function u -> V u; each product is one row a sample.
@@ -122,6 +122,11 @@ class Denoiser:
                 torch.autograd.grad(out, at, u[part], retain_graph=True)[0]
                 for out, at, part in parts
             ]
-            return nu**2 * torch.cat(pulled)
+            return nu**2 * _joined(pulled)
 
-        return torch.cat([out.detach() for out in outputs]), product
+        return _joined([out.detach() for out in outputs]), product
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Rows of all parts; the one that there is as it is."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

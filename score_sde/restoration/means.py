@@ -127,9 +127,8 @@ def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
     trusted = (curvature >= guard[0] * foretold) & (curvature <= guard[1] * foretold)
     # V may have the right size along the data and be wild across it: the whole step is bounded too.
     farthest = FARTHEST * reference.norm(dim=1, keepdim=True)
-    trusted = trusted & (moved.norm(dim=1, keepdim=True) <= farthest)
-    trusted = trusted & torch.isfinite(moved).all(1, keepdim=True)
-    return p.D + torch.where(trusted, moved, reference)
+    trusted = trusted & (moved.norm(dim=1, keepdim=True) <= farthest)  # not NaN either
+    return p.D + (moved if bool(trusted.all()) else torch.where(trusted, moved, reference))
 
 
 def tilted(p: Point) -> Tensor:

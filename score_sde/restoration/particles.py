@@ -95,14 +95,24 @@ def effective(log_w: Tensor) -> float:
 
 
 def tempered(log_w: Tensor, least: float) -> float:
-    """The largest power in (0, 1] of the weights with an effective number of ``least`` or more."""
+    """The largest power in (0, 1] of the weights with an effective number of ``least`` or more.
+
+    By Newton's steps on the logarithm of that number, 2 logsumexp(p log_w) - logsumexp(2 p log_w),
+    from above; by halves where a step leads out of what is left.
+    """
     if effective(log_w) >= least:
         return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if effective(middle * log_w) >= least else (low, middle)
-    return low
+    low, high, power = 0.0, 1.0, 1.0
+    for _ in range(60):
+        w = (power * log_w).softmax(0)
+        doubled = w.square() / w.square().sum()
+        over = -math.log(float(w.square().sum())) - math.log(least)
+        low, high = (power, high) if over >= 0 else (low, power)
+        if abs(over) < 1e-9 or high - low < 1e-12:
+            break
+        power += over / max(2 * float((doubled - w) @ log_w), 1e-300)
+        power = power if low < power < high else (low + high) / 2
+    return power
 
 
 def systematic(log_w: Tensor, D: Tensor, n: int, u: float) -> Tensor:
