@@ -257,32 +257,3 @@ def test_resampling_and_tempering():
     power = tempered(log_w * 10, 2.0)
     w = (power * 10 * log_w).softmax(0)
     assert 0 < power < 1 and float(1 / w.square().sum()) == pytest.approx(2, rel=1e-6)
-
-
-def bad(**changes):
-    given = dict(y=Y, operator=Matrix(A), noise_std=0.2, gaussian=DATA, n=4, nfe=10) | changes
-    restore(VPSDE(), DATA.score(VPSDE()), given.pop("y"), given.pop("operator"), **given)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(y=Y[:2]), "the operator measures"),
-        (dict(y=(Y * 100).int()), "floating-point"),
-        (dict(y=Y / 0), "not finite"),
-        (dict(noise_std=0.0), "must be positive"),
-        (dict(noise_std=float("nan")), "must be finite"),
-        (dict(noise_std=Covariance(-torch.eye(3))), "positive eigenvalues"),
-        (dict(operator=lambda x: (x @ A.T.to(x)) ** 2), "Nonlinear"),
-        (dict(operator=lambda x: x @ A.T.to(x) + 1), "affine"),
-        (dict(gaussian=None, shape=(6,)), "reference_gaussian"),
-        (dict(method="particle"), "Did you mean 'particles'"),
-        (dict(method="dps", strength=2), "option of dps 'strength' is unknown"),
-        (dict(seeds=[1, 2]), "4 draws need 4 seeds"),
-        (dict(y=1e4 * Y), "model's range"),
-        (dict(operator=Mask(torch.ones(5, dtype=torch.bool))), "last axes"),
-    ],
-)
-def test_what_cannot_be_restored_is_said_before_any_work(changes, message):
-    with pytest.raises(ValueError, match=message):
-        bad(**changes)

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from score_sde.checks import UserError, machine_memory, require, unknown
 from score_sde.restoration.measurement import Covariance, Noise, Poisson, as_operator
-from score_sde.restoration.operators import Linear, Operator
+from score_sde.restoration.operators import Operator
 from score_sde.restoration.system import LINEARISED, System
-
-TOLERANCE = 1e-4
+from score_sde.restoration.trials import (
+    check_derivative,
+    check_linear,
+    check_rows,
+    measured_shape,
+)
 
 
 def check_problem(
@@ -28,9 +32,10 @@ def check_problem(
     if not shape:
         raise UserError("give gaussian= of the data, or shape= of one state, as (1, 28, 28).")
     operator = as_operator(operator)
-    measured = _measured(operator, shape)
+    measured = measured_shape(operator, shape)
     check_y(y, measured, shape)
-    check_noise(noise, math.prod(measured))
+    m = math.prod(measured)
+    check_noise(noise, m, y.numel() // m)
     if isinstance(noise, Poisson) and float(y.min()) + noise.offset < -1e-6:
         raise UserError(
             f"y goes down to {float(y.min()):.3g}, but counts are gain (y + offset) and not "
@@ -42,36 +47,12 @@ def check_problem(
     check_derivative(operator, shape)
 
 
-def _measured(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a measurement; UserError for an operator that cannot be called, or gives NaN."""
-    try:
-        tried = operator(torch.full((1, *shape), 0.5))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the operator fails on one state {(1, *shape)}: {error}.") from error
-    try:
-        operator(torch.full((1, *shape), 0.5, dtype=torch.float64))
-    except Exception as error:
-        raise UserError(
-            f"the operator takes states of float32 and fails on those of float64: {error}. "
-            "Tensors that it holds have to follow the state, W.to(x)."
-        ) from error
-    if not isinstance(tried, Tensor) or tried.ndim < 2 or len(tried) != 1:
-        found = tuple(tried.shape) if isinstance(tried, Tensor) else type(tried).__name__
-        raise UserError(
-            f"the operator gives {found} of one state {(1, *shape)}; it must give (B, *measured) "
-            "of B states."
-        )
-    if not bool(torch.isfinite(tried).all()):
-        raise UserError("the operator gives values that are not finite, of a state that is.")
-    return tuple(tried.shape[1:])
-
-
 def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> None:
     """UserError for a measurement of another shape, of integers, or not finite."""
     if not isinstance(y, Tensor):
         raise UserError(f"y must be a tensor; got {type(y).__name__}.")
+    plain = y.layout == torch.strided and y.device.type != "meta"
+    require(plain, f"y must be a dense tensor with values (got {y.layout} on {y.device}).")
     if tuple(y.shape) != measured and tuple(y.shape[1:]) != measured:
         picture = tuple(y.shape) == shape or tuple(y.shape[1:]) == shape
         raise UserError(
@@ -96,8 +77,8 @@ def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> Non
         raise UserError(f"y is not finite in {int((~torch.isfinite(y)).sum())} entries.")
 
 
-def check_noise(noise: Noise, m: int) -> None:
-    """UserError for noise that is not positive, not finite, or of another size."""
+def check_noise(noise: Noise, m: int, rows: int) -> None:
+    """UserError for noise that is not positive, not finite, or not of ``rows`` measurements."""
     if isinstance(noise, Poisson):
         return
     if isinstance(noise, Covariance):
@@ -109,104 +90,43 @@ def check_noise(noise: Noise, m: int) -> None:
         if not torch.allclose(S, S.mT) or not bool((torch.linalg.eigvalsh(S) > 0).all()):
             raise UserError("the noise's covariance must be symmetric with positive eigenvalues.")
         return
-    std = torch.as_tensor(noise, dtype=torch.float64)
+    given = noise if isinstance(noise, Tensor) else torch.tensor(noise, dtype=torch.float64)
+    if given.is_complex() or given.dtype == torch.bool:
+        raise UserError(f"noise_std must be real numbers, standard deviations; got {given.dtype}.")
+    std = given.double()
     if not bool((std > 0).all()) or not bool(torch.isfinite(std).all()):
         raise UserError(
             f"noise_std must be positive (got {float(std.min()):g}): a posterior needs noise, if "
             "only that of rounding, 1/255 of 8-bit pixels in [-1, 1]."
         )
-    if std.numel() > 1 and std.numel() % m:
-        raise UserError(f"noise_std has {std.numel()} entries, y has {m}.")
-
-
-def check_linear(operator: Operator, shape: tuple[int, ...]) -> None:
-    """UserError for a `Linear` that is not linear, or whose adjoint is none; tried once."""
-    if not isinstance(operator, Linear):
-        return
-    g = torch.Generator().manual_seed(0)
-    u, v = (torch.randn(1, *shape, generator=g, dtype=torch.float64) for _ in range(2))
-    zero = operator(torch.zeros_like(u))
-    Au, Av, both = operator(u), operator(v), operator(u + 2 * v)
-    size = both.abs().max().clamp_min(1e-30)
-    if bool(zero.abs().max() > TOLERANCE * size):
+    if std.numel() not in (1, m, rows * m):
         raise UserError(
-            f"the operator gives {float(zero.abs().max()):g} of a state of zeros: it is affine. "
-            "Subtract A(0) from it and from y."
-        )
-    if bool((both - Au - 2 * Av).abs().max() > TOLERANCE * size):
-        raise UserError(
-            "the operator is not linear, A(u + 2 v) is not A(u) + 2 A(v): give Nonlinear(fn)."
-        )
-    w = torch.randn(both.shape, generator=g, dtype=torch.float64)
-    pulled = pulled_back(operator, w, shape)
-    if pulled.shape != u.shape:
-        raise UserError(
-            f"the adjoint gives {tuple(pulled.shape)} of one measurement {tuple(w.shape)}; it must "
-            f"give a state {tuple(u.shape)}. Leave it out: it is then found by differentiation."
-        )
-    there, back = (both * w).sum(), ((u + 2 * v) * pulled).sum()
-    if not bool((there - back).abs() <= TOLERANCE * both.norm() * w.norm()):
-        raise UserError(
-            f"the adjoint is none: <A u, w> is {float(there):g}, <u, A'w> is {float(back):g}. "
-            "Leave it out: it is then found by differentiation."
+            f"noise_std {tuple(std.shape)} has {std.numel()} entries: give one, one for each of "
+            f"the {m} of a measurement, or one for each of all {rows * m} of y."
         )
 
 
-def check_derivative(operator: Operator, shape: tuple[int, ...]) -> None:
-    """UserError for a nonlinear operator without a derivative, or with one that is 0."""
-    if operator.linear:
-        return
-    g = torch.Generator().manual_seed(2)
-    x = torch.randn(1, *shape, generator=g)
-    u = torch.randn(operator(x).shape, generator=g)
-    try:
-        slope = operator.vjp(x, u)
-    except Exception as error:
-        raise UserError(
-            f"the operator cannot be differentiated ({error}): write it in operations of torch."
-        ) from error
-    if not bool(slope.any()):
-        raise UserError(
-            "the derivative of the operator is 0, as that of rounding is: nothing says where y "
-            "comes from. Let it pass as if nothing were rounded, x + (round(x) - x).detach()."
-        )
+def check_gaussian(system: System) -> None:
+    """UserError for a reference Gaussian that does not vary, or not by finite numbers."""
+    most = float(system.lam.max())
     require(
-        bool(slope.isfinite().all()),
-        "the derivative of the operator is not finite at a random state.",
+        0 < most < math.inf and bool(system.mean.isfinite().all()),
+        f"the Gaussian's largest variance is {most:g}: data that do not vary cannot be restored; "
+        "make it of many items, reference_gaussian(data).",
     )
 
 
-def pulled_back(operator: Linear, w: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A'w; UserError for an adjoint that fails, or a function that cannot be differentiated."""
-    try:
-        return operator.adjoint(w, shape)
-    except Exception as error:
-        if operator.given_adjoint is None:
-            raise UserError(
-                f"the operator cannot be differentiated ({error}), so that its adjoint is not "
-                "known: write it in operations of torch, or give Linear(fn, adjoint)."
-            ) from error
-        raise UserError(
-            f"the adjoint fails on one measurement {tuple(w.shape)}: {error}. Leave it out: it is "
-            "then found by differentiation."
-        ) from error
-
-
-def check_rows(operator: Operator, shape: tuple[int, ...]) -> None:
-    """UserError for an operator that makes something else of a state if there is another."""
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(2, *shape, generator=g)
-    both, alone = operator(x), torch.cat([operator(x[:1]), operator(x[1:])])
-    size = TOLERANCE * float(alone.nan_to_num().abs().max())
-    if both.shape != alone.shape or not torch.allclose(both, alone, 0.01, size, equal_nan=True):
-        raise UserError(
-            "the operator measures a state otherwise if there is another in the batch, or at "
-            "random: it must give (B, *measured) of B states, of each what it gives of it alone."
-        )
+VAST = 1e6
+"""Noise over the largest measurement of the data that is taken for a mistake."""
 
 
 def check_scale(y: Tensor, largest: float, noise: float) -> None:
-    """UserError for a measurement that no state of the data could give, by its size."""
+    """UserError for a measurement or noise that no state of the data could tell, by its size."""
+    require(
+        noise <= VAST * max(largest, float(y.abs().max())),
+        f"noise_std={noise:.3g} is over a million times what is measured (within {largest:.3g}): y "
+        "says nothing. Draw of the data instead, or give the noise in the model's range.",
+    )
     if float(y.abs().max()) > 20 * largest + 10 * noise:
         raise UserError(
             f"y goes from {float(y.min()):.3g} to {float(y.max()):.3g}, measurements of the data "
@@ -220,7 +140,13 @@ def check_reach(system: System, least_nu: float) -> None:
     States are known to about ``least_nu``, sigma/alpha at t_min, and a measurement of noise below a
     quarter of what A makes of that says more than any draw could heed; ten times below is refused.
     """
-    m = system.measurement
+    m, widest = system.measurement, float(system.lam.max().sqrt())
+    require(
+        5 * widest > least_nu,
+        f"the Gaussian's largest standard deviation is {widest:.3g}, which is nothing beside the "
+        f"noise that is left at t_min, sigma/alpha = {least_nu:.3g}: is it of the run's data, in "
+        "the model's range?",
+    )
     g = torch.Generator().manual_seed(0)
     e = torch.randn(8, system.lam.numel(), generator=g, dtype=torch.float64).to(system.lam)
     least = float(m.jvp(system.mean.expand(8, -1), e).square().mean().sqrt()) * least_nu / 4
@@ -233,24 +159,27 @@ def check_reach(system: System, least_nu: float) -> None:
         )
 
 
-DOUBTFUL = 4.0
-"""Root mean square of what y is off, in standard deviations of the reference Gaussian."""
+DOUBTFUL = (0.25, 4.0)
+"""Root mean square of what y is off, in standard deviations of the reference Gaussian: from where
+on it is doubtful, being too little (of `MANY` entries or more) or too much."""
+MANY = 20
 
 
 def doubts(system: System) -> list[str]:
     """A sentence for each measurement that is not as the data's Gaussian foretells.
 
     (y - A mu)' S^{-1} (y - A mu) / m, S = S_y + A C A', is 1 on average over the data. Data are not
-    Gaussian, so 4 standard deviations are said and not refused.
+    Gaussian, so 4 standard deviations are said and not refused; and so is a quarter, which noise
+    that is said to be larger than it is leaves.
     """
     m, mean = system.measurement, system.mean.expand(len(system.measurement.y), -1)
     r = m.residual(mean)
     off = ((r * system.factored(math.inf, mean).solve(r)).mean(1)).clamp_min(0).sqrt()
     return [
-        f"measurement {i} is {far:.1f} standard deviations off what the run's data give (1 is "
+        f"measurement {i} is {far:.2g} standard deviations off what the run's data give (1 is "
         "usual): is it of such data, in the model's range, and is noise_std right?"
         for i, far in enumerate(off.tolist())
-        if far > DOUBTFUL
+        if far > DOUBTFUL[1] or (far < DOUBTFUL[0] and m.y.shape[1] >= MANY)
     ]
 
 

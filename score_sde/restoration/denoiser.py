@@ -66,7 +66,7 @@ class Denoiser:
 
     def _parts(self, n: int) -> list[slice]:
         size = self.batch_size
-        return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+        return [slice(i, min(i + size, n)) for i in range(0, max(n, 1), size)]
 
     def _score_of(self, part: slice, n: int) -> ScoreFn:
         return self.score if part == slice(0, n) else take(self.score, part)

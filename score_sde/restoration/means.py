@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.checks import Count, NonNegative, Positive, UserError, checked
+from score_sde.checks import Count, NonNegative, Positive, UserError, checked, require
 from score_sde.restoration.algebra import Level
 from score_sde.restoration.denoiser import VJP
 from score_sde.restoration.system import System
@@ -114,6 +114,7 @@ def hybrid(
 
 
 def _pcg(p: Point, guard: tuple[float, float], rest: bool) -> Tensor:
+    require(guard[0] < guard[1], f"guard must be (least, most) of the curvature (got {guard}).")
     level, r = p.level, p.residual
     q, reference = level.solve_and_gain(r)
     w = p.V_adjoint(q)

@@ -12,6 +12,9 @@ from torch import Tensor
 from score_sde.checks import Count, Positive, UserError, checked, real_tensor, require
 from score_sde.restoration.operators import Operator, Shape, check_mask
 
+WIDEST = 4096
+"""Pixels to each side of the widest kernel that is made."""
+
 
 class Grey(Operator):
     """One channel from several, sum_c weights_c x_c: (B, C, H, W) to (B, 1, H, W).
@@ -20,7 +23,7 @@ class Grey(Operator):
     """
 
     def __init__(self, weights: Sequence[float] = (0.299, 0.587, 0.114)):
-        self.weights = torch.as_tensor(weights, dtype=torch.float64)
+        self.weights = real_tensor(weights, "the weights of channels").double()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
@@ -65,6 +68,7 @@ class Downsample(Operator):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
+        require(x.ndim == 4, f"Downsample takes pictures (C, H, W); got {tuple(x.shape[1:])}.")
         return x[..., :: self.factor, :: self.factor]
 
     def adjoint(self, u: Tensor, shape: Shape) -> Tensor:
@@ -81,6 +85,7 @@ def gaussian_kernel(std: Positive, size: Count | None = None) -> Tensor:
     """A kernel (size, size) of sum 1; size is odd, three standard deviations to each side."""
     require(size is None or size % 2 == 1, f"the size of a kernel must be odd (got {size}).")
     half = math.ceil(3 * std) if size is None else size // 2
+    require(half <= WIDEST, f"a kernel of {half} pixels to each side is wider than any picture.")
     line = torch.exp(-torch.arange(-half, half + 1, dtype=torch.float64).square() / (2 * std**2))
     kernel = line[:, None] * line
     return kernel / kernel.sum()
@@ -93,7 +98,7 @@ class Blur(Operator):
     """
 
     def __init__(self, kernel: Tensor, padding: str = "periodic"):
-        self.kernel = torch.as_tensor(kernel, dtype=torch.float64)
+        self.kernel = real_tensor(kernel, "the entries of the kernel").double()
         if self.kernel.ndim != 2 or not all(n % 2 for n in self.kernel.shape):
             raise UserError(f"kernel must be (k, k), k odd; got {tuple(self.kernel.shape)}.")
         if padding not in ("periodic", "zeros", "reflect"):

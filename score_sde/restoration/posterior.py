@@ -16,11 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import Count, UserError, checked, require
+from score_sde.checks import Count, Device, UserError, checked, require
 from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
-from score_sde.restoration.checks import check_options, check_problem, check_reach, check_scale
+from score_sde.restoration.checks import (
+    check_gaussian,
+    check_options,
+    check_problem,
+    check_reach,
+    check_scale,
+)
 from score_sde.restoration.denoiser import Denoiser, least_nu
 from score_sde.restoration.kernel import SampleDraws, gaussian_start
 from score_sde.restoration.levels import humped, starting_level
@@ -52,7 +58,7 @@ class PosteriorScore:
         """E[x_0 | x_t = x, y] as the method has it, like x; t () or (B,)."""
         t = torch.as_tensor(t, dtype=torch.float64)
         shape = self.system.measurement.shape
-        require(tuple(x.shape[1:]) == shape, f"states are {shape} each; got {tuple(x.shape)}.")
+        require(tuple(x.shape[1:]) == shape, f"states are (B, *{shape}); got {tuple(x.shape)}.")
         require(
             bool(((t > 0) & (t <= self.sde.t_max * (1 + 1e-9))).all())
             and t.shape in ((), (len(x),)),
@@ -88,6 +94,7 @@ class PosteriorScore:
         decide (`levels.humped`): ``sample(sde, post, x_T=x_T, grid=times, method="dpmpp_2m")``.
         """
         require(len(seeds) > 0, "give at least one seed.")
+        require(dtype.is_floating_point, f"states are of floating point; dtype is {dtype}.")
         system, size = self.system, self.system.lam.numel()
         denoiser = Denoiser(self.sde, self.score, system.measurement.shape)
         (low, high), largest = denoiser.range, float(system.lam.max().sqrt())
@@ -100,6 +107,8 @@ class PosteriorScore:
 
     def residual(self, x: Tensor) -> Tensor:
         """Mean squared residual of states x_0 over the noise's variance, (B,); 1 is right."""
+        shape = self.system.measurement.shape
+        require(tuple(x.shape[1:]) == shape, f"states are (B, *{shape}); got {tuple(x.shape)}.")
         return self.system.measurement.misfit(x.flatten(1).to(self.system.measurement.y))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -109,6 +118,7 @@ class PosteriorScore:
         return (expand(alpha, x) * D - x) / expand(sigma**2, x)
 
 
+@checked
 def posterior_score(
     sde: SDE,
     score: ScoreFn,
@@ -120,7 +130,7 @@ def posterior_score(
     residuals: Residuals | None = None,
     method: str = "hybrid",
     shape: tuple[int, ...] | None = None,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
     **options: Any,
 ) -> PosteriorScore:
     """The score of p(x_t | y), y = operator(x_0) + noise, for `sample` and everything else.
@@ -149,12 +159,15 @@ def make_system(
     device: torch.device | str = "cpu",
 ) -> System:
     """The measurement and the reference Gaussian, checked; a white one if there is none."""
+    if gaussian is not None and shape is not None and tuple(shape) != tuple(gaussian.shape):
+        raise UserError(f"shape={tuple(shape)} is not that of the Gaussian, {gaussian.shape}.")
     shape = tuple(gaussian.shape) if gaussian is not None else tuple(shape or ())
     check_problem(y, operator, noise, shape)
     dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
     measurement = make_measurement(operator, y, noise, shape, dtype, device)
     reference: Reference = White(shape) if gaussian is None else gaussian
     system = System(reference, measurement)
+    check_gaussian(system)
     if gaussian is not None:
         check_scale(y, _largest(system), float(measurement.variance.max().sqrt()))
     return system

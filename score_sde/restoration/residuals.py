@@ -39,6 +39,20 @@ class Residuals:
     levels: Tensor
     shares: Tensor
 
+    def __post_init__(self) -> None:
+        levels, shares = self.levels, self.shares
+        rising = levels.ndim == 1 and len(levels) > 1 and bool((levels.diff() > 0).all())
+        require(
+            rising and 0 < float(levels[0]) and float(levels[-1]) < math.inf,
+            f"residuals need two levels or more, rising from above 0 (got {levels.tolist()}).",
+        )
+        require(
+            shares.ndim == 2 and len(shares) == len(levels) and bool((shares > 0).all())
+            and bool(shares.isfinite().all()),
+            f"residuals need positive shares ({len(levels)}, D), one row a level; got "
+            f"{tuple(shares.shape)} from {float(shares.min()):g} to {float(shares.max()):g}.",
+        )  # fmt: skip
+
     def share(self, nu: float) -> Tensor:
         """The shares at a level (D,), linear in log nu between levels, constant beyond."""
         logs = self.levels.log()

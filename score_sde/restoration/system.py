@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from score_sde.checks import require
 from score_sde.restoration.algebra import Dense, Level, Linearised, MatrixFree
 from score_sde.restoration.measurement import Measurement
 from score_sde.restoration.operators import DENSE
@@ -58,7 +59,13 @@ class System:
         return replace(self, measurement=measurement)
 
     def with_residuals(self, residuals: Residuals | None) -> System:
-        """The same with measured variances."""
+        """The same with measured variances; UserError for those of other data."""
+        if residuals is not None:
+            size = self.lam.numel()
+            require(
+                residuals.shares.shape[1] == size,
+                f"the residuals are of {residuals.shares.shape[1]} entries, states have {size}.",
+            )
         return replace(self, residuals=residuals, _kept={}, _white={})
 
     def matrix(self) -> Tensor:
