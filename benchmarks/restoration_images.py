@@ -87,9 +87,8 @@ def main() -> None:
             each = torch.stack([psnr(x0, mean, span), psnr(x0, x.mean(1), span)])
             first = each if first is None else first
             off = first - each
-            behind = zip(
-                off.mean(1).tolist(), (off.std(1) / given.items**0.5).tolist(), strict=True
-            )
+            errors = off.std(1) / given.items**0.5
+            behind = [f"{d:.2f} +- {e:.2f}" for d, e in torch.stack([off.mean(1), errors], 1)]
             numbers = " | ".join(f"{v:.2f}" for v in [*cells, found[0].nfe + found[0].products])
             print(f"| {method} | {task} | {numbers} | {' | '.join(behind)} |", flush=True)
 

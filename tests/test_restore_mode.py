@@ -45,6 +45,7 @@ def test_seen_pixels_are_exact_and_the_files_say_what_was_done(run, capsys):
     with np.load(run / "a" / "samples.npz") as file:
         draws, originals = file["samples"], file["originals"]
         assert draws.shape == (2, 3, 8, 8, 3) and file["std"].shape == (2, 8, 8, 3)
+        assert (file["mean"][:, :, :5] == originals[:, :, :5]).all()
     assert (draws[:, :, :, :5] == originals[:, None, :, :5]).all()
     assert not (draws[:, :, :, 5:] == originals[:, None, :, 5:]).all()
     assert Image.open(run / "a" / "grid.png").size[1] % (8 * 2 + 2) == 0  # enlarged

@@ -58,7 +58,7 @@ class PosteriorScore:
         """E[x_0 | x_t = x, y] as the method has it, like x; t () or (B,)."""
         t = torch.as_tensor(t, dtype=torch.float64)
         shape = self.system.measurement.shape
-        require(tuple(x.shape[1:]) == shape, f"states are (B, *{shape}); got {tuple(x.shape)}.")
+        require(tuple(x.shape[1:]) == shape, f"states are {shape} each; got {tuple(x.shape)}.")
         require(
             bool(((t > 0) & (t <= self.sde.t_max * (1 + 1e-9))).all())
             and t.shape in ((), (len(x),)),
@@ -108,7 +108,9 @@ class PosteriorScore:
     def residual(self, x: Tensor) -> Tensor:
         """Mean squared residual of states x_0 over the noise's variance, (B,); 1 is right."""
         shape = self.system.measurement.shape
-        require(tuple(x.shape[1:]) == shape, f"states are (B, *{shape}); got {tuple(x.shape)}.")
+        require(
+            tuple(x.shape[1:]) == shape, f"states are a batch of {shape}; got {tuple(x.shape)}."
+        )
         return self.system.measurement.misfit(x.flatten(1).to(self.system.measurement.y))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
