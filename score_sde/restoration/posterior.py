@@ -108,9 +108,7 @@ class PosteriorScore:
     def residual(self, x: Tensor) -> Tensor:
         """Mean squared residual of states x_0 over the noise's variance, (B,); 1 is right."""
         shape = self.system.measurement.shape
-        require(
-            tuple(x.shape[1:]) == shape, f"states are a batch of {shape}; got {tuple(x.shape)}."
-        )
+        require(tuple(x.shape[1:]) == shape, f"states are (B, *{shape}); got {tuple(x.shape)}.")
         return self.system.measurement.misfit(x.flatten(1).to(self.system.measurement.y))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
