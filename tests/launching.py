@@ -21,7 +21,15 @@ _HERE = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(
-    ["launching", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "pytest"]
+    [
+        "launching",
+        "score_sde.cli.command",
+        "torch._dynamo",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+        "pytest",
+    ]
 )
 
 
