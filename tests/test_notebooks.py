@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from launching import start
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -89,23 +90,59 @@ def test_committed_with_outputs_and_without_accidents(path):
     assert not re.search(r"/(work|root|home/\w+|tmp)/", path.read_text())
 
 
+def kernel(connection: str) -> None:
+    """A kernel in this process, which has imported what it would else import again."""
+    from ipykernel.kernelapp import launch_new_instance
+
+    os.environ.pop("MPLBACKEND", None)
+    launch_new_instance(argv=["-f", connection, "--HistoryManager.hist_file=:memory:"])
+
+
+@pytest.fixture
+def fresh_kernel(tmp_path):
+    """The manager of a kernel that has run nothing, in a process and a folder of its own."""
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import KernelProvisionerBase
+
+    class Started(KernelProvisionerBase):
+        """What a manager asks of a process that runs already; it is ended below."""
+
+        has_process = True
+
+        async def poll(self):
+            return process.exitcode
+
+        async def launch_kernel(self, cmd, **named): ...
+        async def wait(self): ...
+        async def send_signal(self, signum): ...
+        async def kill(self, restart=False): ...
+        async def terminate(self, restart=False): ...
+        async def cleanup(self, restart=False): ...
+
+    manager = AsyncKernelManager()
+    manager.provisioner = Started(parent=manager)
+    manager.write_connection_file()
+    process = start(kernel, manager.connection_file, folder=tmp_path)
+    yield manager
+    process.kill()
+    process.join()
+    manager.cleanup_connection_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_a_fresh_kernel(path, tmp_path, monkeypatch):
+def test_runs_from_a_fresh_kernel(path, fresh_kernel):
     """No error (asserts on key numbers are cells), no warning, the figures and lines committed."""
-    client = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.delenv("MPLBACKEND", raising=False)
+    from nbclient import NotebookClient
+
     notebook = read(path)
     for said, less in LESS.get(path.stem[:2], {}).items():
         assert any(said in cell.source for cell in notebook.cells)
         for cell in notebook.cells:
             cell.source = cell.source.replace(said, less)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    client.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources=resources
-    ).execute()
+    NotebookClient(notebook, km=fresh_kernel, timeout=300).execute()
     warnings = [o.text for o in outputs(notebook) if o.get("name") == "stderr"]
     assert not warnings
     committed = read(path)
