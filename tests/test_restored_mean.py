@@ -25,21 +25,30 @@ def errors(problem, method, n, times, **options):
     return off.square().sum(2).mean(0) / exact.covariance().trace() * n
 
 
-@pytest.mark.parametrize("name", ["ring", "grid", "inpaint", "project"])
+@pytest.mark.parametrize("name", ["ring", "inpaint", "project"])
 def test_the_mean_of_independent_draws_is_nearer_than_their_mean(name):
-    ours, drawn = errors(problems()[name], "hybrid", 8, 20, nfe=40)
-    assert float(ours) < 0.85 * float(drawn)
+    ours, drawn = errors(problems()[name], "hybrid", 8, 12, nfe=30)
+    assert float(ours) < 0.6 * float(drawn)
 
 
-@pytest.mark.parametrize("name", ["ring", "grid", "inpaint"])
+@pytest.mark.parametrize("name", ["ring", "inpaint"])
 def test_the_mean_of_particles_is_nearer_than_that_of_those_that_are_left(name):
-    ours, drawn = errors(problems()[name], "particles", 32, 20, nfe=40)
+    ours, drawn = errors(problems()[name], "particles", 32, 20, nfe=30)
     assert float(ours) < float(drawn)
 
 
-def test_of_gaussian_data_almost_nothing_of_the_scatter_is_left():
-    ours, drawn = errors(problems()["gauss16"], "hybrid", 8, 20, nfe=20)
-    assert float(ours) < 0.3 < 0.7 < float(drawn)
+@pytest.mark.parametrize("kernel", ["gaussian", "ddpm", "seen"])
+@pytest.mark.parametrize("n", [2, 5])
+def test_of_gaussian_data_nothing_of_the_scatter_is_left(kernel, n):
+    """What noise does to a draw is known, so that it is taken off as a whole."""
+    problem, sde = problems()["gauss16"], VPSDE()
+    given = problem.y, Matrix(problem.A)
+    result = restore(sde, problem.data.score(sde), *given, noise_std=problem.noise, n=n, nfe=12,
+                     gaussian=problem.gaussian, method="hybrid", kernel=kernel, seeds=range(n),
+                     dtype=F64, return_info=True)  # fmt: skip
+    exact = problem.posterior.mean().flatten()
+    assert float((result.x.mean(0) - exact).abs().max()) > 0.05
+    torch.testing.assert_close(result.mean, exact, atol=1e-4, rtol=0)
 
 
 def test_what_scatter_does_not_explain_is_kept():
@@ -47,7 +56,8 @@ def test_what_scatter_does_not_explain_is_kept():
     g = torch.Generator().manual_seed(0)
     x = 1 + 0.1 * torch.randn(16, 5, generator=g, dtype=F64)
     course, averages = Course(), Averages([16])
-    course.add(0, 1, torch.zeros(16, 5, dtype=F64) - 3)
+    course.add(0, 2, 1.0, torch.zeros(16, 5, dtype=F64) - 3, x)
+    course.add(1, 2, 0.1, x, x)
     averages.add(course, x)
     torch.testing.assert_close(averages.means[0], x.mean(0), atol=2e-3, rtol=0)
 

@@ -45,11 +45,16 @@ class SampleDraws:
         return self._measured.draw()
 
 
-def gaussian_start(system: System, draws: SampleDraws, n: int, nu: float) -> Tensor:
+def gaussian_start(
+    system: System, draws: SampleDraws, n: int, nu: float, course: Course | None = None
+) -> Tensor:
     """n draws (n, D) of the reference Gaussian given y, with noise of level nu."""
     m, mean = system.measurement, system.mean.expand(n, -1)
     level = system.at(math.inf, mean)
-    return mean + level.drawn(m, mean, draws, m.residual(mean), white=nu)
+    off = level.drawn(m, mean, draws, white=nu)
+    if course is not None:
+        course.start(system, off)
+    return mean + level.gain(m.residual(mean)) + off
 
 
 def seen_noise(level: Level, p: Point, D_y: Tensor, draws: SampleDraws) -> Tensor:
@@ -103,32 +108,35 @@ def run_kernel(
     require(falling and len(levels) > 0, f"levels must fall, sigma/alpha (got {list(levels)}).")
     m = system.measurement
     draws = SampleDraws(seeds, system.lam, system.lam.numel(), m.y.shape[1])
-    x = gaussian_start(system, draws, len(seeds), levels[0])
+    course = course or Course()
+    x = gaussian_start(system, draws, len(seeds), levels[0], course)
     foretold, share = None, 0.0
     for i, (nu, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
         p, D_y = mean_at(method, options, system, denoiser, x, nu)
         D, level, k = p.D, p.level, (s / nu) ** 2
         if foretold is not None:
             x, D_y = corrected(system, nu, D, x, D_y, foretold, share)
-        if course is not None:
-            course.add(i, len(levels), D_y)
         if kernel == "seen":
             x0 = D_y + seen_noise(level, p, D_y, draws)
+        elif kernel == "gaussian" and s == 0:
+            x0 = D_y + level.drawn(m, D, draws)
         else:
             x0 = D_y
+        course.add(i, len(levels), nu, D_y, x0)
         if s == 0:
-            return x0 + level.drawn(m, D, draws) if kernel == "gaussian" else x0
+            return x0
         if kernel == "renoise":
             kept = math.sqrt(1 - fresh) * (x - D_y) / nu
             x = D_y + s * (kept + math.sqrt(fresh) * draws.state())
             continue
-        x = k * x + (1 - k) * x0
-        if kernel != "gaussian":
-            x = x + s * math.sqrt(1 - k) * draws.state()
-            continue
-        off = level.drawn(m, D, draws, None, 1 - k, s * math.sqrt(1 - k))
-        x, share = x + off, 1 - k  # x'/s^2 - x/nu^2 - (1/s^2 - 1/nu^2) D_y = off/s^2
-        foretold = D_y + system.at(s, D).given_spread(m, D, off / s**2)
+        if kernel == "gaussian":
+            noise = level.drawn(m, D, draws, None, 1 - k, s * math.sqrt(1 - k))
+            # x'/s^2 - x/nu^2 - (1/s^2 - 1/nu^2) D_y = noise/s^2
+            foretold = D_y + system.at(s, D).given_spread(m, D, noise / s**2)
+        else:
+            noise = (1 - k) * (x0 - D_y) + s * math.sqrt(1 - k) * draws.state()
+        course.step(nu, s, noise)
+        x, share = k * x + (1 - k) * D_y + noise, 1 - k
     raise AssertionError("the last level is 0")
 
 
