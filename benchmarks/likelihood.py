@@ -133,7 +133,8 @@ def few(points: int) -> None:
     """
     low_rank = clusters_of_rank(64, 16, 6, 0.007)
     gaussian = Gaussian(torch.zeros(24), torch.logspace(0, -2, 24, dtype=F64).square())
-    sets = {**DATA, "digits": digits(), "Gaussian .01": gaussian, "low rank .007": low_rank}
+    sets = {"ring": DATA["ring"], "grid25": DATA["grid25"], "Gaussian .01": gaussian}
+    sets |= {"digits": digits(), "clusters": DATA["clusters"], "low rank .007": low_rank}
     levels = (0.0105, 0.03, 0.1)
     for name, data in sets.items():
         for process, sde in SONG.items():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from known_data import DATA, SONG
 
-from score_sde import log_likelihood
+from score_sde import Gaussian, log_likelihood
+from score_sde.likelihood import decode
 
 
 @pytest.mark.parametrize("process", ["vp", "ve"])
@@ -52,3 +53,17 @@ def test_probes_that_agree_by_chance_do_not_make_an_interval_narrow():
     low, high = alone.interval()
     wide = (4.303 * alone.error) ** 2 + (2.571 * alone.stderr) ** 2  # Student's t, 2 and 5 degrees
     torch.testing.assert_close((high - low) / 2, wide.sqrt(), rtol=1e-3, atol=0)
+
+
+def test_coordinates_that_make_no_sense_are_said():
+    sde, data = SONG["vp"], DATA["ring"]
+    x, score = data.sample(3, 1), data.score(sde)
+    other = Gaussian(torch.zeros(3), 1.0)
+    with pytest.raises(ValueError, match="gaussian has 3 coordinates and a sample 2"):
+        log_likelihood(sde, score, x, gaussian=other)
+    with pytest.raises(ValueError, match="gaussian has 3 coordinates and a sample 2"):
+        decode(sde, score, x, gaussian=other)
+    with pytest.raises(ValueError, match="data_std must be a positive number, of 1e-30"):
+        log_likelihood(sde, score, x, data_std=1e-200)
+    with pytest.raises(ValueError, match="the score is not finite where the flow ends"):
+        log_likelihood(sde, lambda x, t: x * torch.nan, x, nfe=16)

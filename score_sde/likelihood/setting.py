@@ -12,7 +12,7 @@ from score_sde.checks import UserError
 from score_sde.exact import Gaussian
 from score_sde.ode.clock import Clock
 from score_sde.ode.flow import work_dtype
-from score_sde.ode.frames import Frame
+from score_sde.ode.frames import Frame, check_positive
 from score_sde.scores import ScoreFn
 
 
@@ -42,6 +42,11 @@ def frame_of(x: Tensor, gaussian: Gaussian | None, data_std: float | None) -> tu
     """
     options: dict[str, Any] = {"dtype": work_dtype(x), "device": x.device}
     if gaussian is not None:
+        if gaussian.dim != x[0].numel():
+            raise UserError(
+                f"gaussian has {gaussian.dim} coordinates and a sample {x[0].numel()}: give one "
+                "near the data, of their mean and covariance."
+            )
         variances, axes = torch.linalg.eigh(gaussian.covariance())
         frame = [gaussian.mean().flatten(), variances.clamp_min(0), axes]
         return Frame(*(part.to(options["dtype"]).to(x.device) for part in frame)), gaussian.std()
@@ -49,7 +54,7 @@ def frame_of(x: Tensor, gaussian: Gaussian | None, data_std: float | None) -> tu
     mean = 0.0 if data_std is not None else float(numbers.mean())
     spread = float((numbers - mean).square().mean().sqrt())
     size = float(numbers.square().mean().sqrt())
-    sd = data_std if data_std is not None else max(spread, 0.1 * size, 1e-3)
+    sd = max(spread, 0.1 * size, 1e-3) if data_std is None else check_positive("data_std", data_std)
     if not math.isfinite(sd):
         raise UserError(f"the spread of x must be finite (got {sd}): its numbers are too large.")
     return Frame(torch.tensor(mean, **options), torch.tensor(sd**2, **options)), sd

@@ -207,6 +207,11 @@ class Solve:
             mirrored = flow.score(-latent, t)
         x, at_x, at_minus_x = (v.flatten(1).to(dtype) for v in (latent, found.score, mirrored))
         precision = -found.traces.T.to(x) / dim
+        if not bool(torch.isfinite(precision).all()):
+            raise ODEError(
+                "the score is not finite where the flow ends, at t_max: check the model, that x is "
+                "in its range, and data_std."
+            )
         if not bool((precision > 0).all()):
             raise UserError(
                 "the score at t_max is not that of anything like a Gaussian, so no prior matches "

@@ -9,11 +9,9 @@ are placed with density
 Which k, gamma and order serve best, and how far to go from the blind grid of `adams` to the fitted
 one, depends on the data. The candidates are tried on the pilot's own noise, whose fine solution is
 known; the best of them then has to prove itself against the blind grid on *fresh* noise, beside a
-fine solution of that. Where it does not gain on the rms and on the median error by more than chance
-explains, the recipe is the blind grid: a recipe never loses. The more samples a pilot has, the
-smaller are the gains that are told from chance. (More candidates on the fresh noise, or a lower
-bar for the rms, were tried: the median of the choice gains, but the rms, which is that of the one
-sample in a hundred that starts where flows part, is lost as often as won.)
+fine solution of that (see `is_sure`). Where it does not gain on the rms and on the median error,
+the recipe is the blind grid: a recipe should never lose. The more samples a pilot has, the smaller
+are the gains that are told from chance.
 
 All of it takes at most 200 evaluations of the score per sample of the pilot.
 `calibrate(..., thorough=True)` tries more, against a fine run of its own, for ten times as many.
@@ -43,6 +41,7 @@ BUDGET = 200  # evaluations per sample of the pilot
 PILOT_STEPS, STD_STEPS = 64, 12
 LEAST_SAMPLES, LEAST_NUMBERS = 16, 64
 PART = 64  # samples at a time, and at most those of the pilot whose F is recorded
+SURE = 0.95  # of the rms of the blind grid, at most
 DENSITIES = ((1, 0.67), (2, 0.5))  # (k, gamma)
 THOROUGH = ((1, 0.5), (1, 0.67), (1, 1.0), (2, 0.5), (2, 0.67))
 
@@ -182,13 +181,9 @@ class _Calibration:
         return spread(self._run(matched, steps=STD_STEPS, data_std=rough))
 
     def _candidates(self, pilot: Pilot, blind: Recipe) -> list[Recipe]:
-        """Grids all the way and halfway to the fitted ones, of the orders that may serve.
-
-        Never of a higher order than the blind one's: those win the median and lose it all in one of
-        some hundred samples, near where flows part, which no affordable validation sees.
-        """
+        """Grids all the way and halfway to the fitted ones, of the orders that may serve."""
         own = 4 if self.steps >= 30 else 3
-        orders = (2, 3) if self.steps <= 10 else (own,)
+        orders = (2, 3) if self.steps <= 10 else (3, 4) if self.steps < 30 else (4,)
         start = half_level(self.sde, torch.tensor(blind.times, dtype=torch.float64))
         grids = [blind.times]
         for k, gamma in DENSITIES:
@@ -221,7 +216,7 @@ class _Calibration:
         each = self._errors(self._run(x_T, grid=chosen), fine)
         blind = replace(blind, error=_means(base)[0])
         gain, spread = gain_of(each, base)
-        if not gain.is_sure(spread):
+        if not is_sure(each, base):
             return blind
         return replace(chosen, error=_means(each)[0], gain=gain.mean, gain_error=spread.mean)
 
@@ -244,17 +239,22 @@ class Gain:
     rms: float
     median: float
 
-    def is_sure(self, spread: Gain) -> bool:
-        """Below 1 by standard errors: most of all in the rms, which few samples decide.
 
-        A bootstrap knows nothing of samples worse than all that it has seen, and the rms of errors
-        is often that of one in a hundred. So the margin is wide.
-        """
-        return (
-            math.log(self.mean) + 3 * spread.mean < 0
-            and math.log(self.rms) + 4 * spread.rms < 0
-            and math.log(self.median) + 2 * spread.median < 0
-        )
+def is_sure(each: Tensor, base: Tensor) -> bool:
+    """Whether errors (n,) are smaller than others (n,) of the same noise, by more than chance.
+
+    The rms of errors is often that of one sample in a hundred, which starts where flows part, and
+    its bootstrap knows nothing of samples worse than all that it has seen. So the rms has to gain a
+    twentieth even if the worst sample counts twice, and the one that gained most not at all; and
+    the median by two standard errors.
+    """
+    new, old = each.square(), base.square()
+    counts = torch.ones_like(new)
+    counts[new.argmax()] += 1
+    counts[(old - new).argmax()] -= 1
+    gain, spread = gain_of(each, base)
+    wins = float((counts * new).sum()) < SURE**2 * float((counts * old).sum())
+    return wins and math.log(gain.median) + 2 * spread.median < 0
 
 
 def gain_of(each: Tensor, base: Tensor) -> tuple[Gain, Gain]:
@@ -280,8 +280,9 @@ def _thorough(sde: SDE, score: ScoreFn, x_T: Tensor, steps: int, data_std: float
     work.sd = sd = frames.check_positive(
         "data_std", work._pilot_std(x_T) if data_std is None else data_std
     )
-    pilot = Pilot(sde, score, sd)
-    work._run(x_T, score=pilot, steps=PILOT_STEPS, data_std=sd)
+    few = x_T[:PART]
+    pilot = Pilot(sde, work.score_of(0, len(few)), sd)
+    work._run(few, score=pilot, steps=PILOT_STEPS, data_std=sd)
     fine = work._run(
         x_T, steps=2 * PILOT_STEPS, grid=refined(pilot.times, sde), order=4, data_std=sd
     )
