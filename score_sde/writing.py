@@ -28,6 +28,8 @@ def is_alive(pid: int, started: str | None = None) -> bool:
     """Whether a process of this machine runs, which has ``started`` then (see `start_of`)."""
     if os.name == "nt":  # there, os.kill(pid, 0) is Ctrl-C
         return True
+    if pid <= 0:  # to os.kill a group of processes, not one
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

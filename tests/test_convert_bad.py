@@ -113,7 +113,7 @@ def _without(folder):
     [
         (_empty, r"is empty \(0 bytes\)"),
         (_text, "is not a checkpoint. Known are score_sde_pytorch"),
-        (_truncated, "cut short or damaged"),
+        (_truncated, "is not a whole file of torch.save"),
         (_other, "unknown layout .it begins with layer1"),
         (lambda p: p / "none.pth", "no file or folder"),
         (lambda p: p, "no config.json, so it is not a folder of diffusers"),
@@ -137,7 +137,7 @@ def _without(folder):
             r"differ in block_out_channels \(\[32, 96\] .* \[32, 64\] .*, layers_per_block \(2",
         ),
         (lambda p: _hub(p, block_out_channels=["32", None]), "do not fit its layout"),
-        (lambda p: _short(_hub(p)), "diffusion_pytorch_model.safetensors is cut short"),
+        (lambda p: _short(_hub(p)), "diffusion_pytorch_model.safetensors is not a whole .safetensors file"),
         (lambda p: _without(_hub(p)), "has 0 weight files; one is needed"),
         (lambda p: _hub(p, add={"conv_out.bias": torch.zeros(5)}), r"\(5,\) where .* has \(3,\)"),
         (lambda p: _hub(p, act_fn="gelu"), "act_fn = 'gelu' is not supported"),

@@ -29,6 +29,7 @@ from such a file is built ``with trusting(False)``, where a name means a built-i
 this package of the right kind, and nothing else is imported.
 """
 
+from score_sde.checks.arrays import check_member, check_members, read_arrays, read_member
 from score_sde.checks.errors import (
     UserError,
     did_you_mean,
@@ -44,10 +45,12 @@ from score_sde.checks.files import (
     json_lines,
     objects,
     read_json,
+    reading,
     try_json,
 )
 from score_sde.checks.memory import check_size, machine_memory, memory_for
-from score_sde.checks.names import lookup, named, trusting, trusts_files
+from score_sde.checks.names import library, lookup, named, trusting, trusts_files
+from score_sde.checks.pickles import check_archive, check_pickle, check_tensors, load_pickled
 from score_sde.checks.text import as_it_looks, literal, number
 from score_sde.checks.types import (
     BatchShape,
@@ -98,20 +101,30 @@ __all__ = [
     "UserError",
     "as_it_looks",
     "cache_dir",
+    "check_archive",
+    "check_member",
+    "check_members",
+    "check_pickle",
     "check_size",
+    "check_tensors",
     "checked",
     "construct",
     "did_you_mean",
     "from_json",
     "json_lines",
+    "library",
     "literal",
+    "load_pickled",
     "lookup",
     "machine_memory",
     "memory_for",
     "named",
     "number",
     "objects",
+    "read_arrays",
     "read_json",
+    "read_member",
+    "reading",
     "real_tensor",
     "require",
     "sentence",

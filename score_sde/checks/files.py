@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,33 @@ LOOSE = ConfigDict(extra="allow")
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+@contextmanager
+def reading(path: str | Path, what: str, error: type[UserError] = UserError) -> Iterator[None]:
+    """Whatever a damaged file provokes in its reader, as one sentence of what it should be.
+
+    Nothing but the reading of this one file happens inside: a mistake of ours there would be taken
+    for damage. what: "a readable table". A UserError without a file's name is the reason, any other
+    passes.
+    """
+    try:
+        yield
+    except Exception as reason:
+        ours = isinstance(reason, UserError) and type(reason) is not UserError
+        if ours or isinstance(reason, MemoryError):
+            raise
+        raise _unreadable(path, what, error, reason) from reason
+
+
+def _unreadable(
+    path: str | Path, what: str, error: type[UserError], reason: Exception
+) -> UserError:
+    if isinstance(reason, FileNotFoundError):
+        return error(f"there is no file {path}.")
+    lines = str(getattr(reason, "strerror", None) or reason).strip().splitlines()
+    said = lines[0][:300].rstrip(".") if lines else type(reason).__name__
+    return error(f"{path} is not {what} ({said}).")
 
 
 def read_json(path: Path, kind: type[T], what: str, error: type[UserError] = UserError) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,6 +68,22 @@ def lookup(
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module is somebody's own, and so is what it raises
         raise UserError(f"{what} {name!r} cannot be imported: {error}.") from error
+
+
+def library(
+    module: str, extra: str, what: str, error: type[UserError] = UserError
+) -> types.ModuleType:
+    """A library that not everybody installs; ``error`` says which extra of this package has it.
+
+    what: that needs it, for the sentence: "captions need".
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as reason:
+        package = module.partition(".")[0]
+        raise error(
+            f"{what} {package}, which is not installed: pip install 'score-sde[{extra}]'."
+        ) from reason
 
 
 def _own(module: str, attribute: str, what: str, kind: type | None) -> Any:

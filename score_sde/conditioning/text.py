@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import UserError, cache_dir, lookup
+from score_sde.checks import UserError, cache_dir, library, lookup, reading
 from score_sde.conditioning.minilm import MINILM, fetch_minilm
 from score_sde.scores import without
 from score_sde.writing import whole_file
@@ -145,23 +145,17 @@ def make_text_encoder(name: str, length: int = 24) -> Any:
 @functools.lru_cache(maxsize=2)
 def _load(name: str) -> tuple[Any, Any]:
     """Tokenizer and model by folder or hub id; `TextError` if they cannot be had."""
-    try:
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-    except ImportError as error:
-        raise TextError(
-            "captions need the transformers library: pip install 'score-sde[text]'."
-        ) from error
-
-    logging.disable_progress_bar()
+    transformers = library("transformers", "text", "captions need the library", TextError)
+    transformers.utils.logging.disable_progress_bar()
 
     def load(source: str, **options: Any) -> tuple[Any, Any]:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModel.from_pretrained(source, use_safetensors=True, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, **options)
         return tokenizer, model.eval().requires_grad_(False)
 
     if Path(name).is_dir():
-        return load(name, local_files_only=True)
+        with reading(name, "a text encoder of transformers", TextError):
+            return load(name, local_files_only=True)
     try:
         return load(name, local_files_only=True)  # the hub's own cache
     except OSError:

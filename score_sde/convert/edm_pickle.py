@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.convert.limits import check_pickle, check_tensors
+from score_sde.checks import check_pickle, check_tensors, reading
 from score_sde.convert.parts import ConversionError, State
 
 
@@ -91,20 +91,17 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 def load_pickle(path: Path) -> tuple[str, dict[str, Any], State]:
     """Class of the network, its arguments and its tensors; nothing in the file is executed."""
-    try:
+    with reading(path, "a readable EDM pickle", ConversionError):
         data = path.read_bytes()
-        check_pickle(data, path.name)
+        check_pickle(data)
         found = RestrictedUnpickler(io.BytesIO(data)).load()
-    except ConversionError:
-        raise
-    except Exception as error:  # whatever a damaged pickle provokes
-        raise ConversionError(f"{path.name} is not a readable EDM pickle ({error}).") from error
     net = found.get("ema") if isinstance(found, dict) else found
     if not isinstance(net, Bare) or "_modules" not in net.contents:
         raise ConversionError(f"{path.name} is a pickle without a network under 'ema'.")
     tensors: State = {}
     _collect(net, "", tensors)
-    check_tensors(tensors, len(data), path.name)
+    with reading(path, "a readable EDM pickle", ConversionError):
+        check_tensors(tensors, len(data))
     return net.name, dict(net.contents.get("_init_kwargs") or {}), tensors
 
 

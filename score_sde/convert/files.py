@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -11,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, load_pickled, read_json, reading
 from score_sde.convert import diffusers, diffusers_transformer, edm, ho, openai, song
-from score_sde.convert.limits import check_archive, check_finite, check_tensors
 from score_sde.convert.parts import ConversionError, Foreign, strip_prefix
 
 KNOWN = (
@@ -37,34 +34,33 @@ def _numpy_scalars() -> list[Any]:
 
 def load_torch(path: Path) -> Any:
     """A file of torch.save: tensors and plain values, with weights_only."""
-    with path.open("rb") as file:
-        if file.read(2) == b"PK":
-            check_archive(path)
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        check_tensors({"": found}, path.stat().st_size, path.name)
-        return found
-    except ConversionError:
-        raise
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"asks for {named[1]}" if named else "holds more than weights"
-        raise ConversionError(
-            f"{path.name} {what}, which weights do not need; loading it could run foreign code. "
-            "Nothing of it was executed."
-        ) from error
-    except Exception as error:  # whatever a damaged file provokes
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(f"{path.name} is cut short or damaged ({first}).") from error
+    with reading(path, "a whole file of torch.save", ConversionError):
+        try:
+            with torch.serialization.safe_globals(_numpy_scalars()):
+                return load_pickled(path)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"asks for {named[1]}" if named else "holds more than weights"
+            raise ConversionError(
+                f"{path.name} {what}, which weights do not need; loading it could run foreign "
+                "code. Nothing of it was executed."
+            ) from error
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """A .safetensors file."""
-    try:
+    with reading(path, "a whole .safetensors file", ConversionError):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path.name} is cut short or damaged ({error}).") from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """ConversionError for weights that are not finite."""
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ConversionError(
+                f"{what}: the weights {key} hold values that are not finite. The training that "
+                "made them had diverged; take an earlier checkpoint."
+            )
 
 
 def read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
@@ -160,6 +156,8 @@ def _folder(folder: Path, given: Mapping[str, Any]) -> Foreign:
         raise ConversionError(f"{folder} is a run of this toolkit already; use it as --workdir.")
     named = (folder / name for name in ("unet", "transformer"))
     inner = next((p for p in named if (p / "config.json").is_file()), folder)
+    if not (inner / "config.json").is_file():
+        raise ConversionError(f"{inner} has no config.json, so it is not a folder of diffusers.")
     said = _json(inner / "config.json")
     kind = said.get("_class_name", "no class")
     readers = dict.fromkeys(("UNet2DModel", "UNetUnconditionalModel", "NCSNpp"), diffusers.read)
@@ -184,14 +182,4 @@ def _folder(folder: Path, given: Mapping[str, Any]) -> Foreign:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConversionError(
-            f"{path.parent} has no {path.name}, so it is not a folder of diffusers."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise ConversionError(f"{path} holds {type(found).__name__}, not settings.")
-    return found
+    return read_json(path, dict[str, Any], "the description of a network", ConversionError)

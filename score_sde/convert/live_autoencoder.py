@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from score_sde.checks import library, read_json, reading
 from score_sde.convert.parts import ConversionError
 from score_sde.nets.codec import Codec, Moments
 
@@ -40,18 +40,15 @@ def read_autoencoder(path: Path) -> Any:
     and a missing library.
     """
     folder = path / "vae" if (path / "vae").is_dir() else path
-    try:
-        said = json.loads((folder / "config.json").read_text())
-        kind = said.get("_class_name")
-        if kind != "AutoencoderKL":
-            raise ConversionError(f"{folder} holds a {kind}; only AutoencoderKL is known here.")
-        module = _autoencoder_kl().from_pretrained(
+    what = "an autoencoder of diffusers"
+    said = read_json(folder / "config.json", dict[str, Any], what, ConversionError)
+    kind = said.get("_class_name")
+    if kind != "AutoencoderKL":
+        raise ConversionError(f"{folder} holds a {kind}; only AutoencoderKL is known here.")
+    with reading(folder, what, ConversionError):
+        return _autoencoder_kl().from_pretrained(
             folder, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"{folder} is no autoencoder of diffusers: {first}") from error
-    return module
 
 
 def autoencoder_of(settings: Mapping[str, Any]) -> LiveAutoencoder:
@@ -60,13 +57,8 @@ def autoencoder_of(settings: Mapping[str, Any]) -> LiveAutoencoder:
 
 
 def _autoencoder_kl() -> Any:
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise ConversionError(
-            "autoencoders of the diffusers library need it: pip install 'score-sde[diffusers]'."
-        ) from error
-    return AutoencoderKL
+    what = "autoencoders of diffusers need"
+    return library("diffusers", "diffusers", what, ConversionError).AutoencoderKL
 
 
 def codec_of(module: Any) -> Codec:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from score_sde.checks import reading, require
 from score_sde.data.files import Files, listed, printable
 from score_sde.data.spec import DataError
 
@@ -62,17 +63,14 @@ def captions_of(files: Files, pictures: Sequence[str]) -> Captions:
 
 
 def _text_file(files: Files, name: str) -> str:
-    try:
-        with files.open(name) as handle:
-            content = handle.read(LONGEST_FILE + 1)
-        if len(content) > LONGEST_FILE:
-            raise DataError("longer than 64 KiB")
+    with reading(printable(name), "a caption", DataError), files.open(name) as handle:
+        content = handle.read(LONGEST_FILE + 1)
+        require(len(content) <= LONGEST_FILE, "longer than 64 KiB")
         return _one_line(content.decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, DataError) as error:
-        raise DataError(f"{printable(name)} is no caption ({error}).") from error
 
 
 def _one_line(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode()  # without halves of characters
     return " ".join(text.split())
 
 
@@ -91,15 +89,12 @@ def _entries(files: Files, table: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows(files: Files, table: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with files.open(table) as handle:
-            lines = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
-            if table.endswith(".csv"):
-                yield from enumerate(csv.DictReader(lines), 1)
-                return
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    yield number, row if isinstance(row, Mapping) else {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise DataError(f"{printable(table)} cannot be read ({error}).") from error
+    with reading(printable(table), "a table of captions", DataError), files.open(table) as handle:
+        lines = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+        if table.endswith(".csv"):
+            yield from enumerate(csv.DictReader(lines), 1)
+            return
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                row = json.loads(line)
+                yield number, row if isinstance(row, Mapping) else {}

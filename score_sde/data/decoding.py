@@ -11,12 +11,13 @@ import functools
 import io
 import struct
 import warnings
+from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from score_sde.data.files import Files, printable
+from score_sde.data.files import Files, FolderFiles, printable
 from score_sde.data.spec import DataError
 
 # Formats of Pillow that read pixels themselves: EPS, PDF and stubs would start other programs.
@@ -32,6 +33,8 @@ FORMATS = {
 }  # fmt: skip
 EXTENSIONS = tuple(" ".join(FORMATS.values()).split())
 COMMON = ".png .jpg .jpeg .bmp .webp .tif .tiff .gif .ppm .avif"
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode of a picture of so many channels."""
 Resize = Literal["center_crop", "stretch", "pad"]
 RESIZES = get_args(Resize)
 Convert = Literal["auto", "grey", "rgb", "rgba"]
@@ -69,6 +72,12 @@ def read_picture(files: Files, name: str) -> Image.Image:
     except Exception as error:
         reason = str(error) if isinstance(error, DataError) else _reason(error)
         raise DataError(f"{printable(name)}: cannot decode ({reason})") from error
+
+
+def picture_at(path: str | Path) -> Image.Image:
+    """`read_picture` of a file of its own; DataError if it cannot be had."""
+    path = Path(path)
+    return read_picture(FolderFiles(path.parent, (path.name,)), path.name)
 
 
 def _reason(error: Exception) -> str:

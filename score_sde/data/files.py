@@ -18,11 +18,10 @@ from typing import BinaryIO, Protocol
 
 from tqdm.auto import tqdm
 
+from score_sde.checks import check_member, check_members, reading
 from score_sde.data.spec import DataError
 
-# A member of a zip may be so many times its compressed size, once it is larger than the free size.
-LARGEST_RATIO = 200
-FREE_BYTES = 1 << 24
+LARGEST_FILE = 1 << 28  # bytes of a member of a zip, which is unpacked whole
 
 
 class Files(Protocol):
@@ -48,7 +47,10 @@ class Files(Protocol):
 
 def printable(name: str) -> str:
     """A file's name as text that can be printed, whatever bytes it is made of."""
-    readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # halves of a character that are no bytes of a name
+        readable = name.encode("utf-8", "replace").decode()
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in readable)
 
 
@@ -164,6 +166,8 @@ class ZipFiles:
         archive = _open_zip(self.root, os.getpid())
         member = archive.getinfo(name)
         check_member(member)
+        if member.file_size > LARGEST_FILE:
+            raise DataError(f"it unpacks to {member.file_size} bytes, more than pictures have")
         with archive.open(member) as handle:
             return io.BytesIO(handle.read(member.file_size))
 
@@ -172,23 +176,9 @@ class ZipFiles:
         return _open_zip(self.root, os.getpid()).getinfo(name).compress_size
 
 
-def check_member(member: zipfile.ZipInfo) -> None:
-    """Raises DataError for a member of a zip that would unpack to far more than it is."""
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError("packed in a way other than zip's usual (deflate)")
-    if member.file_size > max(FREE_BYTES, LARGEST_RATIO * member.compress_size):
-        raise DataError(
-            f"{member.compress_size} bytes that claim to unpack to {member.file_size}: a bomb"
-        )
-
-
 def _list_zip(root: Path) -> ZipFiles:
     notes: list[str] = []
-    try:
-        with zipfile.ZipFile(root) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{root} is not a readable zip file ({error}).") from error
-    if sum(m.compress_size for m in members) > root.stat().st_size:
-        raise DataError(f"{root} holds members that overlap one another: a zip bomb.")
+    with reading(root, "a readable zip file", DataError), zipfile.ZipFile(root) as archive:
+        members = [m for m in archive.infolist() if not m.is_dir()]
+        check_members(archive, root.stat().st_size)
     return ZipFiles(root, without_hidden([m.filename for m in members], notes), tuple(notes))

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from score_sde.checks import library, reading
 from score_sde.data.datasets import CAPTION_KEYS, LABEL_KEYS, VALUE_KEYS, from_items
 from score_sde.data.decoding import Bounds, Size
 from score_sde.data.files import listed
@@ -93,20 +94,12 @@ def from_huggingface(
 
 def _tables(name: str, subset: Any) -> Mapping[str, Any]:
     """The tables of a data set by their splits; one that has no splits is "all"."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f'{name} needs Hugging Face\'s datasets: pip install "score-sde[datasets]".'
-        ) from error
-    try:
+    datasets: Any = library("datasets", "datasets", f"{name} needs Hugging Face's", DataError)
+    with reading(name, "loaded by datasets", DataError):
         if name.startswith(HUB):
             found: Any = datasets.load_dataset(name.removeprefix(HUB), subset)
         else:
             found = datasets.load_from_disk(str(Path(name).expanduser()))
-    except Exception as error:  # of the network, of the hub, of Arrow: whatever stands in the way
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{name} cannot be loaded by datasets ({first[:300]}).") from error
     return found if isinstance(found, Mapping) else {"all": found}
 
 

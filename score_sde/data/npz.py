@@ -7,16 +7,14 @@ and the like). What is read is bounded by the size of the file.
 
 from __future__ import annotations
 
-import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from score_sde.data.files import check_member
+from score_sde.checks import check_members, read_member, reading
 from score_sde.data.spec import DataError
 from score_sde.data.splits import TEST, TRAIN, names_of
 
@@ -24,11 +22,6 @@ ITEM_FORMS = ("{}_images", "x_{}", "{}", "{}_x", "{}_data", "images_{}", "data_{
 LABEL_FORMS = ("{}_labels", "y_{}", "{}_label", "{}_y", "{}_targets", "labels_{}")
 ITEM_KEYS = ("x", "images", "data", "samples", "features", "arr_0")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target", "classes")
-# What numpy and zipfile raise for files that are cut, altered, encrypted or something else.
-_DAMAGE = (
-    ValueError, OSError, EOFError, MemoryError, RuntimeError, KeyError, TypeError, zlib.error,
-    zipfile.BadZipFile,
-)  # fmt: skip
 MAPPED_BYTES = 1 << 29  # an .npy of more is left on the disk and read as it is needed
 
 
@@ -50,7 +43,7 @@ def read_arrays(path: Path, split: str, options: Mapping[str, str]) -> FileArray
     unknown = sorted(set(options) - {"items", "labels"})
     if unknown:
         raise DataError(f"data.options of an .npz are items and labels, not {unknown}.")
-    try:
+    with reading(path, "a readable array file", DataError):
         if path.suffix == ".npy":
             array: np.ndarray = np.lib.format.open_memmap(path, mode="c")
             array = array if array.nbytes > MAPPED_BYTES else np.array(array)
@@ -58,25 +51,18 @@ def read_arrays(path: Path, split: str, options: Mapping[str, str]) -> FileArray
             return FileArrays(array, None, None, "all", (note,) if split == "test" else ())
         with zipfile.ZipFile(path) as archive:
             return _read_npz(archive, path, split, options)
-    except DataError:
-        raise
-    except _DAMAGE as error:
-        raise DataError(f"{path} is not a readable array file ({error}).") from error
 
 
 def _read_npz(
     archive: zipfile.ZipFile, path: Path, split: str, options: Mapping[str, str]
 ) -> FileArrays:
     members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
-    if sum(m.compress_size for m in members.values()) > path.stat().st_size:
-        raise DataError(f"{path} holds members that overlap one another: a zip bomb.")
+    check_members(archive, path.stat().st_size)
 
     def read(key: str) -> np.ndarray:
         if key not in members:
             raise DataError(f"{path} holds no {key!r}; its keys are {list(members)}.")
-        check_member(members[key])
-        with archive.open(members[key]) as handle:
-            return _read_member(handle, members[key].file_size, f"{path}: {key}")
+        return read_member(archive, members[key])
 
     if "items" in options:
         labels = options.get("labels")
@@ -131,20 +117,3 @@ def _key_of_split(
 ) -> str | None:
     named = (form.format(name) for name in splits for form in forms)
     return next((keys[key] for key in named if key in keys), None)
-
-
-def _read_member(handle: IO[bytes], size: int, name: str) -> np.ndarray:
-    """One array; its header may not promise more than the member holds."""
-    version = np.lib.format.read_magic(handle)
-    header = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        header = np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(handle)
-    if dtype.hasobject:
-        raise DataError(f"{name} holds Python objects; numbers are needed.")
-    count = math.prod(shape)
-    if any(side < 0 for side in shape) or count * dtype.itemsize > size:
-        raise DataError(f"{name}: its header says {shape}, which is more than the file holds.")
-    content = handle.read(count * dtype.itemsize)
-    array = np.frombuffer(bytearray(content), dtype, count)
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

@@ -21,6 +21,7 @@ from score_sde.data.files import Files, listed, without_hidden
 from score_sde.data.labels import Classes, classes_of_labels
 from score_sde.data.spec import DataError
 
+MOST_SHARDS = 100_000
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -67,11 +68,13 @@ def expanded(pattern: str) -> list[str]:
     first, last, words = found.groups()
     parts = words.split(",") if words is not None else []
     if words is None:
-        if not 0 <= int(last) - int(first) < 1_000_000:
+        if not 0 <= int(last) - int(first) < MOST_SHARDS:
             raise DataError(f"{{{first}..{last}}} of {pattern} is no range of shards.")
         parts = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [name for part in parts for name in expanded(head + part + tail)]
+    head, rest = pattern[: found.start()], expanded(pattern[found.end() :])
+    if len(parts) * len(rest) > MOST_SHARDS:
+        raise DataError(f"{pattern} names more than {MOST_SHARDS} shards.")
+    return [f"{head}{part}{tail}" for part in parts for tail in rest]
 
 
 def list_shards(pattern: str, strict: bool = False) -> TarFiles:

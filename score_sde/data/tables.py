@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from score_sde.checks import library, number, reading, require
+from score_sde.checks.arrays import FREE_BYTES, LARGEST_RATIO
 from score_sde.data.files import listed
 from score_sde.data.spec import DataError
 
@@ -40,11 +42,11 @@ def read_table(path: Path, options: Mapping[str, Any]) -> Table:
     unknown = sorted(set(options) - {"label", "drop"})
     if unknown:
         raise DataError(f"data.options of a table are label and drop, not {unknown}.")
-    columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    label = options.get("label")
+    columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, label)
     names = list(columns)
     dropped = options.get("drop", ())
     dropped = [dropped] if isinstance(dropped, str) else list(dropped)
-    label = options.get("label")
     for name in [*dropped, *([label] if label else [])]:
         if name not in columns:
             raise DataError(f"{path} has no column {name!r}; its columns are {listed(names)}.")
@@ -58,8 +60,9 @@ def read_table(path: Path, options: Mapping[str, Any]) -> Table:
 
 
 class Column(NamedTuple):
-    """A column as it is read: numbers while all cells are, the texts, and the rows of gaps.
+    """A column as it is read: numbers while all cells are, and the rows of gaps.
 
+    texts: the cells as they are, of a column that may be the label.
     first_text: the first cell that is no number, and its row; None if all are.
     """
 
@@ -101,21 +104,34 @@ def _check_columns(path: Path, columns: Mapping[str, Column]) -> None:
         raise DataError(f"{path} holds no rows of numbers.")
 
 
-def _read_csv(path: Path) -> dict[str, Column]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            sample = handle.read(1 << 14)
-            handle.seek(0)
-            try:
-                dialect: Any = csv.Sniffer().sniff(sample, ",;\t|")
-            except csv.Error:
-                dialect = csv.excel_tab if path.suffix == ".tsv" else csv.excel
-            return _columns(path, (row for row in csv.reader(handle, dialect) if row))
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable table ({error}).") from error
+def _read_csv(path: Path, label: str | None) -> dict[str, Column]:
+    what = "a readable table"
+    with (
+        reading(path, what, DataError),
+        path.open(newline="", encoding="utf-8-sig") as handle,
+    ):
+        dialect = _dialect(handle.read(1 << 14), path.suffix)
+        handle.seek(0)
+        return _columns(path, (row for row in csv.reader(handle, dialect) if row), label)
 
 
-def _columns(path: Path, rows: Iterable[list[str]]) -> dict[str, Column]:
+def _dialect(sample: str, suffix: str) -> type[csv.Dialect]:
+    """The sign between cells that divides the first lines alike; Python's sniffer may hang."""
+    lines = [line for line in sample.splitlines() if line.strip()][:20]
+    counts = {sign: {line.count(sign) for line in lines[:-1] or lines} for sign in ",;\t|"}
+    alike = [sign for sign, found in counts.items() if len(found) == 1 and max(found)]
+    usual = "\t" if suffix == ".tsv" else ","
+    some = max(counts, key=lambda sign: sum(counts[sign]), default=usual)
+    sign = alike[0] if alike else some if any(counts[some]) else usual
+
+    class Found(csv.excel):
+        delimiter = sign
+        skipinitialspace = True
+
+    return Found
+
+
+def _columns(path: Path, rows: Iterable[list[str]], label: str | None) -> dict[str, Column]:
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
@@ -123,9 +139,10 @@ def _columns(path: Path, rows: Iterable[list[str]]) -> dict[str, Column]:
     headed = not any(_number(cell) is not None for cell in first)
     names = [c.strip() for c in first] if headed else [str(i + 1) for i in range(len(first))]
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: columns share a name: {listed(names)}.")
+        raise DataError(f"{path}: columns share a name: {listed(names, 20)}.")
     numbers = [array("d") for _ in names]
     texts: list[list[str]] = [[] for _ in names]
+    kept = [name == label if label else name.lower() in LABEL_COLUMNS for name in names]
     gaps: list[list[int]] = [[] for _ in names]
     first_texts: list[str | None] = [None for _ in names]
     for i, row in enumerate(rows if headed else chain([first], rows)):
@@ -138,7 +155,8 @@ def _columns(path: Path, rows: Iterable[list[str]]) -> dict[str, Column]:
             elif value is None and first_texts[k] is None:
                 first_texts[k] = f"{cell.strip()[:40]!r} in row {i + 1}"
             numbers[k].append(0.0 if value is None else value)
-            texts[k].append(cell.strip())
+            if kept[k]:
+                texts[k].append(cell.strip())
     return {
         name: Column(numbers[k], texts[k], gaps[k], first_texts[k]) for k, name in enumerate(names)
     }
@@ -146,23 +164,21 @@ def _columns(path: Path, rows: Iterable[list[str]]) -> dict[str, Column]:
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return number(cell, float)
     except ValueError:
         return None
 
 
 def _read_parquet(path: Path) -> dict[str, Column]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(
-            f'{path} needs pyarrow: pip install "score-sde[tables]", or save the table as .csv.'
-        ) from error
-    try:
+    parquet: Any = library("pyarrow.parquet", "tables", f"{path} is no .csv and needs", DataError)
+    with reading(path, "a readable table", DataError):
+        facts = parquet.read_metadata(path)
+        size, most = 8 * facts.num_rows * facts.num_columns, LARGEST_RATIO * path.stat().st_size
+        require(
+            size <= max(FREE_BYTES, most),
+            f"it claims {facts.num_rows} rows of {facts.num_columns} columns, far more than it is",
+        )
         table = parquet.read_table(path)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} is not a readable table ({error}).") from error
     return {name: _arrow_column(table.column(name)) for name in table.column_names}
 
 
@@ -171,7 +187,7 @@ def _arrow_column(column: Any) -> Column:
 
     kind = column.type
     if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind):
-        values = column.cast("float64").to_numpy()
+        values = column.cast("float64", safe=False).to_numpy()
         return Column(values, [], np.flatnonzero(np.isnan(values)).tolist(), None)
     cells = [None if cell is None else str(cell) for cell in column.to_pylist()]
     gaps = [i for i, cell in enumerate(cells) if cell is None]

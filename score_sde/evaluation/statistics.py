@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, cache_dir, real_tensor
+from score_sde.checks import UserError, cache_dir, read_arrays, real_tensor, require
 from score_sde.evaluation.measures import Featured, Statistics
 from score_sde.evaluation.moments import Moments
 from score_sde.evaluation.published import read_pickle
@@ -39,9 +40,9 @@ def holds_statistics(path: Path) -> bool:
     if path.suffix == ".pkl":
         return True
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = set(getattr(file, "files", ()))
-    except (OSError, ValueError, EOFError, BadZipFile):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
     return {"mu", "sigma"} <= names or "pool_3" in names
 
@@ -54,17 +55,12 @@ def load_statistics(path: Path, extractor: str = "inception") -> Statistics:
     if path.suffix == ".pkl":
         mu, sigma, name = read_pickle(path, extractor)
         return _of_moments(path, mu, sigma, None, {"data": f"{path.name} ({name})"})
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            raise ValueError("it is one array")
-        with found as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npz file of statistics ({error}).") from error
+    arrays = read_arrays(path, "a readable .npz file of statistics")
     facts: dict[str, Any] = {"data": path.name}
     if "pool_3" in arrays:
-        features = torch.from_numpy(arrays["pool_3"]).reshape(len(arrays["pool_3"]), -1)
+        features = real_tensor(arrays["pool_3"], f"the features in {path}")
+        require(features.ndim > 1 and features.numel() > 0, f"{path}: pool_3 holds no features.")
+        features = features.flatten(1)
         return Statistics(Moments.of(features), len(features), facts)
     if not {"mu", "sigma"} <= arrays.keys():
         raise UserError(
@@ -98,12 +94,10 @@ def kept(key: str, make: Callable[[], Tensor], writer: bool = True) -> Tensor:
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     path = cache_dir() / "features" / f"{name}.npz"
     if path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file["key"]) == key:
-                    return torch.from_numpy(file["features"]).double()
-        except (OSError, ValueError, EOFError, BadZipFile, KeyError):
-            pass  # a damaged file is made again
+        with suppress(UserError, KeyError):  # a damaged file is made again
+            found = read_arrays(path, "features")
+            if str(found["key"]) == key:
+                return torch.from_numpy(found["features"]).double()
     made = make().float()
     if writer:
         _write(path, features=made.numpy(), key=key)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import library, reading
 from score_sde.evaluation.inception import as_rgb
 
 DINOV2 = "facebook/dinov2-large"
@@ -44,18 +44,13 @@ def normalised(images: Tensor, moments: tuple[Any, Any]) -> Tensor:
 
 
 def _load(cls: str, where: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError("these features need `pip install transformers`.") from error
-    try:
+    transformers = library("transformers", "text", "these features need")
+    what = (
+        "a folder with config.json and model.safetensors from the hub, as SCORE_SDE_DINOV2 or "
+        "SCORE_SDE_CLIP should name"
+    )
+    with reading(where, what):
         return getattr(transformers, cls).from_pretrained(where).eval().requires_grad_(False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{where} cannot be loaded ({reason}). Give a folder that holds config.json and "
-            "model.safetensors, downloaded from the hub, in SCORE_SDE_DINOV2 or SCORE_SDE_CLIP."
-        ) from error
 
 
 def _facts(net: Any) -> dict[str, Any]:

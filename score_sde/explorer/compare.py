@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from score_sde.checks import UserError
+from score_sde.data.decoding import picture_at
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.widgets import spoken
 from score_sde.plotting.style import CYCLE, legend, subplots
@@ -88,5 +89,4 @@ def _losses(runs: dict[str, RunSummary]) -> Figure:
 
 def _opened(path: Path) -> Image.Image:
     """A picture's pixels: the page hands out no files, wherever they are."""
-    with Image.open(path) as file:
-        return file.convert("RGB")
+    return picture_at(path).convert("RGB")

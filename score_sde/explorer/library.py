@@ -8,25 +8,20 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, library
 
 
 def import_gradio() -> Any:
     """gradio, told to call nobody; UserError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        if "gradio" not in sys.modules:
-            with without_collection():
-                _import_without_stubs()
-        import gradio
-    except ImportError as error:
-        raise UserError(
-            "the page needs gradio, which is not installed: pip install 'score-sde[explore]'."
-        ) from error
+    if "gradio" not in sys.modules:
+        with without_collection(), suppress(ImportError):
+            _import_without_stubs()
+    gradio = library("gradio", "explore", "the page needs")
     if int(gradio.__version__.split(".")[0]) < 6:
         raise UserError(
             f"the page needs gradio 6 or newer (here is {gradio.__version__}): "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from score_sde.checks import UserError, checked
+from score_sde.checks import UserError, checked, library
 from score_sde.sampling import SAMPLERS
 from score_sde.sampling.catalogue import TABLE
 
@@ -71,14 +71,11 @@ class PlottingError(UserError):
 
 def import_pyplot() -> ModuleType:
     """matplotlib.pyplot; PlottingError if it, or the display that was asked for, is not there."""
+    library("matplotlib", "plot", "figures need", PlottingError)
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        if "backend" in str(error) or "display" in str(error):
-            raise PlottingError(_no_display(error)) from error
-        raise PlottingError(
-            "figures need matplotlib, which is not installed: pip install 'score-sde[plot]'."
-        ) from error
+        raise PlottingError(_no_display(error)) from error
     return plt
 
 

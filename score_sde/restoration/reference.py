@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import Fraction, UserError, checked
+from score_sde.checks import Fraction, UserError, checked, reading
 from score_sde.exact import Gaussian
+from score_sde.writing import whole_file
 
 FULL_UP_TO = 4096
 """Entries of a state up to which the covariance is full."""
@@ -153,15 +154,17 @@ def save_gaussian(gaussian: ReferenceGaussian, path: Path) -> None:
     else:
         parts = {"covariance": gaussian.covariance()}
     parts["mean"] = gaussian.mean()
-    save_file({name: v.float().contiguous() for name, v in parts.items()}, path)
+    with whole_file(path) as partial:
+        save_file({name: v.float().contiguous() for name, v in parts.items()}, partial)
 
 
 def load_gaussian(path: Path) -> ReferenceGaussian:
-    """The Gaussian of a file of `save_gaussian`."""
-    parts = load_file(path)
-    if "covariance" in parts:
-        return Gaussian(parts["mean"], parts["covariance"])
-    return SmoothGaussian(parts["mean"], parts["variances"], parts["mixing"])
+    """The Gaussian of a file of `save_gaussian`; UserError for one that holds none."""
+    with reading(path, "a Gaussian of the data; delete it, it is made again"):
+        parts = load_file(path)
+        if "covariance" in parts:
+            return Gaussian(parts["mean"], parts["covariance"])
+        return SmoothGaussian(parts["mean"], parts["variances"], parts["mixing"])
 
 
 class White:

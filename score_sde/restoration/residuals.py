@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import Count, UserError, checked, require
+from score_sde.checks import Count, checked, reading, require
 from score_sde.exact import Gaussian
 from score_sde.noise import SeededNoise
 from score_sde.processes.sdes import SDE
@@ -27,6 +27,7 @@ from score_sde.restoration.denoiser import Denoiser
 from score_sde.restoration.levels import starting_level
 from score_sde.restoration.reference import SmoothGaussian
 from score_sde.scores import ScoreFn
+from score_sde.writing import whole_file
 
 LEAST = 1e-3
 """The smallest share that is believed."""
@@ -99,18 +100,17 @@ def measure_residuals(
 def save_residuals(residuals: Residuals, path: Path, of: str) -> None:
     """A file of the residuals; of: of which weights they are."""
     tensors = {"levels": residuals.levels, "shares": residuals.shares.float().contiguous()}
-    save_file(tensors, path, {"of": of})
+    with whole_file(path) as partial:
+        save_file(tensors, partial, {"of": of})
 
 
 def load_residuals(path: Path, of: str) -> Residuals | None:
     """Those of a file of `save_residuals`; None if there are none, or those of other weights."""
     if not path.is_file():
         return None
-    try:
+    with reading(path, "a file of residuals; delete it, it is made again"):
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("of") != of:
                 return None
         found = load_file(path)
         return Residuals(found["levels"].double(), found["shares"].double())
-    except Exception as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, it is made again.") from error

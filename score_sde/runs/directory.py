@@ -247,10 +247,11 @@ class RunDirectory:
         _remove_empty(self.path, keep=self.path)
 
     def drop_replaced(self) -> None:
-        """Delete what `begin` has set aside, and nothing else."""
+        """Delete what `begin` has set aside, and nothing else; the mark goes last."""
         for aside in self.path.glob(".replaced*"):
-            if re.fullmatch(r"\.replaced(_\d+)?", aside.name) and not aside.is_symlink():
-                for file in RunDirectory(aside).ours():
+            run, ours = RunDirectory(aside), re.fullmatch(r"\.replaced(_\d+)?", aside.name)
+            if ours and not aside.is_symlink() and run.is_run:
+                for file in sorted(run.ours(), key=lambda file: aside / file == run.mark):
                     (aside / file).unlink(missing_ok=True)
                 _remove_empty(aside, keep=self.path)
 

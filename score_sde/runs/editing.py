@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from score_sde.data import DataError, DataSpec, decoding
-from score_sde.data.files import FolderFiles
 from score_sde.noise import SeededNoise
 from score_sde.runs.directory import RunError
 from score_sde.sampling import SDE, SamplingSettings, make_sampler
 from score_sde.sampling.grids import make_grid
 
 Picture = str | Path | Tensor
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Start(NamedTuple):
@@ -52,13 +49,13 @@ def read_picture(given: Picture, spec: DataSpec) -> Tensor:
         if tuple(given.shape) != spec.shape:
             raise RunError(f"init has shape {tuple(given.shape)}; the model's is {spec.shape}.")
         return given
-    if not spec.is_image or spec.shape[0] not in (1, 3, 4):
+    mode = decoding.MODES.get(spec.shape[0])
+    if not spec.is_image or mode is None:
         raise RunError(f"init needs a model of images; {spec.name} has items {spec.shape}.")
     path, (height, width) = Path(given), spec.shape[1:]
     try:
-        picture = decoding.read_picture(FolderFiles(path.parent, (path.name,)), path.name)
         pixels = decoding.to_array(
-            picture, path.name, MODES[spec.shape[0]], (height, width), "center_crop"
+            decoding.picture_at(path), path.name, mode, (height, width), "center_crop"
         )
     except DataError as error:
         raise RunError(f"the picture {given} cannot be read ({error}).") from error
@@ -69,8 +66,8 @@ def read_picture(given: Picture, spec: DataSpec) -> Tensor:
 
 def adapted(path: str | Path, spec: DataSpec) -> str:
     """How a picture file that `read_picture` takes differs from the model's: "" if in nothing."""
-    with Image.open(path) as file:
-        given, mode = (file.height, file.width), file.mode
+    picture = decoding.picture_at(path)
+    given, mode = (picture.height, picture.width), picture.mode
     height, width = spec.shape[1:]
     lines = []
     if given != (height, width):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from score_sde import build
 from score_sde.checks import checked
 from score_sde.convert import ConversionError, Foreign, diffusers_export, read
-from score_sde.convert.limits import check_finite
+from score_sde.convert.files import check_finite
 from score_sde.data import DataSpec
 from score_sde.models import FlowMap
 from score_sde.nets import UNet

@@ -10,7 +10,7 @@ it is, the autoencoder is the codec. A pipeline's text encoders turn captions in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from score_sde.build import build_sde
-from score_sde.checks import UserError, checked
+from score_sde.checks import UserError, checked, library, read_json, reading
 from score_sde.conditioning.guidance import guide
 from score_sde.convert.live_autoencoder import codec_of
 from score_sde.convert.live_nets import FAMILIES, Condition, LiveNet
@@ -168,14 +168,25 @@ def _size(said: Any) -> tuple[int, int]:
 
 def _pipeline(source: str | Path) -> Any:
     """A pipeline from its folder or hub id, by the library itself; none of its own code is run."""
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise ConversionError(
-            "models of the diffusers library need it: pip install 'score-sde[diffusers]'."
-        ) from error
-    try:
-        return DiffusionPipeline.from_pretrained(str(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"{source} is no pipeline of diffusers: {first}") from error
+    what = "models of diffusers need the library"
+    diffusers = library("diffusers", "diffusers", what, ConversionError)
+    if (index := Path(source) / "model_index.json").is_file():
+        said = read_json(index, dict[str, Any], "of a pipeline of diffusers", ConversionError)
+        _check_names(index, said, diffusers)
+    with reading(source, "a pipeline of diffusers", ConversionError):
+        return diffusers.DiffusionPipeline.from_pretrained(str(source), trust_remote_code=False)
+
+
+def _check_names(index: Path, said: Mapping[str, Any], diffusers: Any) -> None:
+    """ConversionError for a part of a library that diffusers would import because a file says so.
+
+    Newer versions refuse that themselves.
+    """
+    for part, names in said.items():
+        name = names[0] if isinstance(names, list) and names else None
+        known = name in ("diffusers", "transformers") or hasattr(diffusers.pipelines, str(name))
+        if name is not None and not known:
+            raise ConversionError(
+                f"{index} asks for {name!r} as the library of {part}: loading it could run foreign "
+                "code. Make the pipeline yourself and give it in place of its folder."
+            )

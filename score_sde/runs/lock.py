@@ -96,6 +96,8 @@ class Lock:
 
     def _drop_if_stale(self) -> None:
         """Take a lock that nobody holds out of the way; LockedError if somebody does."""
+        if self.path.is_dir():
+            raise LockedError(f"holds a folder {self.path.name}, which is no lock: move it away.")
         holder = self._read()
         if holder is not None:
             said = (

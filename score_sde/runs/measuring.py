@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from score_sde.data import DataSpec
+from score_sde.checks import read_arrays
+from score_sde.data import DataError, DataSpec, decoding
 from score_sde.noise import generator_of
 from score_sde.restoration import (
     Blur,
@@ -29,7 +29,6 @@ from score_sde.runs.run import Run
 
 TASKS = ("inpaint", "colourise", "upscale", "deblur", "fourier")
 SCALED = ("upscale", "deblur", "fourier")
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -139,29 +138,28 @@ def read_measurement(run: Run, task: str, operator: Operator, path: str | Path) 
 
 
 def _read_array(path: str | Path) -> Tensor:
-    try:
-        y = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"the measurement {path} cannot be read ({error}).") from error
-    if not isinstance(y, np.ndarray) or y.dtype.kind != "f":
-        kind = getattr(y, "dtype", type(y).__name__)
+    y = read_arrays(path, "a measurement that can be read", RunError).get("")
+    if y is None or y.dtype.kind != "f":
+        kind = "several arrays" if y is None else y.dtype
         raise RunError(
-            f"{path} holds {kind}; a measurement is floating point in the model's range, pixels "
-            "as run.item_spec.to_model gives them."
+            f"{path} holds {kind}; a measurement is floating point in the model's range, pixels as "
+            "run.item_spec.to_model gives them."
         )
     return torch.from_numpy(y.astype(np.float32))
 
 
-def _open(path: str | Path) -> Image.Image:
+def _pixels(path: str | Path, mode: str) -> Tensor:
+    """The pixels (C, H, W) of a picture file, uint8, as they are read for training."""
     try:
-        return Image.open(path)
-    except (OSError, UnidentifiedImageError) as error:
+        picture = decoding.picture_at(path)
+        return torch.from_numpy(decoding.to_array(picture, str(path), mode, None, None))
+    except DataError as error:
         raise RunError(f"{path} is no picture that can be read ({error}).") from error
 
 
 def read_mask(path: str | Path, height: int, width: int) -> Tensor:
     """A mask (H, W) from a picture: seen where it is brighter than half."""
-    values = torch.from_numpy(np.array(_open(path).convert("L")))
+    values = _pixels(path, "L")[0]
     if tuple(values.shape) != (height, width):
         raise RunError(
             f"the mask {path} is {values.shape[0]} x {values.shape[1]}, the run's pictures are "
@@ -172,15 +170,13 @@ def read_mask(path: str | Path, height: int, width: int) -> Tensor:
 
 def read_picture(run: Run, path: str | Path, channels: int, height: int, width: int) -> Tensor:
     """A picture file as (1, C, H, W) in the model's range; RunError for another size."""
-    picture = np.array(_open(path).convert(MODES.get(channels, "RGB")))
-    if picture.shape[:2] != (height, width):
+    picture = _pixels(path, decoding.MODES.get(channels, "RGB"))
+    if tuple(picture.shape[1:]) != (height, width):
         raise RunError(
-            f"{path} is {picture.shape[0]} x {picture.shape[1]}, it must be {height} x "
+            f"{path} is {picture.shape[1]} x {picture.shape[2]}, it must be {height} x "
             f"{width} for this run and task: crop or resize it."
         )
-    return to_pixels(
-        run, torch.from_numpy(picture.reshape(height, width, -1)).permute(2, 0, 1)[None]
-    )
+    return to_pixels(run, picture[None])
 
 
 def pictures_of(run: Run, data: str | None, split: str, items: int) -> Tensor:

@@ -19,7 +19,6 @@ import math
 import os
 import re
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from PIL import Image
 from typing_extensions import Required, TypedDict
 
 from score_sde import distributed
-from score_sde.checks import LOOSE, try_json
+from score_sde.checks import LOOSE, UserError, read_arrays, try_json
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.run import Run
 from score_sde.training.checkpoints import tensor_sum
@@ -113,10 +112,9 @@ class Output:
         if not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            print(f"{path} is damaged ({error}); it is made again.")
+            return read_arrays(path, "a whole part")
+        except UserError as error:
+            print(f"{error} It is made again.")
             return None
 
     def parts(self, batches: Sequence[range]) -> list[dict[str, np.ndarray]]:
@@ -185,7 +183,7 @@ def check_place(folder: str | Path) -> None:
     It is asked before the work: permissions do not tell of read-only and other special places.
     """
     folder = Path(folder).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
         os.rmdir(tempfile.mkdtemp(dir=there))
     except OSError as error:

@@ -93,6 +93,8 @@ def carry_out(
         resume = bool(steps_of(directory.checkpoints))
         overwrite = overwrite or not resume
     directory.check(bool(resume), overwrite)
+    if not resume:
+        _check_sources(directory, settings)
     with distributed.processes(pick_device(order.device)) as chosen:
         with nullcontext() if order.own else trusting(False):
             parts = make(settings, chosen, directory.read_config() if resume else {}, directory)
@@ -123,6 +125,18 @@ def carry_out(
             )
             made = None if finish is None else finish(directory, parts)
         return made, "cpu" if trainer.sharded else str(chosen)
+
+
+def _check_sources(directory: RunDirectory, settings: Mapping[str, Any]) -> None:
+    """RunError if what a new run is made of lies in the run that it would replace."""
+    for section, name in (("teacher", "path"), ("codec", "path"), ("conditioning", "embedding")):
+        found = settings.get(section)
+        source = found.get(name) if isinstance(found, Mapping) else None
+        if isinstance(source, str) and Path(source).resolve() == directory.path.resolve():
+            raise RunError(
+                f"{section}.{name} is {source}, the very run that this one would replace: give it "
+                "a --workdir of its own."
+            )
 
 
 def resolve(

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from score_sde import distributed
+from score_sde.checks import load_pickled
 from score_sde.training.parts import is_part, is_sharded_checkpoint, read_parts, read_weights
 from score_sde.training.steps import CheckpointError as CheckpointError
 from score_sde.training.steps import (
@@ -315,8 +316,7 @@ def load_checkpoint(
             names = [path.stem for path in folder.glob("*.safetensors")]
             states = {name: load_file(_check(folder / f"{name}.safetensors", meta))
                       for name in {"model", "ema", *names}}  # fmt: skip
-            training_file = _check(folder / "training.pt", meta)
-            training = torch.load(training_file, map_location="cpu", weights_only=True)
+            training: Any = load_pickled(_check(folder / "training.pt", meta))
             return Checkpoint(states.pop("model"), states.pop("ema"), training, meta, states)
         except Exception as error:  # whatever a damaged file provokes in its reader
             print(f"checkpoint {step} is damaged ({str(error).rstrip('.')}); trying the one before")

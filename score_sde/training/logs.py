@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import UserError
+from score_sde.checks import library
 from score_sde.writing import replacing
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels sigma/alpha that separate the bins
@@ -173,12 +173,7 @@ class Logger:
 
 
 def _start_wandb(path: Path, settings: dict[str, Any], resumed: bool) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            "training.wandb=True needs Weights & Biases: pip install 'score-sde[wandb]'."
-        ) from error
+    wandb = library("wandb", "wandb", "training.wandb=True needs Weights & Biases,")
     if not (resumed and path.is_file()):
         path.write_text(secrets.token_hex(4))
     return wandb.init(

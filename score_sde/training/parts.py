@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 import warnings
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_pickle, load_pickled
 from score_sde.training.steps import CheckpointError
 
 if TYPE_CHECKING:
@@ -62,18 +64,32 @@ def _reader(folder: Path) -> Any:
 
     class Reader(dcp.FileSystemReader):
         def read_metadata(self, *arguments: Any, **named: Any) -> Metadata:
-            found = _Unpickler(io.BytesIO((folder / ".metadata").read_bytes())).load()
+            data = (folder / ".metadata").read_bytes()
+            check_pickle(data)
+            found = _Unpickler(io.BytesIO(data)).load()
             for entry in found.state_dict_metadata.values():
                 if type(entry).__name__ != "TensorStorageMetadata":
                     raise CheckpointError(".metadata lists what is no tensor")
             for place in found.storage_data.values():
                 if not is_part(str(place.relative_path)):
                     raise CheckpointError(f".metadata names the file {place.relative_path}")
+            _check_sizes(folder, found)
             found.storage_meta = found.storage_meta or dcp.metadata.StorageMeta()
             found.storage_meta.load_id = self.load_id
             return found
 
     return Reader(folder)
+
+
+def _check_sizes(folder: Path, found: Metadata) -> None:
+    """CheckpointError for tensors that are said to be far larger than the parts that hold them."""
+    said = sum(
+        math.prod(entry.size) * entry.properties.dtype.itemsize
+        for entry in found.state_dict_metadata.values()
+    )
+    held = sum(part.stat().st_size for part in folder.glob("*.distcp"))
+    if said > held:
+        raise CheckpointError(f".metadata lists tensors of {said} bytes, and the parts have {held}")
 
 
 def read_tensors(folder: Path, like: Mapping[str, Tensor], beginning: str = "") -> State:
@@ -108,7 +124,7 @@ def read_parts(
     folder: Path, names: list[str], like: Mapping[str, Tensor]
 ) -> tuple[dict[str, State], dict[str, Any]]:
     """The weights of these names, and the optimisers' state, as ``like`` has their tensors."""
-    rest = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+    rest: Any = load_pickled(folder / "training.pt")
     states: dict[str, State] = {which: {} for which in names}
     for name, value in read_tensors(folder, like).items():
         which, _, key = name.partition("/")
