@@ -28,14 +28,7 @@ from typing import Any
 
 from torch import nn
 
-from score_sde.checks import (
-    UserError,
-    lookup,
-    memory_for,
-    unknown,
-    validated,
-    whole_seeds,
-)
+from score_sde.checks import UserError, check_names, lookup, memory_for, validated, whole_seeds
 from score_sde.conditioning.text import make_text_encoder
 from score_sde.conditioning.told import Conditioning
 from score_sde.convert.live_autoencoder import autoencoder_of
@@ -99,9 +92,8 @@ def _call(make: Callable[..., Any], section: str, values: Config, given: Config)
     """make(**values, **given), where given are arguments that a config does not set."""
     parameters = inspect.signature(make).parameters
     known = [name for name in parameters if name not in given]
-    for key in values:
-        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            raise unknown(f"{section}: the key", key, known)
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        check_names(values, known, f"{section}: the key")
     try:
         inspect.signature(make).bind(**values, **given)
     except TypeError as error:
@@ -126,9 +118,7 @@ def check_sections(config: Config) -> None:
     if is_autoencoder(config):
         needed, known = ("data",), [*OF_AUTOENCODERS, "seed"]
     whole_seeds([config.get("seed", 0)])
-    for key in config:
-        if key not in known:
-            raise unknown("the section", key, known)
+    check_names(config, known, "the section")
     missing = [key for key in needed if key not in config]
     if missing:
         raise ConfigError(f"the config lacks the sections {missing}.")

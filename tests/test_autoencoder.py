@@ -74,7 +74,7 @@ def test_pictures_come_back_after_a_few_steps():
 def test_sizes_that_do_not_divide_are_explained():
     with pytest.raises(UserError, match="30x32 do not divide by 4"):
         KLAutoencoder(3, (30, 32))
-    with pytest.raises(UserError, match="is for pictures"):
+    with pytest.raises(UserError, match="was built for states"):
         KLAutoencoder(3, (32, 32)).moments(torch.zeros(1, 1, 32, 32))
     with pytest.raises(UserError, match="the preset 'tiny' is unknown.*small, kl_f8"):
         KLAutoencoder.preset("tiny")

@@ -57,7 +57,7 @@ def test_conditions_are_added_to_captions_and_travel_in_batches():
     numbers = batch.condition["pooled"][:, 0].long()
     assert torch.equal(batch.x0, data.spec.to_model(data.raw[numbers]))
     assert not data.condition
-    with pytest.raises(DataError, match="pooled has 3 rows for 400 items"):
+    with pytest.raises(DataError, match="3 rows of pooled do not fit 400 samples"):
         data.with_condition(pooled=rows[:3])
 
 
@@ -186,7 +186,7 @@ def test_missing_and_broken_captions_are_named(tmp_path):
     for text, message in (
         (json.dumps(LINES[0]), r"2 of 3 images have no caption in metadata.jsonl: b.png, sub/c"),
         (json.dumps(LINES[0] | {"text": " "}), "3 of 3 images have no caption"),
-        ('{"file_name": "a.png"', "metadata.jsonl cannot be read"),
+        ('{"file_name": "a.png"', "metadata.jsonl is not a table of captions"),
         ('{"image": "a.png", "text": "x"}', "row 1 must have a file_name and a text; it has image"),
         ("3", "row 1 must have"),
     ):

@@ -321,7 +321,7 @@ def test_bad_names_and_paths_are_explained(tmp_path):
 
 def test_first_batch_is_checked():
     spec = DataSpec((2,), name="x")
-    with pytest.raises(DataError, match="2 values that are not finite"):
+    with pytest.raises(DataError, match="2 of .* values are not finite"):
         check_batch(torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]]), spec)
     with pytest.raises(DataError, match="Items have shape"):
         check_batch(torch.randn(3, 4), spec)

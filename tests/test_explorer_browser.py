@@ -214,7 +214,7 @@ def test_what_a_run_is_told(browse, tmp_path):
     draws_anew(lambda: tab.get_by_label("negative prompt: what to lead away from").fill("blue"))
     fill(tab, "number input for guidance", 1)
     tab.locator("#draw").click()
-    refused(tab, "a negative prompt needs guidance")
+    refused(tab, "a negative prompt has no effect without guidance")
     tab.get_by_label("negative prompt: what to lead away from").fill("")
     tab.get_by_label("prompt", exact=True).fill("")
     choose(tab, "class", "any")

@@ -61,21 +61,21 @@ def test_what_cannot_be_used_is_said(tmp_path, datasets, monkeypatch):
     table.save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="has the columns number; its value must be one of x0"):
         load_data(tmp_path / "d")
-    with pytest.raises(DataError, match="options of a Hugging Face data set is subset, not"):
+    with pytest.raises(DataError, match="data set: 'label' is unknown. Choose from subset"):
         load_data(tmp_path / "d", options={"label": "a"})
     datasets.DatasetDict(a=table, b=table).save_to_disk(str(tmp_path / "ab"))
     with pytest.raises(DataError, match="has no split 'train'; its splits are a, b"):
         load_data(tmp_path / "ab")
     for file in (tmp_path / "d").glob("*.arrow"):
         file.write_bytes(b"nothing")
-    with pytest.raises(DataError, match="cannot be loaded by datasets"):
+    with pytest.raises(DataError, match="is not a data set that its library loads"):
         load_data(tmp_path / "d")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r'hf:a/b needs .* pip install "score-sde\[datasets\]"'):
+    with pytest.raises(DataError, match=r"hf:a/b needs .* pip install 'score-sde\[datasets\]'"):
         load_data("hf:a/b")
     assert is_huggingface(str(tmp_path / "d")) and not is_huggingface(str(tmp_path))
 
 
 def test_a_name_of_the_hub_that_cannot_be_had(datasets):
-    with pytest.raises(DataError, match="hf:nobody/nothing cannot be loaded by datasets"):
+    with pytest.raises(DataError, match="hf:nobody/nothing is not a data set that its"):
         load_data("hf:nobody/nothing")

@@ -121,7 +121,7 @@ def test_dinov2_and_clip_of_small_networks_are_not_called_as_the_large_ones(tmp_
     torch.testing.assert_close(clip(images(2)).norm(dim=1), torch.ones(2))
     report = evaluate(images(12), images(16), clip, measures=["cmmd", "kid"])
     assert report.cmmd.label == "MMD-10" and report.kid.label == "KID-clip-16-14-28"
-    with pytest.raises(UserError, match="cannot be loaded .* SCORE_SDE_DINOV2"):
+    with pytest.raises(UserError, match="is not a folder .* SCORE_SDE_DINOV2"):
         DINOv2Features(str(tmp_path / "none"))
 
 

@@ -146,7 +146,7 @@ def test_what_class_labels_may_be(model):
     for given, message in (
         (3, "class 3 does not exist; there are 0 to 2"),
         (-1, "class -1 does not exist"),
-        ([0, 1], "4 samples need 4 class labels, or one for all; got 2"),
+        ([0, 1], "2 class labels do not fit 4 samples"),
         ("0,1,2,0,1", "5 class labels are more than 4 samples"),
         ([0, 1, 2, 1.0], "class 1.0 does not exist"),
         (1.5, "class 1.5 does not exist; there are 0 to 2"),

@@ -228,7 +228,7 @@ def test_bad_input_is_explained():
         ({"solver": "rk4"}, "solver must be .adams. or .dopri5."),
         ({"nfe": 3}, "nfe must be at least 8"),
         ({"t_min": -1.0}, "t_min must be greater than 0"),
-        ({"seeds": [1]}, "3 samples need 3 seeds"),
+        ({"seeds": [1]}, "1 seeds do not fit 3 samples"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"data_std": -1.0}, "data_std must be greater than 0"),
         ({"levels": 1}, "levels must be at least 2"),
@@ -241,7 +241,7 @@ def test_bad_input_is_explained():
             log_likelihood(sde, score, x, **options)
     states = [
         (torch.zeros(3, 2, dtype=torch.uint8), "floating-point values"),
-        (x * math.nan, "not finite in 3 of 3"),
+        (x * math.nan, "x: .* values are not finite"),
         (torch.zeros(2), "two axes"),
     ]
     for bad, message in states:

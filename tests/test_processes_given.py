@@ -150,7 +150,7 @@ def test_what_sample_cannot_start_from_or_go_on_with_is_a_sentence():
         ({"device": "cuda:99"}, "a device that is here"),
         ({"hook": lambda x, t: "x"}, "what hook returns"),
         ({"hook": lambda x, t: x[:, :1]}, "what hook returns"),
-        ({"seeds": iter([1])}, "2 samples need 2 seeds; got 1"),
+        ({"seeds": iter([1])}, "1 seeds do not fit 2 samples"),
         ({"seeds": iter([1, -1])}, "whole numbers"),
     ):
         with pytest.raises(UserError, match=said):

@@ -108,7 +108,7 @@ def test_a_picture_as_a_measurement_and_a_mask(run, capsys):
         (["--task", "upscale", "--measurement", "mask5.png"], "must be 2 x 2"),
         (["--task", "upscale", "--measurement", "y_int.npy"], "floating point"),
         (["--task", "upscale", "--measurement", "y_long.npy"], "measures (3, 2, 2)"),
-        (["--task", "upscale", "--measurement", "none.npy"], "cannot be read"),
+        (["--task", "upscale", "--measurement", "none.npy"], "there is no file none.npy"),
         (["--task", "fourier", "--measurement", "mask5.png"], ".npy"),
         (["--task", "upscale", "--measurement", "y.npy", "--data", "x"], "give one of them"),
         (["--task", "upscale", "--guidance", "3"], "leads from no condition"),

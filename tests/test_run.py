@@ -289,7 +289,7 @@ def test_bad_command_lines_get_a_sentence_and_exit_2(work, capsys, arguments, me
         (["--steps", "3", "--nfe", "3"], "not both"),
         (["--sampler", "heun", "--option", "eta=1"], "option of heun: 'eta' is unknown"),
         (["--option", "eta"], "must read name=value"),
-        (["--weights", "averaged"], "must be one of .*ema.*model.*averaged"),
+        (["--weights", "averaged"], "weights 'averaged' is unknown.*ema.*model"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
     ],
 )

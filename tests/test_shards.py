@@ -122,7 +122,7 @@ def test_shards_that_differ_in_their_keys(shards, tmp_path):
     with pytest.raises(DataError, match="set-001.tar have no .txt.*data.options.captions=false"):
         load_data(shards)
     assert load_data(shards, options={"captions": False}).condition["class_labels"][4] == 1
-    with pytest.raises(DataError, match="captions and classes .true or false., not .'labels'."):
+    with pytest.raises(DataError, match="labels. is unknown. Choose from captions, classes .true"):
         load_data(shards, options={"labels": False})
 
 

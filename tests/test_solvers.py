@@ -286,7 +286,7 @@ def test_a_score_that_misbehaves_is_explained():
         ({"method": "rk45", "atol": 0}, "atol must be greater than 0"),
         ({"method": "unipc", "order": 9}, "order must be at most 6"),
         ({"method": "lms", "eta": 1.0}, "needs prediction=x0"),
-        ({"noise": "pink"}, "unknown noise"),
+        ({"noise": "pink"}, "noise 'pink' is unknown"),
         ({"noise_scale": -1}, "noise_scale"),
         ({"method": "ancestral", "variance": 2.0}, "or at most 1"),
         ({"method": "heun", "grid": [0.9, 0.5, 0.1], "nfe": 3}, "needs 5 evaluations"),

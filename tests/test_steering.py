@@ -160,13 +160,17 @@ def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
         ),
         ("told", ["--guidance=2"], "leads from no condition to one"),
         ("told", ["--prompt=a", "--guidance=-1"], "at least 0 .got -1.0."),
-        ("told", ["--prompt=a", "--negative_prompt=b"], "a negative prompt needs guidance"),
+        (
+            "told",
+            ["--prompt=a", "--negative_prompt=b"],
+            "a negative prompt has no effect without guidance",
+        ),
         ("told", ["--negative_prompt=b", "--guidance=2"], "a negative prompt goes with a prompt"),
         ("told", ["--prompt=  ", "--guidance=2"], "caption 0 is '  ': give some text"),
         ("told", ["--prompts={file}"], "has 3 prompts, more than 2 samples"),
-        ("told", ["--prompt=a", "--prompts={file}"], "prompt or prompts, not both"),
+        ("told", ["--prompt=a", "--prompts={file}"], "prompt and prompts exclude each other"),
         ("told", ["--prompts=/nowhere"], "cannot be read"),
-        ("told", ["--prompt=a", "--against={weak}"], "another run to lead away from needs"),
+        ("told", ["--prompt=a", "--against={weak}"], "another run has no effect without guidance"),
         ("told", ["--init={file}"], "the picture .* cannot be read"),
         ("told", ["--init={file}", "--strength=0"], "strength must lie in .0, 1."),
         ("told", ["--class_labels=1"], "knows no classes"),
@@ -228,7 +232,7 @@ def test_prompts_of_a_file(tmp_path):
     (tmp_path / "a").write_text("x\n\ny\n")
     with pytest.raises(UserError, match="line 2 of .* is empty"):
         read_prompts(tmp_path / "a", None)
-    with pytest.raises(UserError, match="2 samples need one prompt for all or 2; got 1"):
+    with pytest.raises(UserError, match="1 captions of prompt do not fit 2 samples"):
         load(make_run(tmp_path / "run", {"text": "words"}), device="cpu").sample(2, prompt=["a"])
 
 

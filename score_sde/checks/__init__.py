@@ -49,7 +49,7 @@ from score_sde.checks.files import (
     try_json,
 )
 from score_sde.checks.memory import check_size, machine_memory, memory_for
-from score_sde.checks.names import library, lookup, named, trusting, trusts_files
+from score_sde.checks.names import check_names, library, lookup, named, trusting, trusts_files
 from score_sde.checks.pickles import check_archive, check_pickle, check_tensors, load_pickled
 from score_sde.checks.text import as_it_looks, literal, number
 from score_sde.checks.types import (
@@ -72,6 +72,10 @@ from score_sde.checks.types import (
     Share,
     Size,
     Sizes,
+    check_alone,
+    check_count,
+    check_finite,
+    check_varies,
     real_tensor,
     whole_seeds,
 )
@@ -101,12 +105,17 @@ __all__ = [
     "UserError",
     "as_it_looks",
     "cache_dir",
+    "check_alone",
     "check_archive",
+    "check_count",
+    "check_finite",
     "check_member",
     "check_members",
+    "check_names",
     "check_pickle",
     "check_size",
     "check_tensors",
+    "check_varies",
     "checked",
     "construct",
     "did_you_mean",

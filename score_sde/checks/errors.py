@@ -46,11 +46,18 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
-def unknown(what: str, name: str, choices: Iterable[str], *, also: str = "") -> UserError:
+def unknown(
+    what: str,
+    name: object,
+    choices: Iterable[str],
+    *,
+    also: str = "",
+    error: type[UserError] = UserError,
+) -> UserError:
     """The error for a name that is none of the choices."""
     known = [str(choice) for choice in choices]
     listed = f"Choose from {', '.join(known)}{also}." if known else "There are none."
-    return UserError(f"{what} {name!r} is unknown.{did_you_mean(name, known)} {listed}")
+    return error(f"{what} {shown(name)} is unknown.{did_you_mean(str(name), known)} {listed}")
 
 
 def shown(value: Any) -> str:

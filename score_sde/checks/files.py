@@ -57,9 +57,11 @@ def reading(path: str | Path, what: str, error: type[UserError] = UserError) -> 
 def _unreadable(
     path: str | Path, what: str, error: type[UserError], reason: Exception
 ) -> UserError:
-    if isinstance(reason, FileNotFoundError):
+    if type(reason) is FileNotFoundError and not os.path.lexists(path):
         return error(f"there is no file {path}.")
     lines = str(getattr(reason, "strerror", None) or reason).strip().splitlines()
+    if lines and lines[0].endswith(":"):  # and below it what it is about
+        lines = [" ".join(line.strip() for line in lines[:2])]
     said = lines[0][:300].rstrip(".") if lines else type(reason).__name__
     return error(f"{path} is not {what} ({said}).")
 

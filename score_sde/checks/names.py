@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -16,11 +16,24 @@ T = TypeVar("T")
 _trust: ContextVar[bool | None] = ContextVar("trust", default=None)
 
 
-def named(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry of this name; UserError with the nearest one and all that there are."""
-    if name not in table:
-        raise unknown(what, name, table)
+def named(table: Mapping[str, T], name: Any, what: str, error: type[UserError] = UserError) -> T:
+    """The entry of this name; ``error`` with the nearest one and all that there are."""
+    check_names([name], table, what, error)
     return table[name]
+
+
+def check_names(
+    given: Iterable[Any],
+    known: Iterable[str],
+    what: str,
+    error: type[UserError] = UserError,
+    also: str = "",
+) -> None:
+    """``error``, with the nearest one and all that there are, for a name that is not known."""
+    known = list(known)
+    for name in given:
+        if not isinstance(name, str) or name not in known:
+            raise unknown(what, name, known, also=also, error=error)
 
 
 @contextmanager

@@ -108,3 +108,31 @@ def whole_seeds(seeds: Iterable[Any]) -> list[int]:
             raise UserError(f"seeds must be whole numbers from 0 to 2^64 - 1 (got {shown(seed)}).")
         found.append(value)
     return found
+
+
+def check_finite(x: Tensor, what: str, error: type[UserError] = UserError) -> None:
+    """``error`` for numbers of which one is NaN or infinite."""
+    bad = int((~torch.isfinite(x)).sum()) if x.is_floating_point() else 0
+    if bad:
+        raise error(f"{what}: {bad} of {x.numel()} values are not finite.")
+
+
+def check_count(
+    given: int, n: int, what: str, error: type[UserError] = UserError, of: str = "samples"
+) -> None:
+    """``error`` unless there is one for each. what: a plural, as ``of``, which there are n of."""
+    if given != n:
+        raise error(f"{given} {what} do not fit {n} {of}: give one for each.")
+
+
+def check_varies(spread: float | Tensor, error: type[UserError] = UserError) -> None:
+    """``error`` for data that are the same everywhere: nothing can be learned of them."""
+    if not bool(torch.as_tensor(spread).gt(0).any()):
+        raise error("Data variance is 0: every value is the same.")
+
+
+def check_alone(given: Mapping[str, Any], error: type[UserError] = UserError) -> None:
+    """``error`` for more than one of what excludes one another; None is not given."""
+    both = [name for name, value in given.items() if value is not None and value is not False]
+    if len(both) > 1:
+        raise error(f"{' and '.join(both)} exclude each other: give one of them, not both.")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import UserError, did_you_mean, number
+from score_sde.checks import UserError, check_count, did_you_mean, number
 
 ClassLabels: TypeAlias = int | str | Sequence[int | str] | Tensor | None
 """One class for all samples, one for each, or words for them: see `class_labels_of`."""
@@ -57,8 +57,7 @@ def class_labels_of(
         if len(labels) > n and given != "all":
             raise LabelError(f"{len(labels)} class labels are more than {n} samples.")
         labels = [labels[i % len(labels)] for i in range(n)]
-    if len(labels) != n:
-        raise LabelError(f"{n} samples need {n} class labels, or one for all; got {len(labels)}.")
+    check_count(len(labels), n, "class labels", LabelError)
     found = [_by_name(v, names, classes) if isinstance(v, str) else v for v in labels]
     for label in found:
         whole = hasattr(label, "__index__") and not isinstance(label, bool)

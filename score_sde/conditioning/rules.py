@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import Extended, lookup, unknown, validated
+from score_sde.checks import Extended, check_names, lookup, validated
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
 from score_sde.scores import ScoreError
@@ -141,10 +141,9 @@ def make_rule(rule: str | Rule, options: Mapping[str, Any] | None = None) -> Rul
     if not isinstance(rule, str):
         return rule
     make = lookup(RULES, rule, "guidance rule")
-    known = [f.name for f in fields(make)] if isinstance(make, type) else None
-    for name in options or {}:
-        if known is not None and name not in known:
-            raise unknown(f"{rule}: the guidance option", name, (*known, *BESIDE))
+    if isinstance(make, type):
+        known, what = [f.name for f in fields(make)], f"{rule}: the guidance option"
+        check_names(options or {}, known, what, also=f" and, beside it, {', '.join(BESIDE)}")
     return make(**dict(options or {}))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_names
 from score_sde.convert.edm_pickle import load_pickle
 from score_sde.convert.parts import (
     ConversionError,
@@ -39,8 +40,7 @@ WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 def read(path: Path, given: Mapping[str, Any]) -> Foreign:
     """A pickle of EDM in our words; given is not used, everything is in the file."""
     kind, said, tensors = load_pickle(path)
-    if kind not in WRAPPERS:
-        raise ConversionError(f"EDM wrapper {kind!r} is unknown; {', '.join(WRAPPERS)} are.")
+    check_names([kind], WRAPPERS, "EDM wrapper", ConversionError)
     adm = kind in ("EDMPrecond", "iDDPMPrecond")
     inner = str(said.get("model_type", "DhariwalUNet" if adm else "SongUNet"))
     images = int(said.get("img_channels", 3))
@@ -123,8 +123,7 @@ def _described(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def net_options(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `UNet` from those of ``kind``, SongUNet or DhariwalUNet."""
-    if kind not in ("SongUNet", "DhariwalUNet"):
-        raise ConversionError(f"EDM network {kind!r} is unknown; SongUNet and DhariwalUNet are.")
+    check_names([kind], ("SongUNet", "DhariwalUNet"), "EDM network", ConversionError)
     adm = kind == "DhariwalUNet"
     size = as_pair(said["img_resolution"])
     multipliers = tuple(said.get("channel_mult", (1, 2, 3, 4) if adm else (1, 2, 2, 2)))

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from score_sde.checks import UserError, load_pickled, read_json, reading
+from score_sde.checks import UserError, check_names, load_pickled, read_json, reading
 from score_sde.convert import diffusers, diffusers_transformer, edm, ho, openai, song
 from score_sde.convert.parts import ConversionError, Foreign, strip_prefix
 
@@ -124,10 +124,7 @@ def _read(path: str | Path, given: Mapping[str, Any]) -> Foreign:
 
 
 def _known(given: Mapping[str, Any], names: tuple[str, ...], layout: str) -> Mapping[str, Any]:
-    for name in given:
-        if name not in names:
-            has = f"its options are {', '.join(names)}" if names else "it has none"
-            raise ConversionError(f"option {name!r} does not go with {layout} files; {has}.")
+    check_names(given, names, f"{layout} files: the option", ConversionError)
     return given
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_names
 from score_sde.convert.parts import (
     ConversionError,
     Foreign,
@@ -42,8 +43,7 @@ def read(theirs: Mapping[str, Tensor], given: Mapping[str, Any]) -> Foreign:
     order = given.get("attention_order", "new" if sixty_four else "legacy")
     schedule = given.get("schedule", "linear" if guided and not sixty_four else "cosine")
     steps = int(given.get("steps", 1000 if guided else 4000))
-    if order not in ORDERS:
-        raise ConversionError(f"attention_order {order!r} is unknown; choose from {ORDERS}.")
+    check_names([order], ORDERS, "attention_order", ConversionError)
     with torch.device("meta"):
         net = UNet(channels, size, **options)
     weights = to_ours(net, theirs, order)

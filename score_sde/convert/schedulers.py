@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from score_sde.checks import check_names
 from score_sde.convert.parts import ConversionError
 from score_sde.processes.chain import BETA_TABLES
 
@@ -77,8 +78,7 @@ def process_of(
     _check_fields(said, kind)
     steps = _steps(said)
     target = said.get("prediction_type") or "epsilon"
-    if target not in TARGETS:
-        raise ConversionError(f"prediction_type {target!r} is unknown; {list(TARGETS)} are.")
+    check_names([target], TARGETS, "prediction_type", ConversionError)
     table = _table(said, steps)
     if said.get("rescale_betas_zero_snr"):
         if target == "epsilon":
@@ -136,13 +136,10 @@ def _table(said: Mapping[str, Any], steps: int) -> str | list[float]:
         power = 1 if schedule == "linear" else 2
         ends = (low ** (1 / power), high ** (1 / power))
         return (torch.linspace(*ends, steps, dtype=torch.float64) ** power).tolist()
-    if schedule == "sigmoid":
-        weights = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
-        return (weights * (high - low) + low).tolist()
-    raise ConversionError(
-        f"beta_schedule {schedule!r} is unknown; linear, scaled_linear, sigmoid, "
-        "squaredcos_cap_v2 are."
-    )
+    known = ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2")
+    check_names([schedule], known, "beta_schedule", ConversionError)
+    weights = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+    return (weights * (high - low) + low).tolist()
 
 
 def _betas(table: str | list[float], steps: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_names
 from score_sde.convert.parts import (
     ConversionError,
     Foreign,
@@ -211,8 +212,7 @@ def _process(
     fourier = options["embedding"] == "fourier"
     guess = "ve" if fourier or 0 < decay < 0.9995 else "vp"
     process = given.get("process", guess)
-    if process not in PROCESSES:
-        raise ConversionError(f"process {process!r} is unknown; choose from {PROCESSES}.")
+    check_names([process], PROCESSES, "process", ConversionError)
     if fourier and process != "ve":
         raise ConversionError(f"its Fourier features belong to process ve, not {process}.")
     if "process" not in given:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_count, check_finite, check_varies
 from score_sde.data.spec import DataError, DataSpec
 from score_sde.devices import moved
 
@@ -93,19 +94,16 @@ def most_items(spec: DataSpec) -> int:
 def check_rows(condition: Mapping[str, Tensor], n: int) -> None:
     """Raises DataError unless each part of a condition has a row for each of n items."""
     for name, value in condition.items():
-        if len(value) != n:
-            raise DataError(f"{name} has {len(value)} rows for {n} items.")
+        check_count(len(value), n, f"rows of {name}", DataError)
 
 
 def check_batch(x: Tensor, spec: DataSpec) -> None:
     """Raises DataError if the first batch (in the model's range) is not what the spec says."""
-    bad = int((~torch.isfinite(x)).sum())
-    if bad:
-        raise DataError(f"Batch 0 contains {bad} values that are not finite.")
+    check_finite(x, "batch 0", DataError)
     if tuple(x.shape[1:]) != spec.shape:
         raise DataError(f"Items have shape {tuple(x.shape[1:])} but the spec says {spec.shape}.")
-    if len(x) > 1 and float(x.std()) == 0:
-        raise DataError("Data variance is 0: every value of batch 0 is the same.")
+    if len(x) > 1:
+        check_varies(x.std(), DataError)
     if spec.low is not None and spec.high is not None:
         raw = x * spec.scale + spec.shift  # data with bounds have one of each
         slack = 1e-3 * (spec.high - spec.low)

@@ -11,6 +11,7 @@ import functools
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, get_args
 
@@ -42,6 +43,7 @@ CONVERTS = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("LA", "RGBA", "PA", "La", "RGBa")
 LARGEST_PIXELS = 1 << 26
+STRIP = 1 << 20  # pixels that are converted at a time
 PAGES = "pages"  # in a picture's info: how many the file holds, of which the first is read
 # EXIF's orientation to what brings the picture upright.
 _UPRIGHT = {
@@ -66,6 +68,8 @@ def read_picture(files: Files, name: str) -> Image.Image:
     try:
         with files.open(name) as handle, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which changes no pixel
+            # A picture inside of another, as in icons, may be larger than the outer one says.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _upright(_load(handle))
     # A damaged file makes Pillow's readers raise whatever they meet: struct.error, IndexError,
     # SyntaxError, zlib.error, ... Nothing but the reading of this one file happens here.
@@ -162,12 +166,28 @@ def is_deep(mode: str) -> bool:
     return mode in ("I", "F") or mode.startswith("I;16")
 
 
-def values_of(image: Image.Image, name: str) -> np.ndarray:
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Rows and the part of the picture there, so that what is made of a large one is held once."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        below = min(top + rows, image.height)
+        whole = below - top == image.height
+        part = image if whole else image.crop((0, top, image.width, below))
+        yield slice(top, below), part
+
+
+def _values(image: Image.Image, name: str) -> np.ndarray:
     """The values (H, W) float32 of a deep picture; DataError if one of them is NaN or inf."""
-    values = np.asarray(image).astype(np.float32)
+    values = np.asarray(image).astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise DataError(f"{printable(name)}: cannot decode (it holds NaN or inf)")
     return values
+
+
+def extent_of(image: Image.Image, name: str) -> Bounds:
+    """Lowest and highest value of a deep picture; DataError if one is NaN or inf."""
+    ends = [(v.min(), v.max()) for v in (_values(part, name) for _, part in _strips(image))]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
 def usual_bounds(low: float, high: float, whole: bool) -> Bounds | None:
@@ -203,16 +223,28 @@ def to_array(
     bounds: Range = _USUAL,
 ) -> np.ndarray:
     """The picture as uint8 (C, H, W): converted to L, RGB or RGBA, on white, brought to size."""
+    parts = ((rows, _flat(part, name, mode, bounds)) for rows, part in _strips(image))
+    if size is None or image.size == (size[1], size[0]):
+        array = np.empty((len(Image.new(mode, (1, 1)).getbands()), *image.size[::-1]), np.uint8)
+        for rows, part in parts:
+            array[:, rows] = np.atleast_3d(np.asarray(part)).transpose(2, 0, 1)
+        return array
+    whole = Image.new(mode, image.size)
+    for rows, part in parts:
+        whole.paste(part, (0, rows.start))
+    fitted = np.atleast_3d(np.asarray(fit_image(whole, size, resize)))
+    return np.array(fitted.transpose(2, 0, 1), order="C")
+
+
+def _flat(image: Image.Image, name: str, mode: str, bounds: Range) -> Image.Image:
+    """A part of a picture in ``mode``, of 8 bits and on white."""
     if is_deep(image.mode):
         chosen = bounds.real if image.mode == "F" else bounds.whole
-        image = Image.fromarray(to_bytes(values_of(image, name), chosen))
+        image = Image.fromarray(to_bytes(_values(image, name), chosen))
     if mode != "RGBA" and (image.mode in _ALPHA_MODES or "transparency" in image.info):
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    image = fit_image(image.convert(mode), size, resize)
-    array = np.array(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def fit_image(image: Image.Image, size: Size | None, resize: str | None) -> Image.Image:

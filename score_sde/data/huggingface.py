@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from score_sde.checks import library, reading
+from score_sde.checks import check_names, library, reading
 from score_sde.data.datasets import CAPTION_KEYS, LABEL_KEYS, VALUE_KEYS, from_items
 from score_sde.data.decoding import Bounds, Size
 from score_sde.data.files import listed
@@ -72,9 +72,7 @@ def from_huggingface(
     name: a folder, or hf:NAME of the hub, of which ``options`` may say ``subset``. Raises DataError
     where `datasets` is not installed, nothing is found, or no column is a value.
     """
-    unknown = sorted(set(options) - {"subset"})
-    if unknown:
-        raise DataError(f"data.options of a Hugging Face data set is subset, not {unknown}.")
+    check_names(options, ("subset",), "data.options of a Hugging Face data set:", DataError)
     tables = _tables(name, options.get("subset"))
     part, found = _part(name, tables, split)
     table = tables[part]
@@ -95,7 +93,7 @@ def from_huggingface(
 def _tables(name: str, subset: Any) -> Mapping[str, Any]:
     """The tables of a data set by their splits; one that has no splits is "all"."""
     datasets: Any = library("datasets", "datasets", f"{name} needs Hugging Face's", DataError)
-    with reading(name, "loaded by datasets", DataError):
+    with reading(name, "a data set that its library loads", DataError):
         if name.startswith(HUB):
             found: Any = datasets.load_dataset(name.removeprefix(HUB), subset)
         else:

@@ -28,11 +28,11 @@ from score_sde.data.decoding import (
     Bounds,
     Range,
     Size,
+    extent_of,
     is_deep,
     read_picture,
     to_array,
     usual_bounds,
-    values_of,
 )
 from score_sde.data.files import Files, listed, printable
 from score_sde.data.shards import labels_beside
@@ -98,9 +98,8 @@ class _Seen:
 
     def add(self, name: str, image: Image.Image) -> None:
         if is_deep(image.mode):
-            values = values_of(image, name)
             kind = self.real if image.mode == "F" else self.whole
-            kind[name] = float(values.min()), float(values.max())
+            kind[name] = extent_of(image, name)
         if image.info.get(PAGES, 1) > 1:
             self.stacks.append(name)
         self.names.append(name)

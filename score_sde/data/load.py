@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from score_sde.checks import Count, Index, Options, Row, checked, unknown
+from score_sde.checks import Count, Index, Options, Row, check_names, checked, unknown
 from score_sde.data.arrays import from_arrays
 from score_sde.data.batches import check_batch
 from score_sde.data.datasets import from_dataset
@@ -201,11 +201,8 @@ def _found(
 
 def _looked_for(options: dict[str, Any]) -> set[str]:
     """What is looked for beside pictures: their captions and classes, unless told otherwise."""
-    unknown_keys = sorted(set(options) - set(PARTS.values()))
-    if unknown_keys:
-        raise DataError(
-            f"data.options of images are captions and classes (true or false), not {unknown_keys}."
-        )
+    also = " (true or false)"
+    check_names(options, PARTS.values(), "data.options of images:", DataError, also)
     return {what for what in PARTS.values() if options.get(what) is not False}
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from score_sde.checks import check_members, read_member, reading
+from score_sde.checks import check_members, check_names, read_member, reading
 from score_sde.data.spec import DataError
 from score_sde.data.splits import TEST, TRAIN, names_of
 
@@ -40,9 +40,7 @@ def read_arrays(path: Path, split: str, options: Mapping[str, str]) -> FileArray
 
     Raises DataError for a file that cannot be read, and for keys that say nothing.
     """
-    unknown = sorted(set(options) - {"items", "labels"})
-    if unknown:
-        raise DataError(f"data.options of an .npz are items and labels, not {unknown}.")
+    check_names(options, ("items", "labels"), "data.options of an .npz:", DataError)
     with reading(path, "a readable array file", DataError):
         if path.suffix == ".npy":
             array: np.ndarray = np.lib.format.open_memmap(path, mode="c")

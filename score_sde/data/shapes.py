@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_count, check_names
 from score_sde.data.spec import DataError
 
 SIDE = 16
@@ -39,9 +40,8 @@ def shape_mask(shape: str, radius: int) -> np.ndarray:
         return np.ones_like(x, bool)
     if shape == "triangle":  # its point upwards
         return 2 * abs(x) <= y + radius
-    if shape == "cross":
-        return np.minimum(abs(x), abs(y)) <= radius // 3
-    raise DataError(f"there is no shape {shape!r}; choose from {', '.join(SHAPES)}.")
+    check_names([shape], SHAPES, "shape", DataError)
+    return np.minimum(abs(x), abs(y)) <= radius // 3  # a cross
 
 
 @functools.cache
@@ -126,8 +126,7 @@ class ShapeScore:
 
 def score_shapes(images: Tensor, captions: Sequence[str]) -> ShapeScore:
     """How many of the pictures (B, 3, 16, 16) uint8 show what their B captions say."""
-    if len(images) != len(captions):
-        raise DataError(f"{len(images)} pictures need as many captions, not {len(captions)}.")
+    check_count(len(captions), len(images), "captions", DataError)
     shown = np.array(recognise(images))
     right = shown == np.array([pair_of(c) for c in captions])
     colour, shape = right.mean(0).tolist()

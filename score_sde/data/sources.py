@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from score_sde.checks import check_count
 from score_sde.data.batches import Batch, EndlessSampler, check_rows, flipped, most_items
 from score_sde.data.fingerprint import fingerprint
 from score_sde.data.spec import DataError, DataSpec
@@ -46,8 +47,8 @@ class ArrayData:
 
     def __post_init__(self) -> None:
         check_rows(self.condition, len(self.raw))
-        if self.captions is not None and len(self.captions) != len(self.raw):
-            raise DataError(f"{len(self.captions)} captions for {len(self.raw)} items.")
+        if self.captions is not None:
+            check_count(len(self.captions), len(self.raw), "captions", DataError)
 
     def __len__(self) -> int:
         return len(self.raw)

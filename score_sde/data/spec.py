@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from score_sde.checks import Count, ItemShape, Positive, UserError
+from score_sde.checks import Count, ItemShape, Positive, UserError, check_varies
 
 Scaling = Literal["symmetric", "unit", "standard", "columns", "none"]
 
@@ -119,15 +119,13 @@ def make_spec(
     if scaling == "columns" and low is None:
         columns = raw.transpose(0, 1).flatten(1).double()
         stds = columns.std(1)
-        if not (stds > 0).any():
-            raise DataError("Data variance is 0: every column holds one value.")
+        check_varies(stds, DataError)
         shifts = tuple(columns.mean(1).tolist())
         scales = tuple(stds.where(stds > 0, torch.ones_like(stds)).tolist())
     elif scaling in ("standard", "columns"):
         values = raw.to(torch.float32)
         shift, scale = float(values.mean()), float(values.std())
-        if not scale > 0:
-            raise DataError("Data variance is 0: every value is the same.")
+        check_varies(scale, DataError)
     elif low is not None and high is not None and scaling != "none":
         shift = low if scaling == "unit" else (low + high) / 2
         scale = high - low if scaling == "unit" else (high - low) / 2

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from score_sde.checks import library, number, reading, require
+from score_sde.checks import check_names, library, number, reading, require
 from score_sde.checks.arrays import FREE_BYTES, LARGEST_RATIO
 from score_sde.data.files import listed
 from score_sde.data.spec import DataError
@@ -39,17 +39,13 @@ def read_table(path: Path, options: Mapping[str, Any]) -> Table:
     A column called label, class, target, species or y is the label if nothing is said. Raises
     DataError that names the columns with text and those with gaps.
     """
-    unknown = sorted(set(options) - {"label", "drop"})
-    if unknown:
-        raise DataError(f"data.options of a table are label and drop, not {unknown}.")
+    check_names(options, ("label", "drop"), "data.options of a table:", DataError)
     label = options.get("label")
     columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, label)
     names = list(columns)
     dropped = options.get("drop", ())
     dropped = [dropped] if isinstance(dropped, str) else list(dropped)
-    for name in [*dropped, *([label] if label else [])]:
-        if name not in columns:
-            raise DataError(f"{path} has no column {name!r}; its columns are {listed(names)}.")
+    check_names([*dropped, *([label] if label else [])], names, f"{path}: the column", DataError)
     if label is None:
         label = next((n for n in names if n.lower() in LABEL_COLUMNS and n not in dropped), "")
     kept = {name: c for name, c in columns.items() if name not in (*dropped, label)}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import Seed, checked, real_tensor
+from score_sde.checks import Seed, check_finite, check_varies, checked, real_tensor
 from score_sde.checks.memory import machine_memory
 from score_sde.data import ArrayData, Data, DataSpec
 from score_sde.data.spec import DataError, make_spec
@@ -128,8 +128,7 @@ def suggest(data: Data | Tensor | np.ndarray, seed: Seed = 0) -> Advice:
     """
     n, spec, raw = _items(data, seed)
     x = spec.to_model(raw).double().flatten(1)
-    if float(x.std()) == 0:
-        raise DataError("Data variance is 0: every value is the same.")
+    check_varies(x.std(), DataError)
     dim = x.shape[1]
     std, far = float(x.std()), largest_distance(x)
     spread, spread_reason = smallest_spread(x, spec)
@@ -203,8 +202,7 @@ def _items(data: Any, seed: int) -> tuple[int, DataSpec, Tensor]:
     if is_array:
         raw = real_tensor(data, "the data")
         raw = raw[:, None] if raw.ndim == 1 else raw
-        if not bool(torch.isfinite(raw.double()).all()):
-            raise DataError("the data hold values that are not finite.")
+        check_finite(raw, "the data", DataError)
         raw = raw if raw.dtype == torch.uint8 else raw.float()
         spec = _spec_of(raw)
         data = ArrayData(raw, {}, spec)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, check_count
 from score_sde.evaluation.measures import Featured, Measure, compare
 
 OF_IMAGES = ("kid", "precision", "recall")  # of 2048 features and 100 items nothing else is known
@@ -39,8 +39,7 @@ def by_class(
                 f"class-wise numbers need the class of every item, and the {what} have none: "
                 "samples of a run that is told classes, and folders or labels that name them."
             )
-        if len(given) != n:
-            raise UserError(f"{len(given)} labels are not those of {n} items of the {what}.")
+        check_count(len(given), n, f"labels of the {what}")
     assert labels is not None and target_labels is not None
     found: dict[str, Mapping[str, Measure]] = {}
     for number in torch.cat([labels, target_labels]).unique().tolist():

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, lookup, real_tensor
+from score_sde.checks import UserError, check_finite, lookup, real_tensor
 from score_sde.evaluation.classifier import FashionFeatures
 from score_sde.evaluation.inception import InceptionFeatures
 from score_sde.evaluation.lite0 import Lite0Features
@@ -106,8 +106,7 @@ def _checked(found: Tensor, n: int, features: Features) -> Tensor:
             f"the extractor {name_of(features)} returned shape {tuple(found.shape)} for {n} items; "
             f"it must be ({n}, d)."
         )
-    if not bool(torch.isfinite(found).all()):
-        raise UserError(f"the extractor {name_of(features)} returned values that are not finite.")
+    check_finite(found, f"what the extractor {name_of(features)} returns")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, check_names
 from score_sde.evaluation import c2st, distances, moments, neighbours
 from score_sde.evaluation.features import Features, checksum, extract, facts_of
 from score_sde.evaluation.jackknife import Estimate, block_of
@@ -123,9 +123,7 @@ def compare(
     wanted = known if measures is None else tuple(measures)
     if not wanted:
         raise UserError(f"measures must name one at least; choose from {', '.join(known)}.")
-    for measure in wanted:
-        if measure not in {*OF_IMAGES, *OF_VECTORS, "cmmd"}:
-            raise UserError(f"measure {measure!r} is unknown; choose from {', '.join(known)}.")
+    check_names(wanted, dict.fromkeys((*known, *OF_IMAGES, *OF_VECTORS, "cmmd")), "measure")
     if len(mine) < FEWEST:
         raise UserError(
             f"{len(mine)} samples are too few for a distance with an error: at least 3."

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import Depth, Seed, UserError, checked, real_tensor, require
+from score_sde.checks import Depth, Seed, UserError, check_finite, checked, real_tensor, require
 from score_sde.evaluation.by_class import by_class
 from score_sde.evaluation.by_class import table as class_table
 from score_sde.evaluation.features import Features, find_features
@@ -123,8 +123,7 @@ def as_items(values: Tensor | np.ndarray, what: str) -> Tensor:
     x = real_tensor(values, what).detach()
     if x.ndim < 2 or len(x) == 0:
         raise UserError(f"{what} have shape {tuple(x.shape)}; give (n, D), or images (n, C, H, W).")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise UserError(f"{what} hold values that are not finite.")
+    check_finite(x, what)
     if x.ndim != 4:
         return x.flatten(1).double()
     if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():

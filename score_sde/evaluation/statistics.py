@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, cache_dir, read_arrays, real_tensor, require
+from score_sde.checks import UserError, cache_dir, check_finite, read_arrays, real_tensor, require
 from score_sde.evaluation.measures import Featured, Statistics
 from score_sde.evaluation.moments import Moments
 from score_sde.evaluation.published import read_pickle
@@ -79,8 +79,8 @@ def _of_moments(
     path: Path, mu: np.ndarray, sigma: np.ndarray, n: int | None, facts: Mapping[str, Any]
 ) -> Statistics:
     mean, covariance = (real_tensor(a, f"the moments in {path}").double() for a in (mu, sigma))
-    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-        raise UserError(f"{path} holds moments that are not finite.")
+    for moments in (mean, covariance):
+        check_finite(moments, f"the moments in {path}")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: sigma is {tuple(covariance.shape)}, mu {tuple(mean.shape)}.")
     uneven = float((covariance - covariance.T).abs().max()) > 1e-4 * float(covariance.abs().max())

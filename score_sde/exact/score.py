@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from score_sde.checks import check_count
 from score_sde.processes.expand import as_time
 from score_sde.processes.sdes import SDE
 from score_sde.scores import Rows, ScoreError
@@ -48,11 +49,8 @@ class ExactScore:
     def _classes(self, x: Tensor) -> Tensor | None:
         if self.class_labels is None:
             return None
-        if self.class_labels.ndim and len(self.class_labels) != len(x):
-            raise ScoreError(
-                f"{len(self.class_labels)} rows of class_labels do not fit {len(x)} samples; bind "
-                "one for each."
-            )
+        if self.class_labels.ndim:
+            check_count(len(self.class_labels), len(x), "rows of class_labels", ScoreError)
         return self.class_labels.expand(len(x))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

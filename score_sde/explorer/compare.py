@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from score_sde.checks import UserError
-from score_sde.data.decoding import picture_at
 from score_sde.explorer.library import import_gradio
 from score_sde.explorer.widgets import spoken
 from score_sde.plotting.style import CYCLE, legend, subplots
+from score_sde.runs.editing import picture_at
 from score_sde.runs.listing import HEAD, RunSummary, curve, differences, find_runs, rows
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import math
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -117,21 +118,20 @@ def from_canvas(text: str | None, key: str) -> Any:
 
 def whole(value: Any, what: str, least: int, most: int) -> int:
     """A whole number of a field of the page; UserError for what is none, or out of range."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{what} must be a whole number (got {value!r}).") from error
-    if number != value or not least <= number <= most:
-        raise UserError(f"{what} must be a whole number from {least} to {most} (got {value}).")
-    return number
+    return int(_within(value, what, least, most, "a whole number"))
 
 
 def real(value: Any, what: str, least: float, most: float) -> float:
     """A number of a field of the page; UserError for what is none, or out of range."""
+    return _within(value, what, least, most, "a number")
+
+
+def _within(value: Any, what: str, least: float, most: float, kind: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what} must be a number (got {value!r}).") from error
-    if not least <= number <= most:
-        raise UserError(f"{what} must be a number from {least:g} to {most:g} (got {value}).")
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    whole = kind == "a number" or number == number // 1
+    if not (whole and least <= number <= most):
+        raise UserError(f"{what} must be {kind} from {least:g} to {most:g} (got {value!r}).")
     return number

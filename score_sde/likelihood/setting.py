@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, check_finite
 from score_sde.exact import Gaussian
 from score_sde.ode.clock import Clock
 from score_sde.ode.flow import work_dtype
@@ -26,9 +26,7 @@ def check_state(score: ScoreFn, x: Tensor) -> None:
             f"x is {x.dtype}: give floating-point values in the model's range, dequantised if they "
             "are levels (`dequantize`)."
         )
-    bad = ~torch.isfinite(x).flatten(1).all(1)
-    if bool(bad.any()):
-        raise UserError(f"x is not finite in {int(bad.sum())} of {len(x)} samples.")
+    check_finite(x, "x")
     for module in score.modules() if isinstance(score, nn.Module) else ():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise UserError("dropout is on, so the score is random; call score.eval() first.")

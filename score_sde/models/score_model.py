@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from score_sde.checks import Positive, UserError, checked, lookup, real_tensor
+from score_sde.checks import Positive, UserError, check_count, checked, lookup, real_tensor
 from score_sde.devices import moved
 from score_sde.processes.expand import as_time, expand, on_rows
 from score_sde.processes.sdes import SDE
@@ -179,10 +179,8 @@ class ScoreModel(nn.Module):
     def _bound(self, x: Tensor) -> dict[str, Tensor]:
         """The bound condition for the samples x, checked to be as many."""
         for name, value in self.condition.items():
-            if value.ndim and len(value) != len(x):
-                raise ScoreError(
-                    f"{len(value)} rows of {name} do not fit {len(x)} samples; bind one for each."
-                )
+            if value.ndim:
+                check_count(len(value), len(x), f"rows of {name}", ScoreError)
         return {
             name: moved(value if value.ndim else value.expand(len(x)), x.device)
             for name, value in self.condition.items()

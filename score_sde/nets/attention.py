@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_sde.checks import UserError
+from score_sde.nets.layers import check_divides
 
 
 def sincos_positions(rows: int, columns: int, dim: int, spacing: float = 1.0) -> Tensor:
@@ -74,8 +75,7 @@ class Attention(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        if dim % heads:
-            raise UserError(f"width {dim} does not divide into {heads} heads.")
+        check_divides(dim, heads, "heads")
         self.heads, self.crossed = heads, context_dim is not None
         if context_dim is None:
             self.qkv = nn.Linear(dim, 3 * dim, bias=bias)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from score_sde.checks import Depth, Size, Sizes, UserError, checked, memory_for, named
 from score_sde.nets.codec import Moments
-from score_sde.nets.layers import conv, group_norm
+from score_sde.nets.layers import check_states, conv, group_norm
 from score_sde.nets.presets import AUTOENCODERS
 
 LOWEST, HIGHEST = -30.0, 20.0  # of a log variance, beyond which exp loses its meaning
@@ -132,11 +132,7 @@ class KLAutoencoder(nn.Module):
 
     def moments(self, x: Tensor) -> Moments:
         """Mean and standard deviation of the latents of x, each (B, *latent_shape)."""
-        if tuple(x.shape[1:]) != (self.channels, *self.size):
-            raise UserError(
-                f"this autoencoder is for pictures {(self.channels, *self.size)}, not "
-                f"{tuple(x.shape[1:])}."
-            )
+        check_states(self, x, (self.channels, *self.size))
         inputs = F.pixel_unshuffle(x, self.patch)
         mean, log_variance = self.encoder(inputs).chunk(2, 1)
         return Moments(mean, torch.exp(0.5 * log_variance.clamp(LOWEST, HIGHEST)))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from score_sde.checks import Momentum, Size, Sizes, UserError, checked
 from score_sde.nets.blocks import BlockOptions, ResidualBlock
-from score_sde.nets.layers import SinusoidalEmbedding, conv
+from score_sde.nets.layers import SinusoidalEmbedding, check_states, conv
 from score_sde.nets.mlp import MLP
 
 
@@ -59,8 +59,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """See the class."""
-        if x.shape[1:] != self.shape:
-            raise UserError(f"this classifier takes {self.shape}; got {tuple(x.shape[1:])}.")
+        check_states(self, x, self.shape)
         told = self.embedding(self.waves(noise_label).to(self.head.weight.dtype))
         h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         for block, modulation in zip(self.body, self.modulation, strict=True):

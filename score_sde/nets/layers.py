@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -234,3 +235,25 @@ def initialize_rows(layer: nn.Linear, shares: list[int]) -> None:
             bound = (6 / (rows.shape[0] + rows.shape[1])) ** 0.5
             nn.init.uniform_(rows, -bound, bound)
     nn.init.zeros_(layer.bias)
+
+
+def check_states(net: nn.Module, x: Tensor, shape: Sequence[int]) -> None:
+    """UserError for states that a network was not built for. shape: of one of them."""
+    if tuple(x.shape[1:]) != tuple(shape):
+        wanted = ", ".join(map(str, shape))
+        raise UserError(
+            f"this {type(net).__name__} was built for states (B, {wanted}); got {tuple(x.shape)}."
+        )
+
+
+def check_untold(net: nn.Module, **told: object) -> None:
+    """UserError for what a network is told and was not built for; None is not told."""
+    for name, value in told.items():
+        if value is not None:
+            raise UserError(f"this {type(net).__name__} was built without {name}; drop it.")
+
+
+def check_divides(size: int, parts: int, what: str) -> None:
+    """UserError unless channels, or a width, divide into so many parts."""
+    if size % parts:
+        raise UserError(f"{size} channels do not divide into {parts} {what}.")

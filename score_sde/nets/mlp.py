@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.checks import Depth, Few, Size, UserError, checked, memory_for
-from score_sde.nets.layers import SinusoidalEmbedding, linear
+from score_sde.nets.layers import SinusoidalEmbedding, check_untold, linear
 from score_sde.nets.text import TextInput
 
 
@@ -82,6 +82,6 @@ class MLP(nn.Module):
         words = None
         if self.words is not None:
             words = self.words(len(x), text, text_mask, pooled, text_ids).vector
-        elif text is not None or text_ids is not None or pooled is not None:
-            raise UserError("this MLP was built without captions; drop text.")
+        else:
+            check_untold(self, text=text, text_ids=text_ids, pooled=pooled)
         return self.last(self.features(x, noise_label, words, second_label)).view_as(x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from score_sde.checks import UserError
 from score_sde.nets.blocks import BlockOptions
-from score_sde.nets.layers import conv, linear
+from score_sde.nets.layers import check_divides, conv, linear
 
 LOW = -1e4  # of the logits of padding: its weight is exactly 0, in bfloat16 too
 
@@ -102,8 +102,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, tokens: int, heads: int, options: BlockOptions):
         super().__init__()
-        if channels % heads:
-            raise UserError(f"{channels} channels do not divide into {heads} text heads.")
+        check_divides(channels, heads, "text heads")
         self.heads, self.options = heads, options
         self.norm = options.norm(channels)
         self.query = options.conv(channels, channels, kernel=1)

@@ -39,6 +39,7 @@ from score_sde.nets.attention import (
     small_normal,
     zero,
 )
+from score_sde.nets.layers import check_untold
 from score_sde.nets.presets import TRANSFORMERS
 from score_sde.nets.transformer_blocks import Block, BlockOptions, Embedding, make_norm, small
 
@@ -201,8 +202,8 @@ class Transformer(nn.Module):
             raise UserError(
                 f"this transformer is for images of {self.size}, not {tuple(x.shape[2:])}."
             )
-        if class_labels is not None and not self.classes:
-            raise UserError("this transformer was built without classes; drop class_labels.")
+        if not self.classes:
+            check_untold(self, class_labels=class_labels)
         row = self._class_rows(noise_label, class_labels)
         words, words_mask = self._words(x, text, text_mask)
         tokens = self._tokens(x)
@@ -252,8 +253,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """The text's tokens (B, L, width) and their mask; the null token without a text."""
         if self.text_first is None or self.text_second is None or self.null_text is None:
-            if text is not None:
-                raise UserError("this transformer was built without a text; drop text.")
+            check_untold(self, text=text)
             return None, None
         if text is None:
             text, text_mask = self.null_text.expand(len(x), 1, -1), None

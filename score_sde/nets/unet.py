@@ -38,7 +38,14 @@ from score_sde.checks import (
 )
 from score_sde.nets.blocks import BlockOptions
 from score_sde.nets.embedding import LabelEmbedding
-from score_sde.nets.layers import depth_to_space, initialize_rows, space_to_depth, spread
+from score_sde.nets.layers import (
+    check_states,
+    check_untold,
+    depth_to_space,
+    initialize_rows,
+    space_to_depth,
+    spread,
+)
 from score_sde.nets.levels import Levels, check_depths, level_heights
 from score_sde.nets.presets import PRESETS
 from score_sde.nets.text import TextInput, Words
@@ -222,11 +229,9 @@ class UNet(LabelEmbedding):
         L, D), text_mask (B, L), pooled (B, D), text_ids (B, L): see `TextInput`. picture: (B, C,
         h, w), in the range of x; picture_level: (B,), the noise in it, 0 (None) to 1. second_label:
         (B,), of DDPM's size, of a network with second_time."""
-        if x.shape[1:] != (self.channels, *self.size):
-            sides = ", ".join(map(str, (self.channels, *self.size)))
-            raise UserError(f"this U-Net was built for states (B, {sides}); got {tuple(x.shape)}.")
-        if class_labels is not None and not self.classes:
-            raise UserError("this U-Net was built without classes; drop class_labels.")
+        check_states(self, x, (self.channels, *self.size))
+        if not self.classes:
+            check_untold(self, class_labels=class_labels)
         if picture is not None and self.training and self.picture_noise:
             picture_level = self.picture_noise * torch.rand_like(noise_label)
             noise = torch.randn_like(picture)
@@ -238,8 +243,8 @@ class UNet(LabelEmbedding):
         if self.words is not None:
             words = self.words(len(x), text, text_mask, pooled, text_ids)
             embedding = embedding + words.vector
-        elif text is not None or text_ids is not None:
-            raise UserError("this U-Net was built without captions; drop text.")
+        else:
+            check_untold(self, text=text, text_ids=text_ids)
         x = self._with_picture(x, picture)
         shares = iter(self.modulation(F.silu(embedding)).split(self.shares, dim=1))
 
@@ -287,8 +292,7 @@ class UNet(LabelEmbedding):
     def _with_picture(self, x: Tensor, picture: Tensor | None) -> Tensor:
         """x and, as more channels, the picture at its size; zeros without one."""
         if not self.picture:
-            if picture is not None:
-                raise UserError("this U-Net was built without a picture; drop picture.")
+            check_untold(self, picture=picture)
             return x
         if picture is None:
             return torch.cat([x, x.new_zeros(len(x), self.picture, *self.size)], 1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, whole_seeds
+from score_sde.checks import UserError, check_count, whole_seeds
 from score_sde.devices import moved
 from score_sde.noise.philox import normal
 
@@ -301,6 +301,5 @@ def check_seeds(seeds: Sequence[int] | None, n: int) -> list[int]:
     if seeds is None:
         return fresh_seeds(n)
     found = whole_seeds(seeds)
-    if len(found) != n:
-        raise UserError(f"{n} samples need {n} seeds; got {len(found)}.")
+    check_count(len(found), n, "seeds")
     return found

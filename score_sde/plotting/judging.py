@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from score_sde.checks import checked
+from score_sde.checks import check_count, check_names, checked
 from score_sde.plotting.style import CYCLE, MARKERS, PlottingError, axes_or_new, legend
 
 if TYPE_CHECKING:
@@ -33,11 +33,8 @@ def plot_sweep(
     points: names, which are places on the axis where all are numbers. real: the same number of real
     items, a dotted line. best: the place in ``points`` of the one that is named so.
     """
-    if not len(points) == len(values) == len(errors) > 0:
-        raise PlottingError(
-            f"plot_sweep needs a value and an error for each point (got {len(points)} points, "
-            f"{len(values)} values, {len(errors)} errors)."
-        )
+    for what, given in (("values", values), ("errors", errors)):
+        check_count(len(given), max(1, len(points)), what, PlottingError, "points")
     ax = axes_or_new(ax, 4.6, 3.4)
     try:
         places = np.array([float(name) for name in points])
@@ -72,12 +69,11 @@ def plot_errors_over_noise(
     errors: one for each level, None where there is none, by the names in the legend. relative_to:
     one of them, by which the others are divided; ratios above 3 make the scale a logarithm.
     """
-    if relative_to is not None and relative_to not in errors:
-        raise PlottingError(f"relative_to={relative_to!r} is none of {', '.join(errors)}.")
+    if relative_to is not None:
+        check_names([relative_to], errors, "relative_to", PlottingError)
     curves = {name: np.array(values, dtype=float) for name, values in errors.items()}
     for name, values in curves.items():
-        if values.shape != (len(noise),):
-            raise PlottingError(f"{name} has {values.size} errors for {len(noise)} noise levels.")
+        check_count(values.size, len(noise), f"errors of {name}", PlottingError, "noise levels")
     unit = np.ones(len(noise)) if relative_to is None else curves.pop(relative_to)
     ax = axes_or_new(ax, 5.2, 3.6)
     largest = 0.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from score_sde.checks import checked
+from score_sde.checks import check_count, checked
 from score_sde.plotting.style import CYCLE, PlottingError, axes_or_new, legend
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def plot_over_noise(
     x = log_snr.double().cpu()
     for i, (name, values) in enumerate(curves.items()):
         values = values.double().cpu()
-        if len(values) != len(x):
-            raise PlottingError(f"{name!r} has {len(values)} values for {len(x)} noise levels.")
+        check_count(len(values), len(x), f"values of {name!r}", PlottingError, "noise levels")
         mean = values if values.ndim == 1 else values.mean(1)
         colour = CYCLE[i % len(CYCLE)]
         ax.plot(x, mean, color=colour, label=name, linewidth=1.6)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from score_sde.checks import UserError, machine_memory, require, unknown
+from score_sde.checks import UserError, check_finite, check_names, machine_memory, require
 from score_sde.restoration.measurement import Covariance, Noise, Poisson, as_operator
 from score_sde.restoration.operators import Operator
 from score_sde.restoration.system import LINEARISED, System
@@ -73,8 +73,7 @@ def check_y(y: Tensor, measured: tuple[int, ...], shape: tuple[int, ...]) -> Non
             f"y is {y.dtype}{reach}: give floating-point values in the "
             "model's range, pixels as y / 127.5 - 1 where that is [-1, 1]."
         )
-    if not bool(torch.isfinite(y).all()):
-        raise UserError(f"y is not finite in {int((~torch.isfinite(y)).sum())} entries.")
+    check_finite(y, "y")
 
 
 def check_noise(noise: Noise, m: int, rows: int) -> None:
@@ -194,8 +193,7 @@ def check_seeds(n: int, seeds: Sequence[int]) -> None:
 
 def check_method(name: str, methods: Sequence[str], has_gaussian: bool) -> None:
     """UserError for an unknown method, or particles without a Gaussian."""
-    if name not in methods:
-        raise unknown("method", name, methods)
+    check_names([name], methods, "method")
     require(
         name != "particles" or has_gaussian,
         "particles need gaussian=, the mean and covariance of the data: run.gaussian, or "
@@ -205,9 +203,7 @@ def check_method(name: str, methods: Sequence[str], has_gaussian: bool) -> None:
 
 def check_options(name: str, options: Sequence[str], known: Sequence[str]) -> None:
     """UserError for an option that a method does not have."""
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of {name}", option, known)
+    check_names(options, known, f"option of {name}")
 
 
 def check_memory(system: System, draws: int, count: int, asked: bool) -> None:

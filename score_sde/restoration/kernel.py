@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from score_sde.checks import Fraction, Positive, UserError, checked, require
+from score_sde.checks import Fraction, Positive, check_names, checked, require
 from score_sde.noise import SeededNoise
 from score_sde.restoration.algebra import Level
 from score_sde.restoration.average import Course
@@ -97,8 +97,7 @@ def run_kernel(
     of new noise of kernel="renoise". course: is told of D_y on the way.
     """
     kernel = kernel or method.kernel
-    if kernel not in KERNELS:
-        raise UserError(f"unknown kernel {kernel!r}; choose from {', '.join(KERNELS)}.")
+    check_names([kernel], KERNELS, "kernel")
     low, high = denoiser.range
     largest = float(system.lam.max().sqrt())
     high = starting_level(largest, high)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from score_sde.checks import Count, Positive, UserError, checked, real_tensor, require
+from score_sde.checks import Count, Positive, UserError, check_names, checked, real_tensor, require
 from score_sde.restoration.operators import Operator, Shape, check_mask
 
 WIDEST = 4096
@@ -101,8 +101,7 @@ class Blur(Operator):
         self.kernel = real_tensor(kernel, "the entries of the kernel").double()
         if self.kernel.ndim != 2 or not all(n % 2 for n in self.kernel.shape):
             raise UserError(f"kernel must be (k, k), k odd; got {tuple(self.kernel.shape)}.")
-        if padding not in ("periodic", "zeros", "reflect"):
-            raise UserError(f"padding {padding!r}: choose from periodic, zeros, reflect.")
+        check_names([padding], ("periodic", "zeros", "reflect"), "padding")
         self.padding = padding
 
     def transfer(self, shape: Shape) -> Tensor:

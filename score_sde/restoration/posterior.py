@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import Count, Device, UserError, checked, require
+from score_sde.checks import Count, Device, UserError, check_count, check_names, checked, require
 from score_sde.exact import Gaussian
 from score_sde.processes.expand import expand
 from score_sde.processes.sdes import SDE
@@ -74,8 +74,8 @@ class PosteriorScore:
 
     def _denoise(self, x: Tensor, t: Tensor) -> Tensor:
         measurement = self.system.measurement
-        if len(measurement.y) not in (1, len(x)):
-            raise UserError(f"{len(measurement.y)} measurements do not fit {len(x)} samples.")
+        if len(measurement.y) != 1:
+            check_count(len(measurement.y), len(x), "measurements")
         alpha, sigma = float(self.sde.alpha(t)), float(self.sde.sigma(t))
         denoiser = Denoiser(self.sde, self.score, tuple(x.shape[1:]), len(x), x.dtype)
         flat = x.flatten(1).to(measurement.y) / alpha
@@ -185,11 +185,8 @@ def find_mean(
     name: str, options: dict[str, Any], gaussian: Gaussian | SmoothGaussian | None
 ) -> Method:
     """The method of this name; UserError for unknown names and options, or no Gaussian."""
-    if name not in MEANS:
-        raise UserError(
-            f"unknown method {name!r} of a posterior score; choose from {', '.join(MEANS)}. "
-            "Samplers that are no score (particles, repaint, ddrm, ...) are methods of `restore`."
-        )
+    also = ". Samplers that are no score (particles, repaint, ddrm, ...) are methods of `restore`"
+    check_names([name], MEANS, "method of a posterior score", also=also)
     method = MEANS[name]
     check_options(name, list(options), options_of(method.mean))
     if gaussian is None and method.source == "here":

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from score_sde.checks import Fraction, UserError, checked, reading
+from score_sde.checks import Fraction, UserError, check_finite, check_varies, checked, reading
 from score_sde.exact import Gaussian
 from score_sde.writing import whole_file
 
@@ -109,8 +109,7 @@ def reference_gaussian(x: Tensor, shrink: Fraction = 0.1) -> ReferenceGaussian:
     """
     if x.ndim < 2 or len(x) < 2:
         raise UserError(f"the data must be (N, *shape), N >= 2; got {tuple(x.shape)}.")
-    if not bool(x.isfinite().all()):
-        raise UserError(f"the data are not finite in {int((~x.isfinite()).sum())} entries.")
+    check_finite(x, "the data")
     shape, size = tuple(x.shape[1:]), math.prod(x.shape[1:])
     mean = x.mean(0, dtype=torch.float64)
     if size <= FULL_UP_TO:
@@ -120,8 +119,7 @@ def reference_gaussian(x: Tensor, shrink: Fraction = 0.1) -> ReferenceGaussian:
             total += off.T @ off
         covariance = total / (len(x) - 1)
         level = covariance.diagonal().mean()
-        if not level > 0:
-            raise UserError("the data do not vary: every item is the same.")
+        check_varies(level)
         return Gaussian(mean, (1 - shrink) * covariance + shrink * level * torch.eye(size))
     if len(shape) != 3:
         raise UserError(

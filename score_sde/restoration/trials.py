@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, require
+from score_sde.checks import UserError, check_finite, require
 from score_sde.restoration.operators import Linear, Operator
 
 TOLERANCE = 1e-4
@@ -33,8 +33,7 @@ def measured_shape(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...
             f"the operator gives {found} of one state {(1, *shape)}; it must give (B, *measured) "
             "of B states."
         )
-    if not bool(torch.isfinite(tried).all()):
-        raise UserError("the operator gives values that are not finite, of a state that is.")
+    check_finite(tried, "what the operator gives of a state that is finite")
     return tuple(tried.shape[1:])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from score_sde.checks import check_size
+from score_sde.checks import check_alone, check_count, check_size
 from score_sde.conditioning.text import check_captions
 from score_sde.runs.directory import RunError
 
@@ -36,8 +36,7 @@ def prompts_of(run: Run, given: Prompt, n: int, what: str) -> tuple[str, ...] | 
             f"{len(captions)} captions of {what} are more than {n} samples: give --num_samples "
             f"{len(captions)} or more."
         )
-    if len(captions) != n:
-        raise RunError(f"{n} samples need one {what} for all or {n}; got {len(captions)}.")
+    check_count(len(captions), n, f"captions of {what}", RunError)
     check_captions(captions)
     return tuple(captions)
 
@@ -47,8 +46,7 @@ def captions_asked(
 ) -> tuple[list[str] | None, int]:
     """A caption for each sample, None without captions; and how many samples there are."""
     check_size(64 * (num_samples or 0), "so many samples")
-    if prompt is not None and prompts is not None:
-        raise RunError("give prompt or prompts, not both.")
+    check_alone({"prompt": prompt, "prompts": prompts}, RunError)
     if prompts is not None:
         captions = read_prompts(prompts, num_samples)
         return captions, num_samples or len(captions)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import cache_dir, from_json, trusting, trusts_files
+from score_sde.checks import cache_dir, from_json, reading, trusting, trusts_files
 from score_sde.convert import ConversionError
 from score_sde.convert.live_autoencoder import codec_of, read_autoencoder
 from score_sde.data import Data, DataError, DataSpec
@@ -139,19 +139,12 @@ def _read(path: Path, said: Any, trusted: bool, name: str = CODEC) -> RunCodec:
             f"(checksum {checksum}, not {facts.checksum}): its latents mean something else. "
             f"Put the old file back."
         )
-    try:
+    with reading(file, f"of the autoencoder that {where} describes", RunError):
         held = sum(value.numel() for value in state.values())
         with trusting(trusted), no_larger_than(held, str(where)):
             net = build.build_autoencoder({"autoencoder": facts.autoencoder}, facts.data_spec)
         codec = Codec(net, state["shift"], state["scale"])
         codec.load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, (RunError, DataError)):
-            raise
-        first = str(error).strip().splitlines()[0][:160]
-        raise RunError(
-            f"{file} does not hold the autoencoder that {where} describes ({first})."
-        ) from error
     return RunCodec(_ready(codec), facts.autoencoder, facts.data_spec, checksum, path)
 
 

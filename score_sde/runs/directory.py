@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.checks import UserError, read_json, try_json
+from score_sde.checks import UserError, check_alone, read_json, try_json
 from score_sde.plotting.pictures import save_png
 from score_sde.runs.facts import FORMAT, Mark, Said
 from score_sde.runs.lock import Lock, LockedError
@@ -191,8 +191,7 @@ class RunDirectory:
         replace in a folder that is none, for nothing to resume.
         """
         steps, path = steps_of(self.checkpoints), self.path
-        if resume and overwrite:
-            raise RunError("--resume and --overwrite contradict each other; give one.")
+        check_alone({"--resume": resume, "--overwrite": overwrite}, RunError)
         if resume and not steps:
             raise RunError(f"Nothing to resume in {path} (no checkpoint).")
         if path.exists() and not path.is_dir():

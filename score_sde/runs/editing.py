@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from score_sde.data import DataError, DataSpec, decoding
+from score_sde.data.decoding import picture_at as picture_at
 from score_sde.noise import SeededNoise
 from score_sde.runs.directory import RunError
 from score_sde.sampling import SDE, SamplingSettings, make_sampler
@@ -55,7 +56,7 @@ def read_picture(given: Picture, spec: DataSpec) -> Tensor:
     path, (height, width) = Path(given), spec.shape[1:]
     try:
         pixels = decoding.to_array(
-            decoding.picture_at(path), path.name, mode, (height, width), "center_crop"
+            picture_at(path), path.name, mode, (height, width), "center_crop"
         )
     except DataError as error:
         raise RunError(f"the picture {given} cannot be read ({error}).") from error
@@ -66,7 +67,7 @@ def read_picture(given: Picture, spec: DataSpec) -> Tensor:
 
 def adapted(path: str | Path, spec: DataSpec) -> str:
     """How a picture file that `read_picture` takes differs from the model's: "" if in nothing."""
-    picture = decoding.picture_at(path)
+    picture = picture_at(path)
     given, mode = (picture.height, picture.width), picture.mode
     height, width = spec.shape[1:]
     lines = []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from score_sde import build, distributed
-from score_sde.checks import Count, NonNegative, Seed, checked, named
+from score_sde.checks import Count, NonNegative, Seed, check_alone, checked, named
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import Data, DataError
 from score_sde.data.decoding import Resize
@@ -247,10 +247,8 @@ def _sweep(axis: str, values: str | None, given: dict[str, Any]) -> Report | Non
 
 def _check_sources(workdir: Any, samples: Any, data: Any, reference: Any, save: Any) -> None:
     """Raises RunError for flags that contradict each other or say too little."""
-    if workdir is not None and samples is not None:
-        raise RunError("--workdir and --samples are both samples: give one of them.")
-    if data is not None and reference is not None:
-        raise RunError("--data and --reference are both references: give one of them.")
+    check_alone({"--workdir": workdir, "--samples": samples}, RunError)
+    check_alone({"--data": data, "--reference": reference}, RunError)
     if workdir is None and data is None and reference is None:
         raise RunError(
             "--mode evaluate needs --workdir RUN, or --samples PATH with --data DATA or "

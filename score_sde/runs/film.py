@@ -7,10 +7,11 @@ Tweedie's formula reads from the score: coarse shapes first, details last.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from score_sde.checks import Count, checked
@@ -41,17 +42,19 @@ class Film(NamedTuple):
 @checked
 @torch.no_grad()
 def film(
-    run: Run, n: Count, first_seed: int = 0, frames: Count = 16, wish: Wish | None = None,
+    run: Run,
+    n: Annotated[Count, Field(le=MOST)],
+    first_seed: int = 0,
+    frames: Count = 16,
+    wish: Wish | None = None,
     **changes: Any,
-) -> Film:  # fmt: skip
+) -> Film:
     """`Run.sample`, watched: up to ``frames`` moments of the way, from noise to the last step.
 
     n: at most 64 samples, which are drawn in one batch. wish: what they are told. changes: of the
     sampler's settings. The denoised pictures cost an evaluation a frame, which the result does not
     count. Raises RunError, and what `Run.sample` does.
     """
-    if n > MOST:
-        raise RunError(f"a film shows at most {MOST} samples (got {n}).")
     wish, seeds = wish or Wish(), range(first_seed, first_seed + n)
     first = run.sde.prior_std() * SeededNoise(list(seeds), run.data_spec.shape).draw()
     device = next(run.score.parameters()).device

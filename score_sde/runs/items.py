@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from score_sde import build
-from score_sde.checks import trusting
+from score_sde.checks import check_finite, trusting
 from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of, needs_labels
 from score_sde.data import DataError
 from score_sde.runs.directory import RunError
@@ -65,8 +64,7 @@ def to_model(run: Run, raw: Tensor) -> Tensor:
 def check_raw(run: Run, raw: Tensor) -> None:
     """DataError for values that are not finite, or outside the data's range."""
     spec = run.item_spec
-    if not bool(torch.isfinite(raw.double()).all()):
-        raise DataError("the data hold values that are not finite.")
+    check_finite(raw, "the data", DataError)
     low, high = float(raw.min()), float(raw.max())
     if spec.low is not None and spec.high is not None and (low < spec.low or high > spec.high):
         raise DataError(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from score_sde.build import build_sde
-from score_sde.checks import UserError, checked, library, read_json, reading
+from score_sde.checks import UserError, check_count, checked, library, read_json, reading
 from score_sde.conditioning.guidance import guide
 from score_sde.convert.live_autoencoder import codec_of
 from score_sde.convert.live_nets import FAMILIES, Condition, LiveNet
@@ -54,8 +54,7 @@ class LiveRun:
     def condition(self, prompt: str | Sequence[str], n: int) -> Condition:
         """What the network is told of n samples: one caption for all, or one for each."""
         prompts = [prompt] * n if isinstance(prompt, str) else list(prompt)
-        if len(prompts) != n:
-            raise UserError(f"{n} samples need one prompt, or {n}; got {len(prompts)}.")
+        check_count(len(prompts), n, "prompts")
         kind = type(self.pipeline).__name__
         encode = next((f for name, f in PROMPTS.items() if name in kind), None)
         if encode is None:

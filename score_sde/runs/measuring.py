@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.checks import read_arrays
+from score_sde.checks import check_names, read_arrays
 from score_sde.data import DataError, DataSpec, decoding
 from score_sde.noise import generator_of
 from score_sde.restoration import (
@@ -72,12 +72,11 @@ def operator_of(
                 f"factor/2 pixels. Give at most {min(height, width)}."
             )
         return Blur(gaussian_kernel(factor / 2), "periodic")
-    if task == "fourier":
-        seen = torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 1 / factor
-        low = max(1, min(height, width) // 12)
-        seen[:low, :low] = seen[-low:, :low] = seen[:low, -low:] = seen[-low:, -low:] = True
-        return Fourier(seen)
-    raise RunError(f"task must be one of {', '.join(TASKS)} (got {task!r}).")
+    check_names([task], TASKS, "task", RunError)
+    seen = torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 1 / factor
+    low = max(1, min(height, width) // 12)
+    seen[:low, :low] = seen[-low:, :low] = seen[:low, -low:] = seen[-low:, -low:] = True
+    return Fourier(seen)
 
 
 def of_states(run: Run, operator: Operator) -> Operator:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from score_sde import distributed
-from score_sde.checks import Count, NonNegative, Seed, checked
+from score_sde.checks import Count, NonNegative, Seed, check_alone, checked
 from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.devices import pick_device
@@ -143,8 +143,7 @@ def check_request(
             f"noise must be positive (got {noise:g}): give at least that of rounding, 0.004 for "
             "8-bit pixels in [-1, 1]. Only --task inpaint takes 0, and keeps what is seen."
         )
-    if measurement is not None and data is not None:
-        raise RunError("--measurement is there in place of --data: give one of them.")
+    check_alone({"--measurement": measurement, "--data": data}, RunError)
 
 
 def _write(run: Run, output: Output, measured: Measured, result: Restored, exact: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from score_sde.checks import check_names
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.narrow import widened
 from score_sde.training import CheckpointError
@@ -61,8 +62,7 @@ def _find_weights(run: RunDirectory, weights: str, wanted: int | str | None) -> 
     for step in reversed(steps):
         there = averages_of(run.checkpoints, step)
         if weights not in there and {"ema", "model"} <= set(there):
-            names = there + kept_averages(run.averages)
-            raise RunError(f"weights must be one of {names} (got {weights!r}).")
+            check_names([weights], there + kept_averages(run.averages), "weights", RunError)
         try:
             return step, load_weights(run.checkpoints, step, weights)
         except CheckpointError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from score_sde.checks import check_alone
 from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of
 from score_sde.conditioning.guidance import check_guidance
 from score_sde.conditioning.rules import BESIDE, make_rule
@@ -173,11 +174,8 @@ def _check_always_told(run: Run, wish: Wish, prompted: bool) -> None:
 
 def _check_unguided(wish: Wish, negative: tuple[str, ...] | None) -> None:
     """RunError for what has no effect without guidance."""
-    if negative is not None:
-        raise RunError("a negative prompt needs guidance to lead away from it: give guidance=3.")
-    if wish.against is not None:
-        raise RunError("another run to lead away from needs guidance: give guidance=2.")
-    given: dict[str, Any] = {"guidance_interval": wish.interval}
+    given: dict[str, Any] = {"a negative prompt": negative, "another run": wish.against}
+    given["guidance_interval"] = wish.interval
     given["guidance_options"] = wish.options or None
     given["guidance_rule"] = None if wish.rule == "cfg" else wish.rule
     for name, value in given.items():
@@ -190,8 +188,8 @@ def _check_guided(run: Run, wish: Wish, captions: Captions, labels: Tensor | Non
     guidance = f"guidance={wish.guidance:g}"
     if captions.negative is not None and captions.prompts is None:
         raise RunError("a negative prompt goes with a prompt; give both.")
-    if captions.negative is not None and wish.against is not None:
-        raise RunError("give a negative prompt or another run to lead away from, not both.")
+    away = {"a negative prompt": captions.negative, "another run to lead away from": wish.against}
+    check_alone(away, RunError)
     told = captions.prompts is not None or labels is not None or bool(wish.condition)
     if not told and wish.against is None:
         raise RunError(f"{guidance} leads from no condition to one: {_what_to_give(run)}.")

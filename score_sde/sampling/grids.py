@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError
+from score_sde.checks import UserError, check_names
 from score_sde.ode.clock import Clock
 from score_sde.ode.frames import check_positive
 from score_sde.processes.sdes import SDE
@@ -93,10 +93,7 @@ def make_grid(
 ) -> Tensor:
     """A grid by name for so many steps, or explicit times checked; float64 (steps + 1,)."""
     if isinstance(grid, str):
-        if grid not in GRIDS:
-            raise UserError(
-                f"unknown grid {grid!r}; choose from {list(GRIDS)}, or give times or a recipe."
-            )
+        check_names([grid], GRIDS, "grid", also=", or give times or a recipe")
         if steps is None:
             raise UserError(f"grid {grid!r} needs a number of steps.")
         times = GRIDS[grid](sde, steps, data_std)

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from score_sde.checks import UserError, as_it_looks, construct, lookup, number, unknown
+from score_sde.checks import UserError, as_it_looks, check_names, construct, lookup, number
 
 Method = TypeVar("Method")
 
@@ -39,10 +39,7 @@ def make(
     cls = lookup(table, chosen, what, kind=kind)
     if not isinstance(cls, type):
         raise UserError(f"{what} {chosen!r} is no class, so it makes no {what}.")
-    known = options_of(cls)
-    for name in options:
-        if name not in known:
-            raise unknown(f"option of {chosen}:", name, known)
+    check_names(options, options_of(cls), f"option of {chosen}:")
     return construct(cls, options, "sampling.options.")
 
 
@@ -64,10 +61,7 @@ def settings_of(method: object) -> dict[str, Any]:
 
 def values_from_text(cls: type, texts: Mapping[str, str], what: str) -> dict[str, Any]:
     """Options given as text, as the values of the types that the method declares."""
-    known = list(options_of(cls))
-    for name in texts:
-        if name not in known:
-            raise unknown(f"option of {what}:", name, known)
+    check_names(texts, options_of(cls), f"option of {what}:")
     return {name: _parse(text, _kinds(cls, name)) for name, text in texts.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.checks import UserError, check_size
+from score_sde.checks import UserError, check_alone, check_size, named
 from score_sde.noise import BrownianNoise, NoiseFactory, PhiloxNoise, SeededNoise, check_seeds
 from score_sde.processes.sdes import SDE
 from score_sde.sampling.catalogue import make_sampler
@@ -180,8 +180,7 @@ def check_ends(sde: SDE, times: Tensor, dtype: torch.dtype) -> None:
 
 def count_steps(method: Predictor[Any], steps: int | None, nfe: int | None, denoise: bool) -> int:
     """The number of steps asked for by ``steps`` or by a budget of evaluations."""
-    if steps is not None and nfe is not None:
-        raise UserError(f"give steps or nfe, not both (got steps={steps}, nfe={nfe}).")
+    check_alone({"steps": steps, "nfe": nfe})
     if nfe is None:
         return method.default_steps if steps is None else steps
     if method.evaluations == 0:
@@ -210,10 +209,6 @@ def noise_factory(noise: str | NoiseFactory, sde: SDE) -> NoiseFactory:
     """What makes the source of noise of a batch."""
     if not isinstance(noise, str):
         return noise
-    if noise == "seeded":
-        return SeededNoise
-    if noise == "philox":
-        return PhiloxNoise
-    if noise == "brownian":
-        return partial(BrownianNoise, sde=sde)
-    raise UserError(f"unknown noise {noise!r}; choose seeded, philox, brownian or give a factory.")
+    brownian = partial(BrownianNoise, sde=sde)
+    sources = {"seeded": SeededNoise, "philox": PhiloxNoise, "brownian": brownian}
+    return named(sources, noise, "noise")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from score_sde.checks import read_json
+from score_sde.checks import read_json, reading, require
 from score_sde.training.checkpoints import (
     CheckpointError,
     State,
@@ -122,25 +122,20 @@ def reconstruct(snapshots: Path, sigma_rel: float, step: int | None = None) -> t
     result: dict[str, Tensor] = {}
     for at, row in zip(steps, coefficients(steps, WIDTHS, step, sigma_rel), strict=True):
         path = snapshot_path(snapshots, at)
-        try:
-            with safe_open(path, "pt") as file:
-                total, expected = TensorSum(), (file.metadata() or {}).get("checksum")
-                for key in sorted(file.keys()):  # noqa: SIM118 (not a dict)
-                    kind, _, name = key.partition("/")
-                    stored = file.get_tensor(key)
-                    total.add(key, stored)
-                    if kind == "buffer":
-                        result[name] = stored
-                        continue
-                    weight = float(row[[f"{w:g}" for w in WIDTHS].index(kind)])
-                    value = stored.to(torch.float64) * weight
-                    result[name] = result[name] + value if name in result else value
-            if expected not in (None, total.text):
-                raise CheckpointError("its checksum differs")
-        except (OSError, SafetensorError, CheckpointError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}). Delete it to go without.") from (
-                error
-            )
+        what = "a whole snapshot; delete it to go without"
+        with reading(path, what, CheckpointError), safe_open(path, "pt") as file:
+            total, expected = TensorSum(), (file.metadata() or {}).get("checksum")
+            for key in sorted(file.keys()):  # noqa: SIM118 (not a dict)
+                kind, _, name = key.partition("/")
+                stored = file.get_tensor(key)
+                total.add(key, stored)
+                if kind == "buffer":
+                    result[name] = stored
+                    continue
+                weight = float(row[[f"{w:g}" for w in WIDTHS].index(kind)])
+                value = stored.to(torch.float64) * weight
+                result[name] = result[name] + value if name in result else value
+            require(expected in (None, total.text), "its checksum differs")
     single = {k: v.float() if v.dtype == torch.float64 else v for k, v in result.items()}
     return step, single
 
