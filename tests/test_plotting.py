@@ -74,7 +74,7 @@ def test_a_sweep_marks_the_best_and_shows_errors():
     assert [s[:, 1].tolist() for s in bars.get_segments()][0] == pytest.approx([2.8, 3.2])
     named = plot_sweep(["ema", "model"], [1.0, 2.0], [0.1, 0.1])
     assert [t.get_text() for t in named.get_xticklabels()] == ["ema", "model"]
-    with pytest.raises(PlottingError, match="2 points, 1 values"):
+    with pytest.raises(PlottingError, match="1 values do not fit 2 points"):
         plot_sweep(["1", "2"], [1.0], [0.1, 0.1])
 
 

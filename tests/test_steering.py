@@ -200,7 +200,7 @@ def test_a_second_run_enlarges_what_the_first_draws(runs, tmp_path):
         (
             "told",
             ["--prompt=a", "--guidance=2", "--against={weak}", "--negative_prompt=b"],
-            "a negative prompt or another run",
+            "a negative prompt and another run .* exclude",
         ),
     ],
 )

@@ -71,11 +71,12 @@ class PlottingError(UserError):
 
 def import_pyplot() -> ModuleType:
     """matplotlib.pyplot; PlottingError if it, or the display that was asked for, is not there."""
-    library("matplotlib", "plot", "figures need", PlottingError)
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise PlottingError(_no_display(error)) from error
+        if "backend" in str(error) or "display" in str(error):
+            raise PlottingError(_no_display(error)) from error
+        return library("matplotlib.pyplot", "plot", "figures need", PlottingError)
     return plt
 
 
