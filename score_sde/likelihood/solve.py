@@ -173,8 +173,9 @@ class Solve:
             paths = Along(nodes), Along(nodes, LESS)
 
             def visit(u: Tensor, state: Tensor, slope: Tensor) -> None:
+                node = flow.node(state, slope, u)
                 for path in paths:
-                    path.visit(flow.node(state, slope, u))
+                    path.visit(node)
 
             reached = integrate(flow.slope, state, nodes, first=first, again=again, visit=visit)
             growth, less = (path.change for path in paths)

@@ -58,7 +58,7 @@ class Along:
         self.weights: list[list[float]] = weights(nodes[:-1], nodes[1:], nodes[around]).tolist()
         self.held: deque[Node] = deque(maxlen=self.near)
         self.walked, self.done = 0, 0
-        self.change: Tensor | float = 0.0
+        self.change = torch.zeros(())
 
     def visit(self, node: Node) -> None:
         """The path has come to its next node."""
