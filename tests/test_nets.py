@@ -172,7 +172,7 @@ def test_embeddings():
             lambda: UNet(1, (8, 8), **SMALL)(
                 torch.zeros(1, 1, 8, 8), torch.zeros(1), class_labels=torch.zeros(1).long()
             ),
-            "without classes",
+            "without class_labels",
         ),
         (
             lambda: UNet(1, (8, 8), **SMALL, classes=3)(

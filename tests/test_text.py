@@ -96,7 +96,7 @@ def test_a_picture_joins_the_input():
                                net(X, T, picture=small, picture_level=torch.zeros(3)))  # fmt: skip
     noisy = net(X, T, picture=small, picture_level=torch.full((3,), 0.5))
     assert not torch.allclose(clean, noisy)
-    with pytest.raises(ValueError, match="without a picture"):
+    with pytest.raises(ValueError, match="without picture"):
         unet()(X, T, picture=small)
 
 

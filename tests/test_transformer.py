@@ -118,7 +118,7 @@ def test_wrong_shapes_are_explained():
     net = Transformer(2, (8, 8), width=32, depth=1, heads=2)
     with pytest.raises(ValueError, match=r"images of \(8, 8\), not \(16, 16\)"):
         net(torch.zeros(1, 2, 16, 16), torch.zeros(1))
-    with pytest.raises(ValueError, match="without classes"):
+    with pytest.raises(ValueError, match="without class_labels"):
         net(torch.zeros(1, 2, 8, 8), torch.zeros(1), class_labels=torch.zeros(1).long())
 
 
