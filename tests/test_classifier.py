@@ -143,7 +143,7 @@ def test_what_a_classifier_cannot_be_told_is_said():
         classifier.told(DATA.score(FlowSDE()), torch.tensor([0]))
     with pytest.raises(UserError, match="images of 10 x 10 are not divisible by 4"):
         ImageClassifier(1, (10, 10), 3, multipliers=(1, 2, 2))
-    with pytest.raises(UserError, match="takes .1, 8, 8.; got .1, 4, 4."):
+    with pytest.raises(UserError, match="states .B, 1, 8, 8.; got .2, 1, 4, 4."):
         ImageClassifier(1, (8, 8), 3)(torch.zeros(2, 1, 4, 4), torch.zeros(2))
 
 
