@@ -173,13 +173,14 @@ class Particles:
         """x = draw of the Gaussian given y + nu e, weighed by what the Gaussian had foretold."""
         system, mean = self.system, self.system.mean.expand(self.count, -1)
         m = system.measurement
-        level, r = system.at(math.inf, mean), m.residual(mean)
+        level = system.at(math.inf, mean)
+        self.r = m.residual(mean)
         known = self.system.normalised
-        self.log_evidence = float(level.log_density(r)[0]) if known else math.nan
-        self.x = mean + level.drawn(m, mean, self.draws, r, white=nu)
+        self.log_evidence = float(level.log_density(self.r)[0]) if known else math.nan
+        self.x = mean + level.drawn(m, mean, self.draws, self.r, white=nu)
         level = system.at(nu, mean)
         ahead = level.spread(self.x - mean) / nu**2
-        expected = level.log_density(r - m.jvp(mean, ahead))
+        expected = level.log_density(self.r - m.jvp(mean, ahead))
         self.D = self.denoiser(self.x, nu)
         self.log_w = self._twist(nu) - expected
         self.origin = torch.arange(self.count, device=self.x.device)
