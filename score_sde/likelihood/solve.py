@@ -194,8 +194,8 @@ class Solve:
             ) from error
         (z, growth), change = found.state.split(parts, 1), found.state * found.change
         # Of log N(z; 0, I) - log p(z)'s growth, to first order.
-        error = change[:, :dim].sum(1) + found.change[:, dim:].mean(1)
-        return End(z, z, growth, error.abs())
+        off = change[:, :dim].sum(1) + found.change[:, dim:].mean(1)
+        return End(z, z, growth, off.abs())
 
     def _log_prior(self, flow: Flow, latent: Tensor) -> Tensor:
         """log p_T(x_T), (B, 1 or K)."""
