@@ -8,7 +8,7 @@ are placed with density
 
 Which k, gamma and order serve best, and how far to go from the blind grid of `adams` to the fitted
 one, depends on the data. The candidates are tried on the pilot's own noise, whose fine solution is
-known; the best of them then has to prove itself against the blind grid on *fresh* noise, beside a
+known; the best of each order then has to prove itself against the blind grid on *fresh* noise, beside a
 fine solution of that (see `is_sure`). Where it does not gain on the rms and on the median error,
 the recipe is the blind grid: a recipe should never lose. The more samples a pilot has, the smaller
 are the gains that are told from chance.
@@ -193,32 +193,43 @@ class _Calibration:
         made = [replace(blind, times=times, order=order) for times in grids for order in orders]
         return [r for r in made if r.times != blind.times or r.order != own]
 
-    def _best(self, candidates: list[Recipe], x_T: Tensor, end: Tensor) -> Recipe:
-        """The candidate nearest to the known endpoints, on at most 0.3 of what is left."""
+    def _best(self, candidates: list[Recipe], x_T: Tensor, end: Tensor) -> list[Recipe]:
+        """Of each order the candidate nearest to the known endpoints, on 0.3 of what is left.
+
+        The nearest of all first. A high order wins the median and may lose where flows part.
+        """
         count = int(0.3 * self.left / (len(candidates) * self.steps))
         few = slice(0, max(min(count, len(x_T)), 4))
 
         def miss(recipe: Recipe) -> float:
             return math.prod(_means(self._errors(self._run(x_T[few], grid=recipe), end[few])))
 
-        return min(candidates, key=miss)
+        misses = [miss(recipe) for recipe in candidates]
+        best: dict[int, Recipe] = {}
+        for _, recipe in sorted(zip(misses, candidates, strict=True), key=lambda pair: pair[0]):
+            best.setdefault(recipe.order, recipe)
+        return list(best.values())
 
-    def _proven(self, chosen: Recipe, blind: Recipe) -> Recipe:
-        """The chosen recipe if it gains on fresh noise; else the blind one, with its error."""
+    def _proven(self, chosen: list[Recipe], blind: Recipe) -> Recipe:
+        """The first chosen recipe that gains on fresh noise; else the blind one, with its error."""
         fine_steps = fine_for(self.steps)
-        count = min(self.left // (fine_steps + 2 * self.steps), 4 * len(self.x_T))
+        each_costs = fine_steps + (1 + len(chosen)) * self.steps
+        count = min(self.left // each_costs, 4 * len(self.x_T))
         if count < LEAST_SAMPLES // 2:
             return blind
         generator = generator_of((self.seed + 1) % 2**64)
         x_T = self.sde.prior_sample((count, *self.x_T.shape[1:]), generator).to(self.x_T)
         fine = self._run(x_T, steps=fine_steps, order=4, data_std=self.sd)
         base = self._errors(self._run(x_T, grid=blind), fine)
-        each = self._errors(self._run(x_T, grid=chosen), fine)
         blind = replace(blind, error=_means(base)[0])
-        gain, spread = gain_of(each, base)
-        if not is_sure(each, base):
-            return blind
-        return replace(chosen, error=_means(each)[0], gain=gain.mean, gain_error=spread.mean)
+        for recipe in chosen:
+            each = self._errors(self._run(x_T, grid=recipe), fine)
+            if is_sure(each, base):
+                gain, spread = gain_of(each, base)
+                return replace(
+                    recipe, error=_means(each)[0], gain=gain.mean, gain_error=spread.mean
+                )
+        return blind
 
     def _errors(self, x: Tensor, fine: Tensor) -> Tensor:
         """The rms endpoint error of each sample (B,), in units of the data's std."""
