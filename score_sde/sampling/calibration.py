@@ -8,8 +8,8 @@ are placed with density
 
 Which k, gamma and order serve best, and how far to go from the blind grid of `adams` to the fitted
 one, depends on the data. The candidates are tried on the pilot's own noise, whose fine solution is
-known; the best of each order then has to prove itself against the blind grid on *fresh* noise, beside a
-fine solution of that (see `is_sure`). Where it does not gain on the rms and on the median error,
+known; the best of each order then has to prove itself against the blind grid on *fresh* noise,
+beside a fine solution of that (see `is_sure`). Where none gains on the rms and on the median error,
 the recipe is the blind grid: a recipe should never lose. The more samples a pilot has, the smaller
 are the gains that are told from chance.
 
