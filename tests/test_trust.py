@@ -150,6 +150,24 @@ def test_a_folder_from_elsewhere_names_no_code(trained, tmp_path, place, name):
     assert not MADE
 
 
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_a_command_draws_by_no_code_of_a_folder_from_elsewhere(trained, tmp_path, mode, capsys):
+    mark = tmp_path / "touched"
+    asked = {"args": ["touch", str(mark)]}
+    for method, options in (("test_trust.Mine", {}), ("subprocess.Popen", asked)):
+        sampling = {"method": method, "steps": 2, "batch_size": 60, "options": options}
+        run = elsewhere(trained, tmp_path / "run", net={"name": "mlp"}, sampling=sampling)
+        if (run / "checkpoints").exists():
+            weights(run)
+        MADE.clear()
+        more = ["--measures=energy"] if mode == "evaluate" else []
+        words = ["--workdir", str(run), "--mode", mode, "--num_samples", "60", *more]
+        assert cli.main(["score-sde", *words]) == 2
+        assert "asks for" in capsys.readouterr().err
+        assert not MADE and not mark.exists()
+        shutil.rmtree(run)
+
+
 def weights(run):
     """Weights of the package's own network, in an exported folder."""
     shutil.rmtree(run / "checkpoints")

@@ -54,7 +54,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
 
 def _fill(array: np.ndarray, handle: IO[bytes]) -> None:
     """In parts, so that what is unpacked is held once."""
-    left = memoryview(array).cast("B") if array.nbytes else memoryview(b"")
+    left = memoryview(array.data).cast("B") if array.nbytes else memoryview(b"")
     while left:
         part = handle.read(min(PART, len(left)))
         if not part:

@@ -24,7 +24,6 @@ from score_sde.conditioning.classes import ClassLabels
 from score_sde.data import DataSpec
 from score_sde.runs.outputs import Output, open_output
 from score_sde.runs.run import Run
-from score_sde.sampling import change_sampling, sampling_of
 
 PART = 250
 
@@ -57,8 +56,7 @@ def draw(
 
     All processes of a torchrun call it, divide the work and receive all n.
     """
-    section = change_sampling(run.config.get("sampling"), changes)
-    settings = sampling_of(section)
+    section, settings = run.sampling_with(changes)
     request: dict[str, Any] = {"weights": weights, "first_seed": first_seed, "sampling": section}
     more: dict[str, Any] = dict(changes)
     if class_labels is not None:

@@ -121,6 +121,15 @@ class Run:
         with trusting(self.trusted):
             return sampling_of(self.config.get("sampling"))
 
+    def sampling_with(self, changes: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingSettings]:
+        """The section sampling with changes, and its settings.
+
+        What is changed is the user's own word; of the rest no name of somebody else's is code.
+        """
+        _ = self.sampling
+        section = change_sampling(self.config.get("sampling"), changes)
+        return section, sampling_of(section)
+
     @property
     def home(self) -> Path:
         """Where what is made of it is written: its path, but for models that ship."""
@@ -198,10 +207,7 @@ class Run:
             guidance_rule, guidance_options or {}, classifier, condition, prior,
         )  # fmt: skip
         steered = steer(self, wish, seeds)
-        with trusting(self.trusted):  # what is changed is the user's own word
-            sampling_of(self.config.get("sampling"))
-        settings = change_sampling(self.config.get("sampling"), changes)
-        chosen = sampling_of(settings)
+        _, chosen = self.sampling_with(changes)
         device = next(self.score.parameters()).device
         sampler = make_sampler(chosen, self.score, self.data_std)
         start = None

@@ -49,9 +49,7 @@ from score_sde.runs.wish import Wish, check_wish, labels_of
 from score_sde.sampling import (
     SampleResult,
     SamplingSettings,
-    change_sampling,
     load_recipe,
-    sampling_of,
 )
 
 
@@ -131,8 +129,7 @@ def sample_to_files(
         check_wish(run, wish, n)
         if large is not None:
             check_upscaler(large, run.item_spec)
-        section = change_sampling(run.config.get("sampling"), changes)
-        settings = sampling_of(section)
+        section, settings = run.sampling_with(changes)
         task = _Task(run, seeds, labels, wish, start, changes, settings, large)
         output = open_output(run, "samples", task.name, {"weights": weights} | task.request(), out)
         if output.facts is None:

@@ -210,5 +210,9 @@ def noise_factory(noise: str | NoiseFactory, sde: SDE) -> NoiseFactory:
     if not isinstance(noise, str):
         return noise
     brownian = partial(BrownianNoise, sde=sde)
-    sources = {"seeded": SeededNoise, "philox": PhiloxNoise, "brownian": brownian}
+    sources: dict[str, NoiseFactory] = {
+        "seeded": SeededNoise,
+        "philox": PhiloxNoise,
+        "brownian": brownian,
+    }
     return named(sources, noise, "noise")

@@ -83,10 +83,8 @@ def _reader(folder: Path) -> Any:
 
 def _check_sizes(folder: Path, found: Metadata) -> None:
     """CheckpointError for tensors that are said to be far larger than the parts that hold them."""
-    said = sum(
-        math.prod(entry.size) * entry.properties.dtype.itemsize
-        for entry in found.state_dict_metadata.values()
-    )
+    entries: list[Any] = list(found.state_dict_metadata.values())
+    said = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries)
     held = sum(part.stat().st_size for part in folder.glob("*.distcp"))
     if said > held:
         raise CheckpointError(f".metadata lists tensors of {said} bytes, and the parts have {held}")
