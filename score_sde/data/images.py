@@ -40,6 +40,7 @@ from score_sde.data.spec import DataError
 from score_sde.data.splits import split_names
 
 MANY = 2000  # images, from which looking at all of them takes a while
+FREE_PIXELS, PIXELS_A_BYTE = 1 << 24, 16  # of a picture that is taken at its own size
 SLIVER = 1 / 8  # of its bounds, less than which a deep set is said to use
 
 
@@ -133,6 +134,9 @@ def scan_images(
     if not seen.names:
         first = "" if not seen.problems else f" The first: {seen.problems[0]}."
         raise DataError(f"None of the {len(part.names)} images in {root} can be decoded.{first}")
+    file_bytes = sum(files.size_of(name) for name in seen.names)
+    if size is None:
+        _check_plausible(seen.sizes, file_bytes)
     size = _settled_size(seen.sizes, size, resize)
     grey = all(mode in GREY_MODES for mode in seen.modes)
     mode = CONVERTS.get(convert, "L" if grey else "RGB")
@@ -158,7 +162,7 @@ def scan_images(
     ]  # fmt: skip
     return ScannedImages(
         files, tuple(seen.names), labels, classes, mode, size, resize, deep_bounds,
-        part.split, captions.texts, tuple(notes), sum(files.size_of(n) for n in seen.names),
+        part.split, captions.texts, tuple(notes), file_bytes,
     )  # fmt: skip
 
 
@@ -183,6 +187,16 @@ def _look(files: Files, names: Sequence[str], strict: bool) -> _Seen:
                 raise DataError(f"{problem}. Remove it, or set data.strict=false.") from problem
             seen.problems.append(f"{problem}; skipped")
     return seen
+
+
+def _check_plausible(sizes: Sequence[Size], file_bytes: int) -> None:
+    """DataError for pictures that would be far larger in memory than the files that hold them."""
+    height, width = max(sizes)
+    if height * width > max(FREE_PIXELS, PIXELS_A_BYTE * file_bytes // len(sizes)):
+        raise DataError(
+            f"pictures of {height}x{width} pixels are far larger than their files: if they are to "
+            "be so large, set data.size=(H, W)."
+        )
 
 
 def _settled_size(sizes: Sequence[Size], size: Size | None, resize: str | None) -> Size:
