@@ -104,5 +104,5 @@ def test_items_may_be_a_value_a_pair_or_a_dictionary():
 
 
 def test_a_condition_of_another_length_is_an_error():
-    with pytest.raises(DataError, match="class_labels has 22 rows for 23 items"):
+    with pytest.raises(DataError, match="22 rows of class_labels do not fit 23"):
         ArrayData(items()["x0"], {"class_labels": torch.zeros(N - 1)}, SPEC)

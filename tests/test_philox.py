@@ -61,7 +61,7 @@ def test_it_samples():
     torch.testing.assert_close(again, x[:7])
     torch.testing.assert_close(x.mean(0), torch.tensor([0.3, -0.2]), atol=0.05, rtol=0)
     torch.testing.assert_close(x.T.cov(), torch.tensor([[0.3, 0.1], [0.1, 0.2]]), atol=0.05, rtol=0)
-    with pytest.raises(ValueError, match="choose seeded, philox, brownian"):
+    with pytest.raises(ValueError, match="Choose from seeded, philox, brownian"):
         sample(sde, data.score(sde), (2, 2), noise="other")
 
 
