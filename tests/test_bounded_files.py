@@ -242,7 +242,7 @@ def test_what_a_run_keeps_of_its_data_is_named_if_damaged(tmp_path):
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match="delete it, it is made again"):
-            load_gaussian(path)
+            load_gaussian(path, "data")
         if len(content) != 10:  # whole, and of no weights
             with pytest.raises(UserError, match="delete it, it is made again"):
                 load_residuals(path, "weights")

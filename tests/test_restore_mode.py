@@ -1,6 +1,7 @@
 """--mode restore: files, what is seen exactly, sentences; the Gaussian that is kept with a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -65,6 +66,22 @@ def test_the_gaussian_is_kept_and_is_that_of_the_data(run):
     raw = torch.from_numpy(np.load(run / "pictures.npy")).permute(0, 3, 1, 2)
     mean = loaded.data_spec.to_model(raw).mean(0)
     torch.testing.assert_close(gaussian.mean().float(), mean, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gaussian_of_a_run_that_went_on_with_other_data_is_made_anew(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    before = load(tmp_path / "run").gaussian.mean()
+    pictures = np.load(run / "pictures.npy")[:, ::-1].copy()  # upside down
+    np.save(tmp_path / "other.npy", pictures)
+    words = ["main.py", "--mode", "train", "--workdir", str(tmp_path / "run"), "--resume"]
+    words += ["--resume_changed", f"--config.data.name={tmp_path / 'other.npy'}"]
+    assert main([*words, "--config.training.steps=3"]) == 0
+    again = load(tmp_path / "run")
+    raw = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    mean = again.data_spec.to_model(raw).mean(0)
+    torch.testing.assert_close(again.gaussian.mean().float(), mean, atol=1e-5, rtol=1e-5)
+    assert (mean - before).abs().max() > 0.01
+    assert torch.equal(load(tmp_path / "run").gaussian.mean(), again.gaussian.mean())
 
 
 def test_a_measurement_of_ones_own_is_as_one_that_is_made_here(run, capsys):

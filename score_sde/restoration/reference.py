@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -145,20 +146,30 @@ def _smooth(x: Tensor, mean: Tensor, shrink: float) -> SmoothGaussian:
     return SmoothGaussian(mean, variances.reshape(mean.shape), mixing)
 
 
-def save_gaussian(gaussian: ReferenceGaussian, path: Path) -> None:
-    """A file of the Gaussian, float32 tensors as safetensors."""
+def save_gaussian(gaussian: ReferenceGaussian, path: Path, of: str) -> None:
+    """A file of the Gaussian, float32 tensors as safetensors; of: of which data it is."""
     if isinstance(gaussian, SmoothGaussian):
         parts = {"variances": gaussian._variances, "mixing": gaussian._mixing}
     else:
         parts = {"covariance": gaussian.covariance()}
     parts["mean"] = gaussian.mean()
     with whole_file(path) as partial:
-        save_file({name: v.float().contiguous() for name, v in parts.items()}, partial)
+        tensors = {name: v.float().contiguous() for name, v in parts.items()}
+        save_file(tensors, partial, {"of": of})
 
 
-def load_gaussian(path: Path) -> ReferenceGaussian:
-    """The Gaussian of a file of `save_gaussian`; UserError for one that holds none."""
+def load_gaussian(path: Path, of: str) -> ReferenceGaussian | None:
+    """That of a file of `save_gaussian`; None if there is none, or one of other data.
+
+    A file that does not say of which is taken as it is. UserError for a file that
+    holds no Gaussian.
+    """
+    if not path.is_file():
+        return None
     with reading(path, "a Gaussian of the data; delete it, it is made again"):
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("of", of) != of:
+                return None
         parts = load_file(path)
         if "covariance" in parts:
             return Gaussian(parts["mean"], parts["covariance"])

@@ -31,20 +31,30 @@ GAUSSIAN_ITEMS, RESIDUAL_ITEMS = 20_000, 400
 
 def gaussian_of(run: Run) -> ReferenceGaussian:
     """The Gaussian of the training data in the model's range; see `Run.gaussian`."""
-    path = RunDirectory(run.home).gaussian
-    if not path.is_file():
-        if (run.config.get("data") or {}).get("name", "imported") == "imported":
-            raise RunError(
-                "this run was imported without its data, so their Gaussian is not known: give "
-                "one of your own, reference_gaussian(data), to score_sde.restore."
-            )
-        data = run.data()
-        items = run.data_spec.to_model(data.raw_items(range(min(len(data), GAUSSIAN_ITEMS))))
-        if distributed.is_writer():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_gaussian(reference_gaussian(items), path)
-        distributed.wait()
-    return load_gaussian(path)
+    path, of = RunDirectory(run.home).gaussian, _data_of(run)
+    if (found := load_gaussian(path, of)) is not None:
+        return found
+    if (run.config.get("data") or {}).get("name", "imported") == "imported":
+        raise RunError(
+            "this run was imported without its data, so their Gaussian is not known: give "
+            "one of your own, reference_gaussian(data), to score_sde.restore."
+        )
+    data = run.data()
+    items = run.data_spec.to_model(data.raw_items(range(min(len(data), GAUSSIAN_ITEMS))))
+    if distributed.is_writer():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_gaussian(reference_gaussian(items), path, of)
+    distributed.wait()
+    kept = load_gaussian(path, of)  # as it will be found the next time, in float32
+    assert kept is not None
+    return kept
+
+
+def _data_of(run: Run) -> str:
+    """Which data the run has learned last, and in which range: they may change (resume_changed)."""
+    facts, spec = RunDirectory(run.path).read_config(), run.data_spec
+    scaling = [spec.shift, spec.scale, *spec.shifts, *spec.scales]
+    return f"{facts.get('fingerprint')} of {facts.get('items')} items, scaled by {scaling}"
 
 
 def residuals_of(run: Run) -> Residuals:
