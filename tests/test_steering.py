@@ -228,6 +228,14 @@ def test_a_run_that_enlarges_has_no_score_without_a_picture(runs, words, capsys)
     assert sorted(runs.rglob("*")) == made
 
 
+@pytest.mark.parametrize("name", ["against", "prior", "classifier"])
+@pytest.mark.parametrize("other", [3, "runs/x", lambda x, t: x])
+def test_another_run_or_classifier_is_loaded_first(runs, name, other):
+    run = load(runs / "told", device="cpu")
+    with pytest.raises(UserError, match=f"{name} must be a .*load"):
+        run.sample(2, prompt="a heart", guidance=2.0, **{name: other})
+
+
 def test_prompts_of_a_file(tmp_path):
     (tmp_path / "a").write_text("x\n\ny\n")
     with pytest.raises(UserError, match="line 2 of .* is empty"):

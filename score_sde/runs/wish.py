@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from score_sde.checks import check_alone
+from score_sde.checks import check_alone, shown
 from score_sde.conditioning.classes import ClassLabels, class_labels_of, classes_of
 from score_sde.conditioning.guidance import check_guidance
 from score_sde.conditioning.rules import BESIDE, make_rule
@@ -120,8 +120,23 @@ def labels_of(
     return class_labels_of(classifier.model.net, given, len(seeds), classifier.data_spec.classes)
 
 
+def _check_others(run: Run, wish: Wish) -> None:
+    from score_sde.runs.classifier import Classifier
+
+    kinds: dict[str, tuple[type, str]] = {
+        "against": (type(run), "a run, of score_sde.load"),
+        "prior": (type(run), "a run, of score_sde.load"),
+        "classifier": (Classifier, "a classifier, of score_sde.runs.classifier.load_classifier"),
+    }
+    for name, (kind, wanted) in kinds.items():
+        given = getattr(wish, name)
+        if given is not None and not isinstance(given, kind):
+            raise RunError(f"{name} must be {wanted} (got {shown(given)}).")
+
+
 def check_wish(run: Run, wish: Wish, n: int) -> Captions:
     """The captions of n samples; RunError for a wish that cannot be fulfilled, before any work."""
+    _check_others(run, wish)
     if isinstance(run.score, FlowMap) and (wish.guided or wish.classifier is not None):
         raise RunError(
             f"{run.path} is a map of the flow, which cannot be led while it is sampled: guide its "
