@@ -3,6 +3,7 @@
     python benchmarks/training_loop.py                       # DDPM's CIFAR-10 network, batch 8
     python benchmarks/training_loop.py --width 64 --rounds 5 --threads 2
     python benchmarks/training_loop.py --cpu_time            # on a machine that is busy
+    python benchmarks/training_loop.py --profile             # what our own update is made of
 
 Theirs is the loop of examples/unconditional_image_generation/train_unconditional.py as it stands
 there: noise, times, DDPMScheduler.add_noise, UNet2DModel, mean square, clipping, AdamW, a schedule
@@ -101,6 +102,19 @@ def theirs(width: int, batch: int, precision: str) -> Step:
     return step
 
 
+def print_shares(step: Step, most: int = 8) -> None:
+    """The operations that take most of two updates of a network that has warmed up."""
+    for _ in range(2):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(2):
+            step()
+    parts = sorted(seen.key_averages(), key=lambda part: -part.self_cpu_time_total)
+    total = sum(part.self_cpu_time_total for part in parts)
+    for part in parts[:most]:
+        print(f"{part.self_cpu_time_total / total:6.1%} {part.key}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,9 +124,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu_time", action="store_true", help="instead of time on the clock")
+    parser.add_argument("--profile", action="store_true", help="shares of our update, in float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as main.py does; their loop has the good of it too
+    if args.profile:
+        return print_shares(ours(args.width, args.batch, "fp32"))
     clock = time.process_time if args.cpu_time else time.perf_counter
     steps = {
         (name, precision): make(args.width, args.batch, precision)
