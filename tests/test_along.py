@@ -27,6 +27,17 @@ def orders(errors: list[float]) -> float:
     return math.log2(errors[0] / errors[1])
 
 
+def test_a_step_is_known_from_both_sides():
+    """Its rule is symmetric, three nodes on each side, but for the first and the last steps."""
+    path = Along(torch.linspace(0, 1, 13, dtype=F64))
+    around = [range(first - k, first - k + path.near) for k, first in enumerate(path.first)]
+    assert around[:2] == [range(0, 6), range(-1, 5)]
+    assert around[2:-2] == [range(-2, 4)] * 8  # of the step from node 0 to node 1
+    assert around[-2:] == [range(-3, 3), range(-4, 2)]
+    for w in path.weights[2:-2]:
+        assert w == pytest.approx(w[::-1], abs=1e-14)
+
+
 def test_any_path_gives_the_change_of_the_density():
     """By a path that swings to and fro, with no regard to the flow: to second order."""
     errors = []

@@ -16,7 +16,7 @@ from launching import ended, start
 from PIL import Image
 
 from score_sde.checks import UserError, read_arrays
-from score_sde.data import DataError, decoding, load_data
+from score_sde.data import DataError, decoding, images, load_data
 from score_sde.data.decoding import picture_at
 from score_sde.data.shards import expanded
 from score_sde.evaluation.statistics import load_statistics
@@ -112,6 +112,17 @@ def test_pictures_in_strips_are_the_pictures(mode, monkeypatch):
             monkeypatch.setattr(decoding, "STRIP", 40)
             assert np.array_equal(decoding.to_array(*arguments), whole)
             assert whole.shape[1:] == (size or (23, 17))
+
+
+def test_pictures_far_larger_than_their_files_are_so_large_only_if_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "FREE_PIXELS", 100 * 100)
+    (tmp_path / "flat.png").write_bytes(png(256))
+    with pytest.raises(DataError, match=r"256x256 pixels are far larger than their files"):
+        load_data(str(tmp_path))
+    assert load_data(str(tmp_path), size=(256, 256)).spec.shape[1:] == (256, 256)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")  # enough bytes for both
+    assert len(load_data(str(tmp_path))) == 2
 
 
 def test_a_picture_inside_an_icon_is_bounded_too(tmp_path, monkeypatch):

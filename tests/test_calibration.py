@@ -101,6 +101,10 @@ def test_one_sample_decides_nothing():
     lost[3] = 0.1  # the rms is still smaller, and would not be with a second one of these
     assert lost.square().mean() < 0.9 * base.square().mean() and not is_sure(lost, base)
     assert is_sure(0.5 * parts, parts)
+    few = base.clone()
+    few[:10] = 0.1
+    won = torch.where(few == 0.1, 0.01, 1.1 * few)  # the rms of ten, and no other
+    assert won.square().mean() < 0.3 * few.square().mean() and not is_sure(won, few)
 
 
 def test_a_measured_scale_is_that_of_the_data():
