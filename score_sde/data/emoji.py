@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -83,12 +85,25 @@ SHAPES = ("heart", "circle", "square", "diamond", "book")
 
 
 def balanced_places(captions: Sequence[str]) -> list[int]:
-    """Places of an epoch in which the some forty coloured shapes count four times.
+    """Places of an epoch in which what is rare among drawings counts more often.
 
-    They teach what a colour is, and are few among 3 590 drawings, of which half are the tones of
-    323 persons and hands.
+    The some forty coloured shapes, which teach what a colour is, count four times; a drawing that
+    no other resembles, by its caption, twice: of 3 590 more than half are the tones and genders
+    of persons and hands, which are learned from each other.
     """
-    return [i for i, caption in enumerate(captions) for _ in range(4 if _is_shape(caption) else 1)]
+    stems = [_stem(caption) for caption in captions]
+    alike = Counter(stems)
+    counts = (
+        4 if _is_shape(caption) else 2 if alike[stem] == 1 else 1
+        for caption, stem in zip(captions, stems, strict=True)
+    )
+    return [i for i, count in enumerate(counts) for _ in range(count)]
+
+
+def _stem(caption: str) -> str:
+    """The caption without tones and without man, woman and person."""
+    words = re.sub(r":[^:]*skin tone$", "", caption).split()
+    return " ".join(word for word in words if word not in ("man", "woman", "person"))
 
 
 def _is_shape(caption: str) -> bool:

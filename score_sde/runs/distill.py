@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from score_sde.checks import Positive, Size, checked, trusting, trusts_files
+from score_sde.conditioning.told import Conditioning
 from score_sde.runs.directory import RunDirectory, RunError
 from score_sde.runs.pretrained import find, is_ours
 from score_sde.runs.reading import read_facts
@@ -22,12 +23,17 @@ from score_sde.training.map_matching import MapMatching
 def student_config(teacher: str | Path) -> dict[str, Any]:
     """The config of a student: its teacher's, with what a map needs in place of the loss.
 
-    It trains for as long as its teacher did, by Adam.
+    It trains for as long as its teacher did, by Adam. The student of a U-Net that is told nothing
+    ends with the moments of the data.
     """
     config: dict[str, Any] = dict(read_facts(find(teacher)).config)
     config.pop("loss", None)
     objective = MapMatching()
     config["flow_map"] = {f.name: getattr(objective, f.name) for f in fields(objective) if f.init}
+    told = Conditioning(**dict(config.get("conditioning") or {}))
+    is_unet = dict(config.get("net") or {}).get("name", "unet") == "unet"
+    if is_unet and told == Conditioning(dropout=told.dropout, text_length=told.text_length):
+        config["flow_map"]["moments"] = 0.4
     config["teacher"] = {"path": str(teacher), "guidance": 1.0, "steps": 1}
     training = asdict(TrainingSettings()) | dict(config.get("training") or {})
     training |= {"optimizer": "adam", "lr": 5e-4, "betas": (0.9, 0.99), "sample_nfe": 0}

@@ -20,7 +20,7 @@ from score_sde.plotting.pictures import picture_of
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
-from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory
+from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.runs.teacher import open_teacher
 from score_sde.runs.watching import Watcher, drawing, repeated, spread_rows, watcher_of
@@ -73,12 +73,15 @@ def prepare(
     seed_torch(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
-    teacher = None
+    teacher, ending = None, None
     if isinstance(model, FlowMap) and (wanted := build.build_teacher(config)) is not None:
         told, begun = config.get("conditioning") or {}, saved.get("teacher") or {}
         teacher = open_teacher(wanted, model, data.spec, told, codec, begun, device)
         objective = objective.of_teacher(teacher, wanted.steps)
+        ending = teacher.ending(objective, data)
         teacher.begin(model)
+    elif is_map and objective.moments:
+        raise RunError("flow_map.moments needs a teacher, whose network sees them: set it to 0.")
     data, named = with_told(config, data, conditioning, eye)
     conditioning = conditioning.with_text(named, model.net)
     known = data.condition_items(range(min(len(data), 2)))
@@ -91,7 +94,9 @@ def prepare(
         quick = change_sampling(config.get("sampling"), cheap)
         sampler = make_sampler(sampling_of(quick), model, data_std)
         sampler.rehearse(model, data.spec.shape)
-    trainer = Trainer(model, objective, settings, seed, data_std, device, conditioning.dropout)
+    trainer = Trainer(
+        model, objective, settings, seed, data_std, device, conditioning.dropout, ending
+    )
     pictures, facts = None, facts_of(config, data, data_std)
     if codec is not None or picture_of(data.reference(4), data.spec) is not None:
         points = codec is None and len(data.spec.shape) == 1

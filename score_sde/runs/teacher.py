@@ -11,17 +11,23 @@ import torch
 from torch import Tensor
 
 from score_sde.conditioning.guidance import guide
-from score_sde.data import DataSpec
+from score_sde.data import Data, DataSpec
 from score_sde.models import FlowMap, ScoreModel
 from score_sde.nets import packed
 from score_sde.runs.codecs import RunCodec
 from score_sde.runs.directory import RunError
 from score_sde.runs.load import load
 from score_sde.runs.run import Run
+from score_sde.runs.watching import MOST_REAL, spread_rows
 from score_sde.runs.wish import trained_without
 from score_sde.sampling import ScoreFn
 from score_sde.training.checkpoints import tensor_sum
-from score_sde.training.map_matching import TeacherSettings
+from score_sde.training.map_matching import MapMatching, TeacherSettings
+from score_sde.training.moments import BlockFeatures, MomentMatching
+from score_sde.training.objective import Ending
+
+COUNTS = (1, 2, 4)  # of steps whose samples get the moments of the data
+MANY = 250  # real items whose features are found at once
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,36 @@ class Teacher:
                 "leave net as the teacher has it."
             )
         student.net.load_state_dict(theirs, strict=False)
+
+    def ending(self, objective: MapMatching, data: Data) -> Ending | None:
+        """What the end of a student's training minimises, where ``flow_map.moments`` asks for it.
+
+        Raises RunError where the data's moments are not what the student is to have, or the
+        teacher has no features to see them in.
+        """
+        if not objective.moments:
+            return None
+        asked, net = f"flow_map.moments={objective.moments:g}", self.score.net
+        if not hasattr(net, "modulated"):
+            raise RunError(
+                f"{asked} looks at samples through the blocks of a U-Net, and {self.run.path} is a "
+                f"{type(net).__name__}: set it to 0."
+            )
+        if self.guidance != 1:
+            raise RunError(
+                f"{asked} gives samples the moments of the data, which a guided teacher's do not "
+                "have: set it to 0, or leave teacher.guidance at 1."
+            )
+        rows = spread_rows(len(data), MOST_REAL)
+        step = rows.step * MANY
+        parts = (range(k, min(k + step, len(data)), rows.step) for k in range(0, len(data), step))
+        real = (data.spec.to_model(data.raw_items(part)) for part in parts)
+        device = next(net.parameters()).device
+        counts = tuple(n for n in COUNTS if n <= (objective.steps or max(COUNTS)))
+        made = MomentMatching.towards(
+            BlockFeatures(self.score), (x.to(device) for x in real), counts, objective.moment_batch
+        )
+        return Ending(made, objective.moments)
 
 
 def open_teacher(

@@ -25,10 +25,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -86,6 +87,9 @@ class MapMatching:
     power, floor: p and c of the weight.
     same: share of pairs with s = t; training from scratch needs some.
     stratified: spread a batch evenly over the times.
+    moments: share of the training, its end, in which samples are brought to the moments of the data
+        in place of this (`moments.MomentMatching`); for maps of a U-Net's flow, told nothing.
+    moment_batch: samples an update then, of every process.
     """
 
     measures: ClassVar[str] = "rate"
@@ -95,6 +99,8 @@ class MapMatching:
     floor: Positive = 1e-2
     same: Fraction = 0.0
     stratified: bool = True
+    moments: Fraction = 0.0
+    moment_batch: Annotated[int, Field(ge=16, le=65_536)] = 512
     teacher: Teacher | None = field(default=None, init=False, repr=False, compare=False)
     teacher_steps: int = field(default=1, init=False, repr=False, compare=False)
 
@@ -106,7 +112,7 @@ class MapMatching:
 
     def of_teacher(self, teacher: Teacher, steps: Size = 1) -> MapMatching:
         """The same, for the flow of this score, which is followed over the gap by so many steps."""
-        made = MapMatching(self.steps, self.gap, self.power, self.floor, self.same, self.stratified)
+        made = replace(self)
         object.__setattr__(made, "teacher", teacher)
         object.__setattr__(made, "teacher_steps", steps)
         return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +41,10 @@ class Objective(Protocol):
         self, model: Any, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor
     ) -> LossTerms:
         """The loss of each x0 (B, ...) at t (B,) with noise eps."""
+
+
+class Ending(NamedTuple):
+    """What the last share of a training, in (0, 1], minimises in place of its objective."""
+
+    objective: Objective
+    share: float

@@ -24,7 +24,7 @@ from score_sde.training.checkpoints import Checkpoint
 from score_sde.training.ema import EMA
 from score_sde.training.errors import TrainingError, explained
 from score_sde.training.logs import NoiseBins, bin_names, peak_memory
-from score_sde.training.objective import Objective, Trainable
+from score_sde.training.objective import Ending, Objective, Trainable
 from score_sde.training.optim import learning_rate_factor, make_optimizers, step_unless
 from score_sde.training.outcomes import Outcome, Outcomes
 from score_sde.training.posthoc import WIDTHS
@@ -63,6 +63,7 @@ class Trainer(Generic[Model]):
     dropout: probability that a row is told nothing of its condition (`conditioning.told`).
     device: where to train; where the network is, if None. A network to be sharded is best on the
     CPU: it then never is whole on the device.
+    ending: another objective for the last share of the training.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class Trainer(Generic[Model]):
         data_std: float = 1.0,
         device: torch.device | None = None,
         dropout: float = 0.0,
+        ending: Ending | None = None,
     ):
         check_division(settings)
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
-        self.data_std, self.dropout = data_std, dropout
+        self.data_std, self.dropout, self.ending = data_std, dropout, ending
         self.device = device or next(model.net.parameters()).device
         self.sharded = settings.sharding == "full" and distributed.size() > 1
         self.rows = distributed.share(settings.batch_size)
@@ -120,6 +122,12 @@ class Trainer(Generic[Model]):
         """The fraction of the run that is over."""
         by_time = self.seconds / (60 * self.settings.minutes) if self.settings.minutes else 0.0
         return max(self.step / self.settings.steps, by_time)
+
+    @property
+    def now(self) -> Objective:
+        """What the next update minimises."""
+        ends = self.ending is not None and self.progress >= 1 - self.ending.share
+        return self.ending.objective if self.ending is not None and ends else self.objective
 
     def update(self, x0: Tensor, **condition: Tensor) -> dict[str, Any]:
         """One step on this process's rows x0 of a batch; its part of the loss, the norm, the lr.
@@ -178,7 +186,7 @@ class Trainer(Generic[Model]):
             told = {name: value[part] for name, value in condition.items()}
             waits = distributed.without_exchange(self.called_net, not last)
             with waits, explained(self.settings):
-                term = self.objective(self.called_model, x0[part], t[part], eps[part], **told)
+                term = self.now(self.called_model, x0[part], t[part], eps[part], **told)
                 loss = term.loss.sum() * (distributed.size() / self.settings.batch_size)
                 self.scaler.scale(loss).backward()
             terms.append(LossTerms(*(value.detach() for value in term)))
@@ -187,7 +195,7 @@ class Trainer(Generic[Model]):
     def _draw(self, x0: Tensor, random: StepRandomness) -> tuple[Tensor, Tensor]:
         """Times and noise of this process's rows x0: what is random in their loss."""
         random.for_times()
-        times = self.objective.draw_times(self.model, self.settings.batch_size, "cpu")
+        times = self.now.draw_times(self.model, self.settings.batch_size, "cpu")
         mine = times[self.rows.start : self.rows.stop]
         return moved(mine, x0.device), random.noise(x0, self.rows)
 
@@ -213,7 +221,7 @@ class Trainer(Generic[Model]):
 
     def _count(self, terms: LossTerms) -> None:
         log_snr = self.model.sde.log_snr(terms.t)
-        trivial = self.objective.trivial(self.model, terms.t, self.data_std)
+        trivial = self.now.trivial(self.model, terms.t, self.data_std)
         self.bins.add(torch.exp(-0.5 * log_snr), terms.error, trivial)
 
     def _place_of(self, t: Tensor) -> str:
