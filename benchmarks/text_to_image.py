@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +111,11 @@ def rms(a: Tensor, b: Tensor) -> Tensor:
 
 
 def report(kind: str, x: Tensor, captions: list[str], train: Tensor, every: Tensor,
-           names: list[str]) -> None:  # fmt: skip
-    """Print C and D of pictures (B, 3, 32, 32) of these captions."""
+           names: list[str]) -> np.ndarray:  # fmt: skip
+    """Print C and D of pictures (B, 3, 32, 32) of these captions; which are found first, (B,)."""
     places = torch.cdist(features(x), features(every)).argsort(1)[:, :5]
     found = [[names[j] for j in row] for row in places.tolist()]
-    first = np.mean([c == f[0] for c, f in zip(captions, found, strict=True)])
+    right = np.array([c == f[0] for c, f in zip(captions, found, strict=True)])
     five = np.mean([c in f for c, f in zip(captions, found, strict=True)])
     roles = np.mean([role(c) == role(f[0]) for c, f in zip(captions, found, strict=True)])
     own = torch.stack([every[names.index(c)] for c in captions])
@@ -122,10 +123,11 @@ def report(kind: str, x: Tensor, captions: list[str], train: Tensor, every: Tens
     to_train = rms(x, train).amin(1)
     nearer = float((to_own < to_train).double().mean())
     copies = float((to_train < 0.03).double().mean())
-    print(f"C {kind}: r@1 {first:.1%}, r@5 {five:.1%}, role {roles:.1%}, "
+    print(f"C {kind}: r@1 {right.mean():.1%}, r@5 {five:.1%}, role {roles:.1%}, "
           f"own rms {float(to_own.median()):.3f} (n = {len(captions)})")  # fmt: skip
     print(f"D {kind}: nearer to its own than to any training drawing {nearer:.1%}, within 0.03 of "
           f"one {copies:.1%}, nearest at {float(to_train.median()):.3f}")  # fmt: skip
+    return right
 
 
 def shapes(drawn: Tensor, captions: list[str], n: int, real: dict[str, Tensor]) -> None:
@@ -203,7 +205,11 @@ def main() -> None:
     if "seen" in asked.parts:
         chosen = np.random.default_rng(0).choice(len(train_names), asked.seen, replace=False)
         seen = [train_names[i] for i in chosen]
-        report("seen", draw(seen), seen, train, every, names)
+        right = report("seen", draw(seen), seen, train, every, names)
+        alike = Counter(role(c) for c in names)
+        alone = np.array([alike[role(c)] == 1 for c in seen])
+        print(f"C seen: r@1 of drawings that no other resembles {right[alone].mean():.1%} "
+              f"(n = {alone.sum()}), of others {right[~alone].mean():.1%}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
     config.codec = ConfigDict({"path": "runs/autoencoder_emoji"})
     config.data.size = (64, 64)
     config.net.patch, config.net.attention = 1, (8,)
+    config.loss.log_sigma_mean, config.loss.log_sigma_std = -0.3, 1.6
     return config

@@ -19,13 +19,14 @@ def get_config() -> ConfigDict:
     config = vp_fashion()
     config.data.name = "emoji"
     config.data.size = (32, 32)
-    config.data.options = ConfigDict({"balance": True})  # coloured shapes count four times
+    config.data.options = ConfigDict({"balance": True})  # what is rare counts more often
     config.conditioning.text = "minilm"
     config.conditioning.text_length = 24
     config.conditioning.dropout = 0.1
     config.net.attention = (8,)
     config.net.text = 384  # numbers of a token's state
     config.net.text_table = 8192  # rows of the learned table of word pieces
+    config.loss.log_sigma_mean, config.loss.log_sigma_std = 1.2, 1.5  # where words decide
     config.training.minutes, config.training.steps = 15.0, 1600
     config.training.save_every = config.training.sample_every = 400
     config.sampling.method, config.sampling.nfe, config.sampling.grid = "dpmpp_2m", 25, "karras"

@@ -87,14 +87,14 @@ SHAPES = ("heart", "circle", "square", "diamond", "book")
 def balanced_places(captions: Sequence[str]) -> list[int]:
     """Places of an epoch in which what is rare among drawings counts more often.
 
-    The some forty coloured shapes, which teach what a colour is, count four times; a drawing that
+    The some forty coloured shapes, which teach what a colour is, count eight times; a drawing that
     no other resembles, by its caption, twice: of 3 590 more than half are the tones and genders
     of persons and hands, which are learned from each other.
     """
     stems = [_stem(caption) for caption in captions]
     alike = Counter(stems)
     counts = (
-        4 if _is_shape(caption) else 2 if alike[stem] == 1 else 1
+        8 if _is_shape(caption) else 2 if alike[stem] == 1 else 1
         for caption, stem in zip(captions, stems, strict=True)
     )
     return [i for i, count in enumerate(counts) for _ in range(count)]

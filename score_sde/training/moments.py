@@ -94,7 +94,7 @@ class MomentMatching:
     measures: ClassVar[str] = "rate"
     features: Features
     laws: tuple[Law, ...]
-    counts: tuple[int, ...] = (1, 2, 4)
+    counts: tuple[int, ...] = (1, 1, 2, 4)
     batch: int = 512
 
     @classmethod
