@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.batch_size = 250
     if variant == "classes":
         config.conditioning.classes, config.conditioning.dropout = True, 0.1
+        config.model.center = True  # so that a class is what it is from the first noise on
     if variant == "fast":  # a narrow network and small batches are four times the updates
         config.net.width = 32
         config.training.minutes, config.training.batch_size = 1.5, 64

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from score_sde.checks import UserError, check_names, lookup, memory_for, validated, whole_seeds
@@ -238,8 +239,11 @@ def build_text_encoder(config: Config) -> Any:
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """Network and process as a score function, on the CPU, in a memory layout that suits it."""
-    given = {"net": build_net(config, spec), "sde": build_sde(config)}
+    given: dict[str, Any] = {"net": build_net(config, spec), "sde": build_sde(config)}
     values = _section(config, "model")
+    if values.get("center"):  # filled from the data when a training begins, and saved with it
+        classes = len(spec.classes) if build_conditioning(config).classes else 0
+        given["net"].register_buffer("means", torch.zeros(classes + 1, *spec.shape))
     if not is_flow_map(config):
         return in_fast_layout(_call(ScoreModel, "model", values, given))
     if values.get("learned_variance"):

@@ -63,6 +63,9 @@ class ScoreModel(nn.Module):
     scale_input: the network sees x / sqrt(alpha^2 data_std^2 + sigma^2), EDM's c_in, of unit
         variance at every t; on for the target F unless said otherwise.
     center_input: the network sees 2 x - 1, for data in [0, 1].
+    center: the network is about what is left of the mean m of the data, or of the class that it is
+        told: with output = a x_0 + b eps it is net(x - alpha m) + a m. The means are the network's
+        buffer ``means`` (classes + 1, ...), that of all data last.
     learned_variance: the network has twice the channels, and the second half says where the
         variance of a reverse step lies: v = (out + 1)/2 in beta^v beta~^(1 - v) (2102.09672,
         eq. 15), for `ancestral` with variance=learned and for bounds.
@@ -85,17 +88,23 @@ class ScoreModel(nn.Module):
         time_table: Sequence[float] | None = None,
         center_input: bool = False,
         learned_variance: bool = False,
+        center: bool = False,
     ):
         super().__init__()
         self.row_of = lookup(TARGETS, target, "model.target")
         if (time_input == "nearest") != (time_table is not None):
             raise UserError("model.time_table goes with model.time_input = 'nearest', only there.")
+        if center and (learned_variance or not hasattr(net, "means")):
+            raise UserError(
+                "model.center=True needs a network with a buffer `means` of the data, and none "
+                "that learns variances: set model.learned_variance=False."
+            )
         self.net, self.sde, self.target, self.data_std = net, sde, target, float(data_std)
         self.time_input = time_input
         self.time_scale = TIME_SCALES[time_input] if time_scale is None else float(time_scale)
         self.scale_input = target == "F" if scale_input is None else scale_input
         self.precision, self.time_shift, self.center_input = precision, time_shift, center_input
-        self.learned_variance = learned_variance
+        self.learned_variance, self.center = learned_variance, center
         self.condition: dict[str, Tensor] = {}
         self.time_table = None if time_table is None else tuple(float(v) for v in time_table)
 
@@ -197,14 +206,28 @@ class ScoreModel(nn.Module):
         told = {**self._bound(x), **condition}
         numbers = (n for n, v in told.items() if isinstance(v, Tensor) and v.is_floating_point())
         told |= {name: told[name].to(dtype) for name in numbers}
-        inputs = 2 * x - 1 if self.center_input else x
+        mean = self._mean(x, told.get("class_labels")) if self.center else None
+        inputs = x if mean is None else x - expand(self.sde.alpha(t), x) * mean
+        inputs = 2 * inputs - 1 if self.center_input else inputs
         if self.scale_input:
             variance = (self.sde.alpha(t) * self.data_std) ** 2 + self.sde.sigma(t) ** 2
             inputs = inputs * expand(variance.rsqrt(), x)
         low = PRECISIONS[self.precision] != torch.float32
         with torch.autocast(x.device.type, PRECISIONS[self.precision]) if low else nullcontext():
             out = self.net(inputs.to(dtype), noise_label, **told)
-        return out.to(x.dtype)
+        out = out.to(x.dtype)
+        return out if mean is None else out + expand(self.row(t)[0], x) * mean
+
+    def _mean(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """The mean of the data that each of x is told of, like x or (1, ...)."""
+        net: Any = getattr(self.net, "module", self.net)  # of a network on many processes
+        means = net.means.to(x.dtype)
+        if labels is None or len(means) == 1:
+            return means[-1:]
+        if not labels.is_floating_point():
+            return means[labels]  # -1, no class, is the last: of all
+        shares = torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1).to(x.dtype)
+        return torch.tensordot(shares, means, 1)
 
     def _label(self, t: Tensor) -> Tensor:
         """What the network is told of t, like t."""

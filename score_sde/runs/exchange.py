@@ -201,6 +201,11 @@ def _for_diffusers(run: Run) -> tuple[dict[str, Any], list[str]]:
             f"diffusers' UNet2DModel is a U-Net; this run has a {type(run.score.net).__name__}. "
             "Use --format safetensors."
         )
+    if run.score.center:
+        raise ConversionError(
+            "diffusers has no networks that are about what is left of a mean (model.center=True): "
+            "use --format safetensors, which this toolkit loads."
+        )
     known = inspect.signature(UNet).parameters
     defaults = {key: p.default for key, p in known.items() if p.default is not p.empty}
     net = {key: value for key, value in run.config["net"].items() if key in known}

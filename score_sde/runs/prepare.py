@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning, check_told, unused
@@ -23,12 +24,20 @@ from score_sde.runs.configs import plain
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
 from score_sde.runs.sampler import Sampler, make_sampler
 from score_sde.runs.teacher import open_teacher
-from score_sde.runs.watching import Watcher, drawing, repeated, spread_rows, watcher_of
+from score_sde.runs.watching import (
+    MOST_REAL,
+    Watcher,
+    drawing,
+    repeated,
+    spread_rows,
+    watcher_of,
+)
 from score_sde.sampling import change_sampling, sampling_of
 from score_sde.training import Pictures, Trainer
 from score_sde.version import __version__
 
 FEW_IMAGES = 500
+MANY = 250  # items whose mean is added up at once
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ def prepare(
     conditioning = conditioning.with_text(named, model.net)
     known = data.condition_items(range(min(len(data), 2)))
     check_told(conditioning, known, data.spec.classes, model.net)
+    if getattr(model, "center", False) and teacher is None:
+        net: Any = model.net
+        fill_means(net.means, data)
     data_std = float(data.reference(1000).std())
     sampler = make_sampler(sampling, model, data_std)
     sampler.rehearse(model, data.spec.shape)
@@ -110,6 +122,26 @@ def prepare(
     if settings.evaluate_every:
         watcher = watcher_of(config, trainer, sampler, data, conditioning, codec, eye)
     return Parts(data, conditioning, trainer, pictures, facts, codecs, watcher)
+
+
+@torch.no_grad()
+def fill_means(means: Tensor, data: Data) -> None:
+    """The means of the data by class, and of all of them last, into (classes + 1, ...)."""
+    rows = spread_rows(len(data), MOST_REAL)
+    sums = torch.zeros(means.shape, dtype=torch.float64)
+    counts = torch.zeros(len(means), dtype=torch.float64)
+    for part in torch.arange(len(data))[rows.start :: rows.step].split(MANY):
+        where = range(int(part[0]), int(part[-1]) + 1, rows.step)
+        x = data.spec.to_model(data.raw_items(where)).double().cpu()
+        labels = data.condition_items(where).get("class_labels")
+        for kinds in [] if labels is None or len(means) == 1 else [labels.cpu()]:
+            sums.index_add_(0, kinds, x)
+            counts.index_add_(0, kinds, torch.ones(len(x), dtype=torch.float64))
+        sums[-1] += x.sum(0)
+        counts[-1] += len(x)
+    whole = sums[-1] / counts[-1]
+    for k in range(len(means)):
+        means[k] = sums[k] / counts[k] if counts[k] else whole
 
 
 def facts_of(config: Mapping[str, Any], data: Data, data_std: float) -> dict[str, Any]:

@@ -232,6 +232,7 @@ class _Silent(nn.Module):
     def __init__(self, times: int):
         super().__init__()
         self.times, self.nothing = times, nn.Parameter(torch.zeros(()))
+        self.means = torch.zeros(1, 1)  # for model.center
 
     def forward(self, x: Tensor, noise_label: Tensor, **condition: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(x)] * self.times, 1)
