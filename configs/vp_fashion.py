@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.conditioning.classes, config.conditioning.dropout = True, 0.1
         config.model.center = True  # so that a class is what it is from the first noise on
     if variant == "fast":  # a narrow network and small batches are four times the updates
-        config.net.width = 32
+        config.net.width, config.model.center, config.loss.log_sigma_std = 32, True, 1.2
         config.training.minutes, config.training.batch_size = 1.5, 64
         config.training.warmup_steps = 30
     return config
