@@ -22,7 +22,7 @@ from score_sde.runs.directory import RunDirectory
 FOLDER = Path(__file__).parents[1] / "pretrained"
 CONFIGS = {
     "fashion": "042123f969969e6debcc24efe538c0ab5dfa56270606891aa04e9af785d47ef3",
-    "emoji": "9a43a6f381b58fefd27f15c2107c5f18999344c20dc6a91e92fb7e276855dc73",
+    "emoji": "3d391a3a206f74c4c5987b478ff8d659696672eec29daadeaf8fe7aee3042d59",
     "sr_emoji": "a751a8dfb524c212ea035ff349818abb84e11b1f6549c71f612f4b85b6c066d3",
 }
 """Of each model, the SHA-256 of its config.json: what the names in it may run is known to us."""
