@@ -32,6 +32,7 @@ def main(words: list[str] | None = None) -> None:
     config = load_config("text_emoji").to_dict()
     config["seed"] = asked.seed
     config["data"] = {"name": "shapes", "scaling": "standard"}
+    config["loss"] |= {"log_sigma_mean": -0.3, "log_sigma_std": 1.6}
     config["conditioning"] = {"text": "words", "text_length": 6, "dropout": 0.1}
     config["net"] |= {"width": 32, "text": 0, "text_table": 512, "attention": [4], "heads": 1}
     config["training"] |= {"minutes": asked.minutes, "warmup_steps": 30, "sample_every": 0}

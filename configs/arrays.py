@@ -45,6 +45,7 @@ def get_config(variant: str = "vectors") -> ConfigDict:
         config.training.lr = 1e-3
         config.sampling.batch_size = 500
         return config
+    config.loss.log_sigma_std = 1.6
     config.training.minutes, config.training.save_every = 5.0, 500
     config.training.sample_every, config.training.sample_images = 500, 16
     config.sampling.method, config.sampling.nfe = "dpmpp_2m", 39  # 25: variances 3 % high

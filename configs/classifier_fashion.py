@@ -19,6 +19,7 @@ vp_fashion = runpy.run_path(str(Path(__file__).with_name("vp_fashion.py")))["get
 def get_config() -> ConfigDict:
     """The settings."""
     config = vp_fashion()
+    config.loss.log_sigma_std = 1.6
     del config.sampling
     config.conditioning.classes = True
     config.net = ConfigDict({"name": "image_classifier", "width": 32, "multipliers": (1, 2)})

@@ -27,6 +27,7 @@ def get_config(variant: str = "64") -> ConfigDict:
         raise ValueError(f"images has no variant {variant!r}; choose from 32, 64, 128.")
     size = int(variant)
     config = vp_fashion()
+    config.loss.log_sigma_std = 1.6
     config.data.name = ""  # --data says
     config.data.size = (size, size)
     config.data.resize = "center_crop"

@@ -19,6 +19,7 @@ vp_fashion = runpy.run_path(str(Path(__file__).with_name("vp_fashion.py")))["get
 def get_config() -> ConfigDict:
     """The settings."""
     config = vp_fashion()
+    config.loss.log_sigma_std = 1.6
     config.data.name = "emoji"
     config.data.size = (64, 64)
     config.conditioning.picture = 2  # times smaller

@@ -36,6 +36,7 @@ def get_config(variant: str = "prior") -> ConfigDict:
         config.training.batch_size, config.training.minutes = 64, 5.0
         return config
     config = vp_fashion()
+    config.loss.log_sigma_std = 1.6
     config.data.name, config.data.size = "emoji", (32, 32)
     config.data.options = ConfigDict({"balance": True})  # coloured shapes count four times
     config.conditioning.dropout = 0.1

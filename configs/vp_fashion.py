@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.loss.weighting = "edm"
     config.loss.times = "lognormal"
     config.loss.t_min = 1e-4
-    config.loss.log_sigma_mean, config.loss.log_sigma_std = -0.3, 1.6
+    config.loss.log_sigma_mean, config.loss.log_sigma_std = -0.3, 1.2
     config.loss.stratified = True
     config.training.batch_size = 128
     config.training.optimizer, config.training.muon_lr = "muon", 0.012
@@ -50,9 +50,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.batch_size = 250
     if variant == "classes":
         config.conditioning.classes, config.conditioning.dropout = True, 0.1
+        config.loss.log_sigma_std = 1.6
         config.model.center = True  # so that a class is what it is from the first noise on
     if variant == "fast":  # a narrow network and small batches are four times the updates
-        config.net.width, config.model.center, config.loss.log_sigma_std = 32, True, 1.2
+        config.net.width, config.model.center = 32, True
         config.training.minutes, config.training.batch_size = 1.5, 64
         config.training.warmup_steps = 30
     return config

@@ -11,6 +11,7 @@ from score_sde.runs.train import train
 def test_pairs_that_were_never_seen_are_drawn(tmp_path):
     config = load_config("text_emoji").to_dict()
     config["data"] = {"name": "shapes", "scaling": "standard"}
+    config["loss"] |= {"log_sigma_mean": -0.3, "log_sigma_std": 1.6}
     config["conditioning"] = {"text": "words", "text_length": 6, "dropout": 0.1}
     config["net"] |= {"width": 32, "text": 0, "text_table": 512, "attention": [4], "heads": 1}
     config["training"] |= {"steps": 320, "minutes": 0, "warmup_steps": 30, "sample_every": 0}
