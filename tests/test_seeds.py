@@ -66,6 +66,7 @@ STREAMS = {"default_rng", "Generator", "Philox", "SeedSequence"}
 SEEDED = {
     "losses.py",  # within `StepRandomness.for_times`; noise is given
     "training/map_matching.py",  # as losses
+    "training/moments.py",  # within `StepRandomness.for_layers`
     "checks/memory.py",  # names what makes tensors
     "evaluation/c2st.py",
     "evaluation/classifier.py",
