@@ -12,7 +12,7 @@ from score_sde.checks import UserError
 from score_sde.losses import LossTerms
 from score_sde.models import FlowMap, ScoreModel
 from score_sde.nets import UNet
-from score_sde.runs.distill import distill
+from score_sde.runs.distill import distill, student_config
 from score_sde.training import Trainer, TrainingSettings
 from score_sde.training.checkpoints import load_checkpoint
 from score_sde.training.moments import BlockFeatures, Law, MomentMatching
@@ -233,3 +233,11 @@ def test_moments_that_cannot_be_are_sentences(teacher, tmp_path):
     train("toy2d", points, device="cpu", **{"training.steps": 1, "training.tensorboard": False})
     with pytest.raises(UserError, match="blocks of a U-Net"):
         distill(points, tmp_path / "bad", device="cpu", changes={"flow_map.moments": 0.5})
+
+
+def test_students_of_unets_that_are_told_nothing_end_so(teacher, toy_run, tmp_path):
+    assert student_config(teacher)["flow_map"]["moments"] == 0.4
+    assert student_config(toy_run)["flow_map"]["moments"] == 0
+    told = {"conditioning.classes": True, "conditioning.dropout": 0.1}
+    train(PICTURES, tmp_path / "c", device="cpu", **told)
+    assert student_config(tmp_path / "c")["flow_map"]["moments"] == 0
