@@ -238,6 +238,6 @@ def test_moments_that_cannot_be_are_sentences(teacher, tmp_path):
 def test_students_of_unets_that_are_told_nothing_end_so(teacher, toy_run, tmp_path):
     assert student_config(teacher)["flow_map"]["moments"] == 0.4
     assert student_config(toy_run)["flow_map"]["moments"] == 0
-    told = {"conditioning.classes": True, "conditioning.dropout": 0.1}
-    train(PICTURES, tmp_path / "c", device="cpu", **told)
+    told = {"conditioning": {"classes": True, "dropout": 0.1}}
+    train(PICTURES | told, tmp_path / "c", device="cpu")
     assert student_config(tmp_path / "c")["flow_map"]["moments"] == 0
