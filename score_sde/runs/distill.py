@@ -32,7 +32,8 @@ def student_config(teacher: str | Path) -> dict[str, Any]:
     config["flow_map"] = {f.name: getattr(objective, f.name) for f in fields(objective) if f.init}
     told = Conditioning(**dict(config.get("conditioning") or {}))
     is_unet = dict(config.get("net") or {}).get("name", "unet") == "unet"
-    if is_unet and told == Conditioning(dropout=told.dropout, text_length=told.text_length):
+    is_told = (told.classes, told.text, told.picture, told.embedding, told.others)
+    if is_unet and not any(is_told):
         config["flow_map"]["moments"] = 0.4
     config["teacher"] = {"path": str(teacher), "guidance": 1.0, "steps": 1}
     training = asdict(TrainingSettings()) | dict(config.get("training") or {})
