@@ -10,7 +10,7 @@ from score_sde.data.sources import ArrayData
 from score_sde.data.spec import DataSpec
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
-from score_sde.runs.prepare import fill_means
+from score_sde.runs.means import means_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,9 +78,8 @@ def test_shares_of_classes_have_the_mean_of_their_means():
 def test_means_are_those_of_the_data_by_class():
     raw = torch.randn(700, 2, 3)
     labels = torch.randint(0, 3, (700,), generator=torch.manual_seed(1))
-    spec = DataSpec("x", (2, 3), shift=0.5, scale=2.0, classes=("a", "b", "c", "none"))
-    means = torch.zeros(5, 2, 3)
-    fill_means(means, ArrayData(raw, {"class_labels": labels}, spec))
+    spec = DataSpec(name="x", shape=(2, 3), shift=0.5, scale=2.0, classes=("a", "b", "c", "none"))
+    means = means_of(ArrayData(raw, {"class_labels": labels}, spec), 4).float()
     items = spec.to_model(raw)
     for k in range(3):
         torch.testing.assert_close(means[k], items[labels == k].mean(0))

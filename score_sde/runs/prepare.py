@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning, check_told, unused
 from score_sde.data import Data, DataSpec
-from score_sde.models import FlowMap
+from score_sde.models import FlowMap, ScoreModel
 from score_sde.noise import seed_torch
 from score_sde.plotting.pictures import picture_of
 from score_sde.runs.codecs import RunCodec, latents_of, open_codec
 from score_sde.runs.conditions import with_told
 from score_sde.runs.configs import plain
 from score_sde.runs.directory import CODEC, EMBEDDING, RunDirectory, RunError
+from score_sde.runs.means import means_of
 from score_sde.runs.sampler import Sampler, make_sampler
-from score_sde.runs.teacher import open_teacher
+from score_sde.runs.teacher import Teacher, open_teacher
 from score_sde.runs.watching import (
-    MOST_REAL,
     Watcher,
     drawing,
     repeated,
@@ -34,10 +33,10 @@ from score_sde.runs.watching import (
 )
 from score_sde.sampling import change_sampling, sampling_of
 from score_sde.training import Pictures, Trainer
+from score_sde.training.objective import Ending
 from score_sde.version import __version__
 
 FEW_IMAGES = 500
-MANY = 250  # items whose mean is added up at once
 
 
 @dataclass(frozen=True)
@@ -82,22 +81,14 @@ def prepare(
     seed_torch(seed)
     model = build.build_model(config, data.spec)
     objective.check(model.sde)
-    teacher, ending = None, None
-    if isinstance(model, FlowMap) and (wanted := build.build_teacher(config)) is not None:
-        told, begun = config.get("conditioning") or {}, saved.get("teacher") or {}
-        teacher = open_teacher(wanted, model, data.spec, told, codec, begun, device)
-        objective = objective.of_teacher(teacher, wanted.steps)
-        ending = teacher.ending(objective, data)
-        teacher.begin(model)
-    elif is_map and objective.moments:
-        raise RunError("flow_map.moments needs a teacher, whose network sees them: set it to 0.")
+    teacher, objective, ending = _taught(config, model, objective, data, codec, saved, device)
     data, named = with_told(config, data, conditioning, eye)
     conditioning = conditioning.with_text(named, model.net)
     known = data.condition_items(range(min(len(data), 2)))
     check_told(conditioning, known, data.spec.classes, model.net)
-    if getattr(model, "center", False) and teacher is None:
+    if model.center and teacher is None:
         net: Any = model.net
-        fill_means(net.means, data)
+        net.means.copy_(means_of(data, len(net.means) - 1))
     data_std = float(data.reference(1000).std())
     sampler = make_sampler(sampling, model, data_std)
     sampler.rehearse(model, data.spec.shape)
@@ -124,24 +115,21 @@ def prepare(
     return Parts(data, conditioning, trainer, pictures, facts, codecs, watcher)
 
 
-@torch.no_grad()
-def fill_means(means: Tensor, data: Data) -> None:
-    """The means of the data by class, and of all of them last, into (classes + 1, ...)."""
-    rows = spread_rows(len(data), MOST_REAL)
-    sums = torch.zeros(means.shape, dtype=torch.float64)
-    counts = torch.zeros(len(means), dtype=torch.float64)
-    for part in torch.arange(len(data))[rows.start :: rows.step].split(MANY):
-        where = range(int(part[0]), int(part[-1]) + 1, rows.step)
-        x = data.spec.to_model(data.raw_items(where)).double().cpu()
-        labels = data.condition_items(where).get("class_labels")
-        for kinds in [] if labels is None or len(means) == 1 else [labels.cpu()]:
-            sums.index_add_(0, kinds, x)
-            counts.index_add_(0, kinds, torch.ones(len(x), dtype=torch.float64))
-        sums[-1] += x.sum(0)
-        counts[-1] += len(x)
-    whole = sums[-1] / counts[-1]
-    for k in range(len(means)):
-        means[k] = sums[k] / counts[k] if counts[k] else whole
+def _taught(
+    config: Mapping[str, Any], model: ScoreModel, objective: Any, data: Data,
+    codec: RunCodec | None, saved: Mapping[str, Any], device: torch.device,
+) -> tuple[Teacher | None, Any, Ending | None]:  # fmt: skip
+    """The teacher of a map of the flow, its objective, and that of the end of its training."""
+    if not isinstance(model, FlowMap):
+        return None, objective, None
+    if (wanted := build.build_teacher(config)) is None:
+        if objective.moments:
+            raise RunError("flow_map.moments needs a teacher, to see them by: set it to 0.")
+        return None, objective, None
+    told, begun = config.get("conditioning") or {}, saved.get("teacher") or {}
+    teacher = open_teacher(wanted, model, data.spec, told, codec, begun, device)
+    teacher.begin(model)
+    return teacher, objective.of_teacher(teacher, wanted.steps), teacher.ending(objective, data)
 
 
 def facts_of(config: Mapping[str, Any], data: Data, data_std: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from score_sde.runs.codecs import RunCodec
 from score_sde.runs.directory import RunError
 from score_sde.runs.load import load
 from score_sde.runs.run import Run
-from score_sde.runs.watching import MOST_REAL, spread_rows
+from score_sde.runs.watching import MOST_REAL, spread_items
 from score_sde.runs.wish import trained_without
 from score_sde.sampling import ScoreFn
 from score_sde.training.checkpoints import tensor_sum
@@ -27,7 +27,6 @@ from score_sde.training.moments import BlockFeatures, MomentMatching
 from score_sde.training.objective import Ending
 
 COUNTS = (1, 1, 2, 4)  # of steps whose samples get the moments of the data: one is hardest
-MANY = 250  # real items whose features are found at once
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,11 @@ class Teacher:
                 f"{asked} gives samples the moments of the data, which a guided teacher's do not "
                 "have: set it to 0, or leave teacher.guidance at 1."
             )
-        rows = spread_rows(len(data), MOST_REAL)
-        step = rows.step * MANY
-        parts = (range(k, min(k + step, len(data)), rows.step) for k in range(0, len(data), step))
-        real = (data.spec.to_model(data.raw_items(part)) for part in parts)
         device = next(net.parameters()).device
+        real = (x.to(device) for x, _ in spread_items(data, MOST_REAL))
         counts = tuple(n for n in COUNTS if n <= (objective.steps or max(COUNTS)))
         made = MomentMatching.towards(
-            BlockFeatures(self.score), (x.to(device) for x in real), counts, objective.moment_batch
+            BlockFeatures(self.score), real, counts, objective.moment_batch
         )
         return Ending(made, objective.moments)
 

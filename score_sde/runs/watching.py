@@ -13,7 +13,7 @@ falls is overfitting; the checkpoint of the smallest is what `--step best` loads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from score_sde import build, distributed
 from score_sde.conditioning.told import Conditioning
 from score_sde.data import Data, DataError, DataSpec
+from score_sde.data.batches import Batch
 from score_sde.evaluation.features import Features, find_features
 from score_sde.evaluation.measures import Featured
 from score_sde.evaluation.report import as_items, report
@@ -45,6 +46,14 @@ BATCH = 128
 def spread_rows(n: int, most: int) -> range:
     """At most so many of n items, evenly spread: sets may be sorted by class."""
     return range(0, n, -(-n // most))
+
+
+def spread_items(data: Data, most: int, batch: int = 250) -> Iterator[Batch]:
+    """At most so many items, evenly spread, in the model's range, with what is known of them."""
+    rows = spread_rows(len(data), most)
+    for i in range(0, len(rows), batch):
+        part = rows[i : i + batch]
+        yield Batch(data.spec.to_model(data.raw_items(part)), data.condition_items(part))
 
 
 @dataclass(frozen=True)
