@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "classes"):
         raise ValueError(f"latent_fashion has no variant {variant!r}; there is classes.")
     config = vp_fashion(variant)
-    config.loss.log_sigma_std, config.model.center = 1.6, False
+    config.loss.log_sigma_std, config.model.center = 1.6, None
     config.codec = ConfigDict({"path": "runs/autoencoder_fashion"})  # or a diffusers VAE's folder
     config.net.patch, config.net.width = 1, 96
     config.net.multipliers, config.net.attention = (1,), (7,)

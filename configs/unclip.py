@@ -38,7 +38,7 @@ def get_config(variant: str = "prior") -> ConfigDict:
     config = vp_fashion()
     config.loss.log_sigma_std = 1.6
     config.data.name, config.data.size = "emoji", (32, 32)
-    config.data.options = ConfigDict({"balance": True})  # coloured shapes count four times
+    config.data.options = ConfigDict({"balance": True})  # what is rare counts more often
     config.conditioning.dropout = 0.1
     if variant == "decoder":
         config.conditioning.embedding = "runs/unclip_encoder"

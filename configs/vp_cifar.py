@@ -88,7 +88,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
     model.time_scale = placeholder(float)  # another factor than 999 or 1/4
     model.learned_variance = False  # of the reverse steps; for the variance=learned of ancestral
     model.scale_input = placeholder(bool)  # inputs of unit variance; None: only for the target F
-    model.center = False  # the network is about what is left of the mean of the data, or the class
+    model.center = placeholder(bool)  # the network is about what the mean (of a class) leaves
     model.precision = "fp32"  # or bf16 autocast; on CUDA also tf32, and fp16 with scaled gradients
 
     config.loss = loss = ConfigDict()

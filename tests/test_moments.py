@@ -241,3 +241,6 @@ def test_students_of_unets_that_are_told_nothing_end_so(teacher, toy_run, tmp_pa
     told = {"conditioning": {"classes": True, "dropout": 0.1}}
     train(PICTURES | told, tmp_path / "c", device="cpu")
     assert student_config(tmp_path / "c")["flow_map"]["moments"] == 0
+    wide = {"net": {**PICTURES["net"], "width": 192}}  # 192 x 14 x 14 numbers are too many
+    train(PICTURES | wide, tmp_path / "w", device="cpu")
+    assert student_config(tmp_path / "w")["flow_map"]["moments"] == 0

@@ -88,7 +88,7 @@ class ScoreModel(nn.Module):
         time_table: Sequence[float] | None = None,
         center_input: bool = False,
         learned_variance: bool = False,
-        center: bool = False,
+        center: bool | None = None,
     ):
         super().__init__()
         self.row_of = lookup(TARGETS, target, "model.target")
@@ -104,7 +104,7 @@ class ScoreModel(nn.Module):
         self.time_scale = TIME_SCALES[time_input] if time_scale is None else float(time_scale)
         self.scale_input = target == "F" if scale_input is None else scale_input
         self.precision, self.time_shift, self.center_input = precision, time_shift, center_input
-        self.learned_variance, self.center = learned_variance, center
+        self.learned_variance, self.center = learned_variance, bool(center)
         self.condition: dict[str, Tensor] = {}
         self.time_table = None if time_table is None else tuple(float(v) for v in time_table)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,21 +20,21 @@ from score_sde.runs.train import train
 from score_sde.training import TrainingSettings
 from score_sde.training.map_matching import MapMatching
 
+SMALL = 2**15  # numbers of a layer, of one sample
+
 
 def student_config(teacher: str | Path) -> dict[str, Any]:
     """The config of a student: its teacher's, with what a map needs in place of the loss.
 
-    It trains for as long as its teacher did, by Adam. The student of a U-Net that is told nothing
-    ends with the moments of the data.
+    It trains for as long as its teacher did, by Adam. The student of a small U-Net that is told
+    nothing ends with the moments of the data.
     """
-    config: dict[str, Any] = dict(read_facts(find(teacher)).config)
+    facts = read_facts(find(teacher))
+    config: dict[str, Any] = dict(facts.config)
     config.pop("loss", None)
     objective = MapMatching()
     config["flow_map"] = {f.name: getattr(objective, f.name) for f in fields(objective) if f.init}
-    told = Conditioning(**dict(config.get("conditioning") or {}))
-    is_unet = dict(config.get("net") or {}).get("name", "unet") == "unet"
-    is_told = (told.classes, told.text, told.picture, told.embedding, told.others)
-    if is_unet and not any(is_told):
+    if _can_see_moments(config, facts.data_spec.shape):
         config["flow_map"]["moments"] = 0.4
     config["teacher"] = {"path": str(teacher), "guidance": 1.0, "steps": 1}
     training = asdict(TrainingSettings()) | dict(config.get("training") or {})
@@ -42,6 +43,16 @@ def student_config(teacher: str | Path) -> dict[str, Any]:
     batch = dict(config.get("sampling") or {}).get("batch_size", 128)
     config["sampling"] = {"method": "flow_map", "steps": objective.steps, "batch_size": batch}
     return config
+
+
+def _can_see_moments(config: Mapping[str, Any], shape: Sequence[int]) -> bool:
+    """Whether a teacher is a U-Net that is told nothing, small enough for hundreds of samples."""
+    told = Conditioning(**dict(config.get("conditioning") or {}))
+    is_told = (told.classes, told.text, told.picture, told.embedding, told.others)
+    net = dict(config.get("net") or {})
+    places = math.prod(side // net.get("patch", 1) for side in shape[1:])
+    is_unet = net.get("name", "unet") == "unet" and len(shape) > 1
+    return is_unet and not any(is_told) and net.get("width", 128) * places <= SMALL
 
 
 def default_workdir(teacher: str | Path) -> str:
