@@ -10,6 +10,7 @@ from score_sde.data.sources import ArrayData
 from score_sde.data.spec import DataSpec
 from score_sde.models import ScoreModel
 from score_sde.processes.targets import TARGETS
+from score_sde.runs.configs import load_config
 from score_sde.runs.means import means_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,3 +128,15 @@ def test_centers_that_cannot_be_are_sentences(tmp_path):
     with pytest.raises(UserError, match="learned_variance=False"):
         train(CONFIG, tmp_path / "r", device="cpu", **changes | {"loss.times": "discrete"})
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_from_before_means_goes_on(tmp_path):
+    model = {key: value for key, value in CONFIG["model"].items() if key != "center"}
+    train(CONFIG | {"model": model}, tmp_path / "r", device="cpu")
+    today = CONFIG | {
+        "model": {**model, "center": load_config("vp_cifar").to_dict()["model"]["center"]}
+    }
+    run = train(today, tmp_path / "r", resume=True, device="cpu", **{"training.steps": 3})
+    assert run.step == 3 and not run.score.center
+    with pytest.raises(UserError, match=r"model.center \(None there, True here\)"):
+        train(CONFIG, tmp_path / "r", resume=True, device="cpu", **{"training.steps": 4})
